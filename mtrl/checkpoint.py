@@ -1,0 +1,108 @@
+"""Atomic, checksummed checkpoints.
+
+A file is written beside its final name, flushed to disk, then renamed, so a name always holds a
+whole checkpoint. Its last 40 bytes are a marker and the SHA-256 of everything before them: a
+truncated or altered file is detected and the previous one used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+MARKER = b"mtrlck01"
+TRAILER = len(MARKER) + hashlib.sha256().digest_size
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written, or none that can be read."""
+
+
+class _HashingFile:
+    """A write-only file that hashes what passes through."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.hash = file, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.hash.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` (tensors and plain values) to `path`; raises CheckpointError, leaving others intact."""
+    temporary = path.with_suffix(".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            hashing = _HashingFile(file)
+            torch.save(state, hashing)  # type: ignore[arg-type]
+            file.write(MARKER + hashing.hash.digest())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except (OSError, RuntimeError) as error:  # torch turns a failed write into RuntimeError
+        temporary.unlink(missing_ok=True)
+        cause = error.__cause__ or error.__context__ or error
+        cause = cause if isinstance(cause, OSError) else error
+        raise CheckpointError(
+            f"cannot save checkpoint {path}: {cause}; earlier checkpoints are intact"
+        ) from error
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU; raises CheckpointError if it is missing or damaged."""
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size - TRAILER
+            if size <= 0:
+                raise CheckpointError(f"checkpoint {path} is damaged: too short")
+            digest = hashlib.sha256()
+            remaining = size
+            while remaining and (chunk := file.read(min(remaining, 1 << 24))):
+                digest.update(chunk)
+                remaining -= len(chunk)
+            if file.read() != MARKER + digest.digest():
+                raise CheckpointError(f"checkpoint {path} is damaged: checksum does not match")
+            file.seek(0)
+            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+            return state
+    except OSError as error:
+        raise CheckpointError(f"cannot read checkpoint {path}: {error}") from error
+
+
+def step_path(directory: Path, step: int) -> Path:
+    return directory / f"step_{step:012d}.pt"
+
+
+def newest_first(directory: Path) -> list[Path]:
+    return sorted(directory.glob("step_*.pt"), reverse=True)
+
+
+def load_latest(directory: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """The newest readable checkpoint (None if there is none) and warnings about damaged ones."""
+    warnings = []
+    for path in newest_first(directory):
+        try:
+            return load(path), warnings
+        except CheckpointError as error:
+            warnings.append(f"{error}; trying the one before")
+    return None, warnings
+
+
+def prune(directory: Path, keep: int) -> None:
+    """Delete all but the newest `keep` step checkpoints, and leftovers of interrupted writes."""
+    for path in [*newest_first(directory)[keep:], *directory.glob("*.tmp")]:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,313 @@
+"""The `mtrl` command.
+
+Imports here stay light: simulation workers import this module again when they start.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+if TYPE_CHECKING:
+    from mtrl.config import Config
+
+USAGE = """\
+mtrl: multi-task reinforcement learning
+
+  mtrl train CONFIG [--key value ...]    train; CONFIG is a YAML file or a preset's name
+  mtrl resume RUN_DIR [--train.total-steps N]
+                                         go on from the newest checkpoint
+  mtrl evaluate RUN_DIR [--checkpoint best|latest|PATH] [--episodes-per-task 50]
+                        [--json]         success rates of a trained agent
+  mtrl list tasks|benchmarks|methods|presets
+
+Every command explains itself with --help.
+"""
+
+
+class UsageError(ValueError):
+    """A wrong command line."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    commands: dict[str, Callable[[list[str]], None]] = {
+        "train": train_command,
+        "resume": resume_command,
+        "evaluate": evaluate_command,
+        "list": list_command,
+    }
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        raise SystemExit(0 if arguments else 2)
+    name, *rest = arguments
+    if name == "--version":
+        from mtrl import __version__
+
+        print(f"mtrl {__version__}")
+        return
+    if name not in commands:
+        import difflib
+
+        close = difflib.get_close_matches(name, commands, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        _fail(f"unknown command {name!r}: allowed are {', '.join(commands)}{hint}", 2)
+    try:
+        commands[name](rest)
+    except BrokenPipeError:
+        raise SystemExit(0) from None  # `mtrl list ... | head`
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except Exception as error:
+        _report(error)
+
+
+def _report(error: Exception) -> None:
+    """Known failures as one line and their exit code; anything else keeps its traceback."""
+    from mtrl.checkpoint import CheckpointError
+    from mtrl.config import ConfigError
+    from mtrl.envs.vector import WorkerError
+    from mtrl.train import Stopped, TrainingError
+
+    if isinstance(error, Stopped):
+        _fail(str(error), error.exit_code)
+    if isinstance(error, ConfigError | UsageError):
+        _fail(str(error), 2)
+    if isinstance(error, WorkerError | TrainingError | CheckpointError | MemoryError | OSError):
+        _fail(str(error), 1)
+    raise error
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"mtrl: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def preset_folders() -> list[Path]:
+    """Where presets are: beside the package in a checkout, inside it when installed."""
+    package = Path(__file__).resolve().parent
+    return [folder for folder in (package.parent / "configs", package / "configs") if folder.is_dir()]
+
+
+def presets() -> dict[str, Path]:
+    files = [path for folder in preset_folders() for path in sorted(folder.glob("*.yaml"))]
+    return {path.stem: path for path in reversed(files)}
+
+
+def _load_config(name: str) -> Config:
+    import dataclasses
+
+    from mtrl.config import ConfigError, load_yaml, nearest
+
+    path = Path(name)
+    if not path.is_file():
+        known = presets()
+        if path.stem not in known or path.parent not in (Path(), Path("configs")):
+            raise ConfigError(
+                "CONFIG",
+                name,
+                f"no such file or preset; presets: {', '.join(sorted(known))}"
+                + nearest(path.stem, known),
+            )
+        path = known[path.stem]
+    config = load_yaml(path)
+    return config if config.name else dataclasses.replace(config, name=path.stem)
+
+
+def _with_overrides(default: Config, program: str, arguments: list[str]) -> Config:
+    import tyro
+
+    from mtrl.config import Config, validate
+
+    config = tyro.cli(Config, default=default, prog=program, args=arguments)
+    validate(config)
+    return config
+
+
+def train_command(arguments: list[str]) -> None:
+    from mtrl.config import Config
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        if not arguments:
+            raise UsageError("train wants a configuration, e.g. `mtrl train configs/mt10.yaml`")
+        _with_overrides(Config(), "mtrl train CONFIG", ["--help"])
+    name, *overrides = arguments
+    if name.startswith("-"):
+        raise UsageError(f"train wants the configuration first, not {name!r}")
+    config = _with_overrides(_load_config(name), f"mtrl train {name}", overrides)
+
+    from mtrl.run_directory import RunDirectory
+
+    run = RunDirectory.create(config)
+    _train(config, run, resume=False)
+
+
+def resume_command(arguments: list[str]) -> None:
+    import dataclasses
+
+    from mtrl.config import ConfigError, dump_yaml, flatten
+    from mtrl.run_directory import RunDirectory, write_atomically
+
+    if not arguments:
+        raise UsageError("resume wants a run directory")
+    if arguments[0] in ("-h", "--help"):
+        print("mtrl resume RUN_DIR [--train.total-steps N]\n\nGo on from the newest checkpoint.")
+        return
+    name, *overrides = arguments
+    run, stored = RunDirectory.open(Path(name))
+    config = _with_overrides(stored, f"mtrl resume {name}", overrides)
+    before = flatten(stored)
+    for key, value in flatten(config).items():
+        if value != before[key] and key != "train.total_steps":
+            raise ConfigError(key, value, f"a resumed run keeps {key} = {before[key]!r}")
+    if config.train.total_steps < stored.train.total_steps:
+        raise ConfigError(
+            "train.total_steps",
+            config.train.total_steps,
+            f"may only be raised; the run has {stored.train.total_steps}",
+        )
+    run.lock()
+    write_atomically(run.config_file, dump_yaml(config))
+    _train(dataclasses.replace(config, run_dir=str(run.path)), run, resume=True)
+
+
+def _train(config: Config, run: Any, *, resume: bool) -> None:
+    from rich.console import Console
+
+    from mtrl.recorder import success_table
+    from mtrl.train import train
+
+    result = train(config, run, resume=resume)
+    episodes = result.success.shape[1]
+    title = f"final evaluation, {episodes} episodes per task, protocol {config.protocol_stamp}"
+    Console().print(success_table(config.task_names, result, title))
+    print(f"run directory: {run.path}")
+    print(f"watch it:      tensorboard --logdir {run.path}")
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    checkpoint: str = "best"
+    """best (highest mean success while training), latest, or a checkpoint file."""
+    episodes_per_task: int = 50
+    """Episodes per task, each with a goal of its own; at most the run's env.num_goals are run."""
+    json: bool = False
+    """Print JSON to standard output instead of a table."""
+
+
+def evaluate_command(arguments: list[str]) -> None:
+    import tyro
+
+    if not arguments:
+        raise UsageError("evaluate wants a run directory")
+    name = "RUN_DIR" if arguments[0] in ("-h", "--help") else arguments[0]
+    rest = arguments if name == "RUN_DIR" else arguments[1:]
+    options = tyro.cli(EvaluateOptions, prog=f"mtrl evaluate {name}", args=rest)
+
+    from mtrl.config import ConfigError
+
+    if options.episodes_per_task < 1:
+        raise ConfigError("episodes_per_task", options.episodes_per_task, "must be at least 1")
+    _evaluate(Path(name), options)
+
+
+def _evaluate(path: Path, options: EvaluateOptions) -> None:
+    import json
+
+    from rich.console import Console
+
+    from mtrl import checkpoint
+    from mtrl.agent import Agent
+    from mtrl.evaluate import agent_policy, evaluate, goal_schedule, make_vector_env
+    from mtrl.recorder import evaluation_json, success_table
+    from mtrl.run_directory import RunDirectory
+    from mtrl.train import choose_device
+
+    run, config = RunDirectory.open(path)
+    state: dict[str, Any] | None
+    if options.checkpoint == "latest":
+        state, warnings = checkpoint.load_latest(run.checkpoints)
+        for warning in warnings:
+            print(f"mtrl: warning: {warning}", file=sys.stderr)
+        if state is None:
+            raise checkpoint.CheckpointError(f"no readable checkpoint in {run.checkpoints}")
+    elif options.checkpoint == "best":
+        state = checkpoint.load(run.checkpoints / "best.pt")
+    else:
+        state = checkpoint.load(Path(options.checkpoint))
+    with make_vector_env(config) as envs:
+        device = choose_device(config.learner.device)
+        agent = Agent(config, envs.observation_dim, envs.action_dim, device)
+        agent.load_state_dict(state["agent"])
+        goals = goal_schedule(config, options.episodes_per_task)
+        result = evaluate(
+            agent_policy(agent), envs, goals, stop_at_success=config.evaluation.stop_at_success
+        )
+    step = state["step"]
+    if options.json:
+        extra = {
+            "step": step,
+            "checkpoint": options.checkpoint,
+            "protocol": config.protocol_stamp,
+            "method": config.method,
+            "seed": config.seed,
+        }
+        print(json.dumps(evaluation_json(config.task_names, result, **extra), indent=1))
+        return
+    title = (
+        f"{path}: {options.checkpoint} checkpoint at step {step:,}, {goals.shape[1]} episodes per "
+        f"task, protocol {config.protocol_stamp}"
+    )
+    Console().print(success_table(config.task_names, result, title))
+
+
+@dataclass(frozen=True)
+class ListOptions:
+    what: Annotated[Literal["tasks", "benchmarks", "methods", "presets"], "positional"]
+    """What to list."""
+
+
+def list_command(arguments: list[str]) -> None:
+    topics = {
+        "tasks": _list_tasks,
+        "benchmarks": _list_benchmarks,
+        "methods": _list_methods,
+        "presets": _list_presets,
+    }
+    if len(arguments) != 1 or arguments[0] not in topics:
+        if arguments and arguments[0] in ("-h", "--help"):
+            print(f"mtrl list {'|'.join(topics)}")
+            return
+        raise UsageError(f"list wants one of {', '.join(topics)}, not {' '.join(arguments)!r}")
+    topics[arguments[0]]()
+
+
+def _list_tasks() -> None:
+    from mtrl.envs.tasks import all_tasks
+
+    print("\n".join(all_tasks()))
+
+
+def _list_benchmarks() -> None:
+    from mtrl.envs.tasks import BENCHMARKS
+
+    print("MT1 (1 task): any one, with --env.tasks")
+    for name, names in BENCHMARKS.items():
+        print(f"{name} ({len(names)} tasks): {', '.join(names)}")
+
+
+def _list_methods() -> None:
+    from mtrl.smto import available, describe
+
+    for name in available():
+        needs, text = describe(name)
+        print(f"{name:10} needs {needs:9} {text}")
+
+
+def _list_presets() -> None:
+    for name, path in sorted(presets().items()):
+        first = path.read_text().split("\n", 1)[0].lstrip("# ")
+        print(f"{name:12} {first}")

@@ -1,0 +1,474 @@
+"""Every option of a run, once: frozen nested dataclasses, strict YAML in, resolved YAML out.
+
+The docstring under each field is its help text on the command line: meaning, unit, source.
+"Environment steps" are always summed over tasks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from mtrl.envs import tasks as env_tasks
+from mtrl.smto import available
+
+PROTOCOLS: dict[str, dict[str, object]] = {
+    "mw-plus": {"env.reward_version": "v2", "env.num_goals": 50, "env.horizon": 500},
+    "kurin": {
+        "env.reward_version": "v1",
+        "env.num_goals": 1,
+        "env.horizon": 150,
+        "network.task_encoding": "none",
+        "agent.temperature": "shared",
+        "replay.capacity": 4_000_000,
+    },
+}
+
+
+class ConfigError(ValueError):
+    """A bad option: says the key, the value and what is allowed, in one line."""
+
+    def __init__(self, key: str, value: object, allowed: str) -> None:
+        super().__init__(f"{key} = {value!r}: {allowed}")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the closest known spelling, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    benchmark: str = "MT10"
+    """MT1, MT10, MT25, MT50 (Meta-World) or toy. MT1 wants env.tasks with one task."""
+    tasks: tuple[str, ...] = ()
+    """A task list of your own, in this order; replaces the benchmark's. See `mtrl list tasks`."""
+    workers: int | Literal["auto"] = "auto"
+    """Simulation processes; auto = min(cores, tasks)."""
+    horizon: int = 500
+    """Episode length in steps of one environment, at most 500. Episodes are truncated, never terminated."""
+    num_goals: int = 50
+    """Goals per task, 1..50: the first ones of Meta-World's own list for this seed. 1 = one fixed goal (Kurin et al.)."""
+    reward_version: Literal["v1", "v2"] = "v2"
+    """Meta-World's reward function: v2 (about 0..10 per step) or v1 (Kurin et al.)."""
+    fast: bool = False
+    """Use the faster exact Meta-World step (not available yet)."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    total_steps: int = 20_000_000
+    """Environment steps in all, summed over tasks; the run ends at the first episode end at or after it."""
+    warmup_steps: int = 15_000
+    """Environment steps (summed over tasks) of uniformly random actions before the first update."""
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    capacity: int = 1_000_000
+    """Transitions kept, in all tasks together; split evenly."""
+    batch_size: int = 1280
+    """Transitions per update, in all tasks together; split evenly, so divisible by the number of tasks."""
+    reward_normalization: Literal["none", "sample", "ema"] = "sample"
+    """sample: raw rewards stored, divided by the task's standard deviation when sampled (Kurin et al.).
+    ema: normalised by a moving average before they are stored (Sodhani et al. 2021). none: raw."""
+    ema_alpha: float = 0.001
+    """Averaging speed of reward_normalization=ema."""
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    width: int = 400
+    """Units per hidden layer, actor and critics."""
+    depth: int = 3
+    """Hidden layers, actor and critics."""
+    layer_norm: bool = False
+    """LayerNorm before every ReLU."""
+    observation_norm: bool = False
+    """Standardise observations by the mean and deviation of the warm-up data, then clip to +-5."""
+    task_encoding: Literal["one_hot", "none"] = "one_hot"
+    """one_hot: append the task id to the network's input. none: the networks are not told (Kurin et al.)."""
+    log_std_min: float = -20.0
+    """Lower bound of the policy's log standard deviation."""
+    log_std_max: float = 2.0
+    """Upper bound of the policy's log standard deviation."""
+    log_std_bound: Literal["clamp", "tanh"] = "clamp"
+    """How the bounds are imposed: clamp, or a rescaled tanh (Kurin et al.)."""
+
+
+@dataclass(frozen=True)
+class SmtoConfig:
+    name: str = "unitary"
+    """Multi-task optimiser of the actor and critic losses; see `mtrl list methods`."""
+    weights: tuple[float, ...] = ()
+    """Method fixed: one weight per task, normalised to mean 1."""
+
+
+@dataclass(frozen=True)
+class LossSmtoConfig:
+    name: str | None = None
+    """Overrides agent.smto.name for this loss alone."""
+    weights: tuple[float, ...] = ()
+    """Overrides agent.smto.weights for this loss alone."""
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    gamma: float = 0.99
+    """Discount per step."""
+    tau: float = 0.005
+    """Target networks move by this fraction after every update."""
+    actor_lr: float = 3e-4
+    """Adam step size of the actor."""
+    critic_lr: float = 3e-4
+    """Adam step size of the critics."""
+    temperature_lr: float = 3e-4
+    """Adam step size of log temperature."""
+    actor_l2: float = 0.0
+    """l2 regularisation of the actor: Adam's coupled weight decay on weights and biases (Kurin et al.: 3e-4)."""
+    temperature: Literal["shared", "per_task"] = "per_task"
+    """One entropy temperature for all tasks (Kurin et al.) or one per task."""
+    initial_temperature: float = 1.0
+    """Entropy temperature at the start."""
+    target_entropy_scale: float = 1.0
+    """Target entropy = -scale * action dimensions."""
+    max_grad_norm: float | None = None
+    """Clip the norm of the actor's and of the critics' final direction; None = off."""
+    target_clip: bool = False
+    """Clip Q targets to max_raw_reward / sigma / (1 - gamma) per task (Kurin et al., IMTL on MT10)."""
+    updates_per_step: float = 1.0
+    """Updates per vector step (one step of every task); may be fractional."""
+    warmup_updates: int = 0
+    """Updates made at once when the warm-up ends (Kurin et al.: 1500)."""
+    smto: SmtoConfig = field(default_factory=SmtoConfig)
+    critic_smto: LossSmtoConfig = field(default_factory=LossSmtoConfig)
+    actor_smto: LossSmtoConfig = field(default_factory=LossSmtoConfig)
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    device: str = "auto"
+    """auto (CUDA where there is one), cpu, cuda or cuda:i. Replay and networks live there."""
+    threads: int | Literal["auto"] = "auto"
+    """CPU threads of the learner; auto = all cores. Bitwise reproducibility holds for equal thread counts."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    every: int = 500_000
+    """Environment steps between evaluations; 0 = only the final one."""
+    episodes_per_task: int = 10
+    """Episodes per task in an evaluation during training; the goals rotate from one evaluation to the next."""
+    final_episodes_per_task: int = 50
+    """Episodes per task in the evaluation that ends the run."""
+    stop_at_success: bool = True
+    """End an evaluation episode at its first success (same success rate, less time; returns are then partial)."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    every: int = 500_000
+    """Environment steps between checkpoints; a multiple of env.horizon * tasks, so that all episodes just ended."""
+    keep: int = 2
+    """Newest checkpoints kept, besides the best policy."""
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    every: int = 10_000
+    """Environment steps between two log lines (losses, temperatures, speed)."""
+
+
+@dataclass(frozen=True)
+class Config:
+    name: str = ""
+    """Name of the experiment; the preset's file name if empty."""
+    protocol: Literal["mw-plus", "kurin", "none"] = "mw-plus"
+    """Published protocol this run claims to follow; departures from it are stamped beside it."""
+    seed: int = 1
+    """Seed of goals, networks, exploration and sampling."""
+    run_dir: str = ""
+    """Where the run is written; runs/<name>/<method>/seed_<seed> if empty."""
+    overwrite: bool = False
+    """Delete an existing run directory first."""
+    env: EnvConfig = field(default_factory=EnvConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    agent: AgentConfig = field(default_factory=AgentConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        return self.env.tasks or env_tasks.benchmark_tasks(self.env.benchmark)
+
+    @property
+    def num_tasks(self) -> int:
+        return len(self.task_names)
+
+    @property
+    def episode_steps(self) -> int:
+        """Environment steps of one episode of every task."""
+        return self.env.horizon * self.num_tasks
+
+    def smto_of(self, loss: Literal["critic", "actor"]) -> SmtoConfig:
+        """The SMTO of one loss: agent.smto, where agent.<loss>_smto does not override it."""
+        own = self.agent.critic_smto if loss == "critic" else self.agent.actor_smto
+        if own.name is None and not own.weights:
+            return self.agent.smto
+        return SmtoConfig(own.name or self.agent.smto.name, own.weights or self.agent.smto.weights)
+
+    @property
+    def method(self) -> str:
+        """Name of the method for paths and tables, e.g. `pcgrad` or `pcgrad+unitary` (critic+actor)."""
+        names = [self.smto_of("critic").name, self.smto_of("actor").name]
+        return names[0] if names[0] == names[1] else "+".join(names)
+
+    @property
+    def run_path(self) -> Path:
+        if self.run_dir:
+            return Path(self.run_dir)
+        return Path("runs") / (self.name or "run") / self.method / f"seed_{self.seed}"
+
+    @property
+    def protocol_stamp(self) -> str:
+        """`mw-plus`, or `mw-plus modified (env.horizon=150)` where the run departs from it."""
+        values = flatten(self)
+        departures = [
+            f"{key}={values[key]}"
+            for key, value in PROTOCOLS.get(self.protocol, {}).items()
+            if values[key] != value
+        ]
+        return f"{self.protocol} modified ({', '.join(departures)})" if departures else self.protocol
+
+
+def flatten(config: object, prefix: str = "") -> dict[str, Any]:
+    """Nested dataclasses -> {"agent.smto.name": "pcgrad", ...}."""
+    flat: dict[str, Any] = {}
+    for item in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            flat |= flatten(value, f"{prefix}{item.name}.")
+        else:
+            flat[prefix + item.name] = value
+    return flat
+
+
+def _describe(kind: Any) -> str:
+    if typing.get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(kind)))
+    if typing.get_origin(kind) is tuple:
+        return f"a list of {typing.get_args(kind)[0].__name__}"
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        return " or ".join(_describe(k) for k in typing.get_args(kind))
+    return {int: "an integer", float: "a number", bool: "true or false", str: "text"}.get(
+        kind, "empty (null)"
+    )
+
+
+def _coerce(value: Any, kind: Any) -> Any:
+    """`value` as type `kind`, or ValueError. YAML reads 3e-4 as text, so floats accept text."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        if value in args and not isinstance(value, bool):
+            return value
+    elif origin in (types.UnionType, typing.Union):
+        for option in args:
+            try:
+                return _coerce(value, option)
+            except ValueError:
+                pass
+    elif origin is tuple:
+        if isinstance(value, list):
+            return tuple(_coerce(v, args[0]) for v in value)
+    elif kind is float:
+        if isinstance(value, int | float | str) and not isinstance(value, bool):
+            return float(value)
+    elif kind is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    elif kind is type(None):
+        if value is None:
+            return None
+    elif isinstance(value, kind):
+        return value
+    raise ValueError
+
+
+def _build(cls: Any, data: Any, prefix: str) -> Any:
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise ConfigError(prefix.rstrip(".") or "config", data, "must be a mapping of keys to values")
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for key, value in data.items():
+        full = f"{prefix}{key}"
+        if key not in hints:
+            raise ConfigError(
+                full, value, f"unknown key; allowed: {', '.join(hints)}{nearest(str(key), hints)}"
+            )
+        if dataclasses.is_dataclass(hints[key]):
+            values[key] = _build(hints[key], value, full + ".")
+            continue
+        try:
+            values[key] = _coerce(value, hints[key])
+        except ValueError:
+            raise ConfigError(full, value, f"must be {_describe(hints[key])}") from None
+    return cls(**values)
+
+
+def load_yaml(path: Path) -> Config:
+    """Read a configuration; missing keys take the defaults, anything unknown or ill-typed raises."""
+    try:
+        data = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("CONFIG", str(path), f"cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        problem = " ".join(str(error).split())
+        raise ConfigError("CONFIG", str(path), f"is not valid YAML: {problem}") from None
+    config: Config = _build(Config, data, "")
+    return config
+
+
+def dump_yaml(config: Config) -> str:
+    """The resolved configuration; `load_yaml` gives the same object back."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return list(value) if isinstance(value, tuple) else value
+
+    return yaml.safe_dump(plain(dataclasses.asdict(config)), sort_keys=False)
+
+
+def validate(config: Config) -> None:
+    """Raise ConfigError at the first impossible value."""
+    env, train, replay, agent = config.env, config.train, config.replay, config.agent
+    values = flatten(config)
+
+    def need(condition: bool, key: str, allowed: str) -> None:
+        if not condition:
+            raise ConfigError(key, values[key], allowed)
+
+    if not env.tasks:
+        known = env_tasks.BENCHMARKS
+        need(
+            env.benchmark in known or env.benchmark == "MT1",
+            "env.benchmark",
+            f"must be one of MT1, {', '.join(known)}{nearest(env.benchmark, known)}",
+        )
+        need(env.benchmark != "MT1", "env.tasks", "MT1 wants one task, e.g. --env.tasks reach-v3")
+    need(env.benchmark != "MT1" or len(env.tasks) == 1, "env.tasks", "MT1 wants exactly one task")
+    for task in env.tasks:
+        known_tasks = env_tasks.all_tasks()
+        need(
+            task in known_tasks,
+            "env.tasks",
+            f"unknown task {task!r}; `mtrl list tasks` shows all{nearest(task, known_tasks)}",
+        )
+    need(len(set(env.tasks)) == len(env.tasks), "env.tasks", "each task may stand only once")
+    need(
+        len({env_tasks.is_toy(task) for task in config.task_names}) == 1,
+        "env.tasks",
+        "toy and Meta-World tasks cannot be mixed: their observations differ",
+    )
+    need(env.workers == "auto" or env.workers >= 1, "env.workers", "must be auto or at least 1")
+    need(1 <= env.horizon <= 500, "env.horizon", "must be between 1 and 500")
+    need(1 <= env.num_goals <= 50, "env.num_goals", "must be between 1 and 50")
+    need(not env.fast, "env.fast", "the fast step is not available yet; leave it false")
+
+    m = config.num_tasks
+    need(train.total_steps >= 1, "train.total_steps", "must be at least 1")
+    need(
+        m <= train.warmup_steps,
+        "train.warmup_steps",
+        f"must be at least {m} (one step of each task), to fill the first batch",
+    )
+    need(
+        train.warmup_steps <= train.total_steps,
+        "train.warmup_steps",
+        f"must not be longer than the run, train.total_steps = {train.total_steps}",
+    )
+    need(
+        replay.batch_size >= m and replay.batch_size % m == 0,
+        "replay.batch_size",
+        f"must be a positive multiple of the {m} tasks, "
+        f"e.g. {max(1, round(replay.batch_size / m)) * m}",
+    )
+    need(replay.capacity >= m, "replay.capacity", f"must be at least one per task ({m})")
+    need(0 < replay.ema_alpha <= 1, "replay.ema_alpha", "must be in (0, 1]")
+    for key in ("network.width", "network.depth", "checkpoint.keep", "logging.every"):
+        need(values[key] >= 1, key, "must be at least 1")
+    for key in ("evaluation.episodes_per_task", "evaluation.final_episodes_per_task"):
+        need(values[key] >= 1, key, "must be at least 1")
+    need(
+        config.network.log_std_min < config.network.log_std_max,
+        "network.log_std_min",
+        f"must be below network.log_std_max = {config.network.log_std_max}",
+    )
+    need(0 <= agent.gamma < 1, "agent.gamma", "must be in [0, 1)")
+    need(0 < agent.tau <= 1, "agent.tau", "must be in (0, 1]")
+    for key in ("agent.actor_lr", "agent.critic_lr", "agent.initial_temperature"):
+        need(0 < values[key] < float("inf"), key, "must be positive and finite")
+    for key in ("agent.temperature_lr", "agent.actor_l2", "agent.target_entropy_scale"):
+        need(0 <= values[key] < float("inf"), key, "must be zero or positive, and finite")
+    need(
+        agent.max_grad_norm is None or agent.max_grad_norm > 0,
+        "agent.max_grad_norm",
+        "must be None or positive",
+    )
+    need(0 < agent.updates_per_step <= 1000, "agent.updates_per_step", "must be in (0, 1000]")
+    need(agent.warmup_updates >= 0, "agent.warmup_updates", "must be zero or positive")
+    _validate_smto(config, need)
+    need(
+        config.learner.threads == "auto" or config.learner.threads >= 1,
+        "learner.threads",
+        "must be auto or at least 1",
+    )
+    need(config.evaluation.every >= 0, "evaluation.every", "must be zero (off) or positive")
+    episode = config.episode_steps
+    every = config.checkpoint.every
+    need(
+        every >= 1 and every % episode == 0,
+        "checkpoint.every",
+        f"must be a multiple of env.horizon * tasks = {episode}, "
+        f"e.g. {max(1, round(every / episode)) * episode}",
+    )
+    need(config.seed >= 0, "seed", "must be zero or positive")
+
+
+def _validate_smto(config: Config, need: typing.Callable[[bool, str, str], None]) -> None:
+    for loss, key in (("critic", "critic_smto"), ("actor", "actor_smto")):
+        own = getattr(config.agent, key)
+        smto = config.smto_of(loss)  # type: ignore[arg-type]
+        source = "agent.smto" if own.name is None else f"agent.{key}"
+        need(
+            smto.name in available(),
+            f"{source}.name",
+            f"must be one of {', '.join(available())}{nearest(smto.name, available())}",
+        )
+        source = "agent.smto" if not own.weights else f"agent.{key}"
+        if smto.name == "fixed":
+            need(
+                len(smto.weights) == config.num_tasks
+                and all(0 <= w < float("inf") for w in smto.weights)
+                and sum(smto.weights) > 0,
+                f"{source}.weights",
+                f"method fixed wants {config.num_tasks} weights (one per task), none negative, "
+                "not all zero",
+            )
+        else:
+            need(not smto.weights, f"{source}.weights", "only method fixed takes weights")

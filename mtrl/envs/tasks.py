@@ -1,0 +1,285 @@
+"""Benchmarks: which tasks, in which order, with which goals; and one environment per task.
+
+Nothing here needs torch, so that simulation workers start fast. Meta-World is imported only
+when an environment is made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes.util
+import functools
+import hashlib
+import os
+import pickle
+import tempfile
+import zlib
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from mtrl.envs import toy
+
+MAX_GOALS = 50  # Meta-World makes 50 goals per task
+
+MT10 = (
+    "reach-v3", "push-v3", "pick-place-v3", "door-open-v3", "drawer-open-v3", "drawer-close-v3",
+    "button-press-topdown-v3", "peg-insert-side-v3", "window-open-v3", "window-close-v3",
+)  # fmt: skip
+MT25 = (
+    *MT10, "coffee-pull-v3", "pick-out-of-hole-v3", "disassemble-v3", "pick-place-wall-v3",
+    "basketball-v3", "stick-pull-v3", "button-press-wall-v3", "faucet-open-v3", "door-lock-v3",
+    "lever-pull-v3", "sweep-into-v3", "faucet-close-v3", "coffee-button-v3",
+    "button-press-topdown-wall-v3", "dial-turn-v3",
+)  # fmt: skip
+MT50 = (
+    "assembly-v3", "basketball-v3", "bin-picking-v3", "box-close-v3", "button-press-topdown-v3",
+    "button-press-topdown-wall-v3", "button-press-v3", "button-press-wall-v3", "coffee-button-v3",
+    "coffee-pull-v3", "coffee-push-v3", "dial-turn-v3", "disassemble-v3", "door-close-v3",
+    "door-lock-v3", "door-open-v3", "door-unlock-v3", "hand-insert-v3", "drawer-close-v3",
+    "drawer-open-v3", "faucet-open-v3", "faucet-close-v3", "hammer-v3", "handle-press-side-v3",
+    "handle-press-v3", "handle-pull-side-v3", "handle-pull-v3", "lever-pull-v3",
+    "pick-place-wall-v3", "pick-out-of-hole-v3", "pick-place-v3", "plate-slide-v3",
+    "plate-slide-side-v3", "plate-slide-back-v3", "plate-slide-back-side-v3",
+    "peg-insert-side-v3", "peg-unplug-side-v3", "soccer-v3", "stick-push-v3", "stick-pull-v3",
+    "push-v3", "push-wall-v3", "push-back-v3", "reach-v3", "reach-wall-v3", "shelf-place-v3",
+    "sweep-into-v3", "sweep-v3", "window-open-v3", "window-close-v3",
+)  # fmt: skip
+
+BENCHMARKS: dict[str, tuple[str, ...]] = {"MT10": MT10, "MT25": MT25, "MT50": MT50, "toy": toy.TASKS}
+"""Task order of each benchmark; Meta-World's own order (tests compare)."""
+
+
+def benchmark_tasks(name: str) -> tuple[str, ...]:
+    """Task names of a benchmark, in order; () for MT1, whose one task the user names."""
+    return BENCHMARKS.get(name, ())
+
+
+def all_tasks() -> tuple[str, ...]:
+    return (*MT50, *toy.TASKS)
+
+
+def is_toy(task_name: str) -> bool:
+    return task_name in toy.TASKS
+
+
+class TaskSet(NamedTuple):
+    """What the vector environment needs of a list of tasks."""
+
+    names: tuple[str, ...]
+    factories: tuple[Callable[[], gymnasium.Env], ...]
+    """One picklable factory per task; its environment takes `reset(options={"goal": index})`."""
+    observation_dim: int
+    action_dim: int
+
+
+def make_task_set(
+    names: Sequence[str],
+    *,
+    seed: int,
+    reward_version: str = "v2",
+    horizon: int = 500,
+    num_goals: int = MAX_GOALS,
+) -> TaskSet:
+    """Factories of all tasks; the goals are upstream's for this list of tasks and this seed."""
+    if is_toy(names[0]):
+        factories: list[Callable[[], gymnasium.Env]] = [
+            functools.partial(toy.PointMass, name, num_goals=num_goals, horizon=horizon, seed=seed)
+            for name in names
+        ]
+        return TaskSet(tuple(names), tuple(factories), toy.OBSERVATION_DIM, toy.ACTION_DIM)
+    goals = goal_vectors(tuple(names), seed)
+    factories = [
+        functools.partial(
+            MetaWorldTask,
+            name,
+            goals[name][:num_goals],
+            reward_version=reward_version,
+            horizon=horizon,
+            seed=seed,
+        )
+        for name in names
+    ]
+    return TaskSet(tuple(names), tuple(factories), 39, 4)
+
+
+def make_env(
+    task_name: str,
+    *,
+    reward_version: str = "v2",
+    horizon: int = 500,
+    num_goals: int = MAX_GOALS,
+    seed: int = 0,
+    fast: bool = False,
+) -> gymnasium.Env:
+    """One task as a Gymnasium environment; its goals equal `metaworld.MT1(task_name, seed)`'s.
+
+    `reset()` visits the goals in a seeded order, all of them before any comes again;
+    `reset(options={"goal": i})` chooses one. `reset(seed=s)` starts another order.
+    Observations float64 [39], actions float32 [4] in [-1, 1]; `info["success"]` is 0.0 or 1.0.
+
+    Raises ValueError for an unknown task, reward version, horizon or number of goals, and
+    NotImplementedError for `fast=True`.
+    """
+    if fast:
+        raise NotImplementedError("make_env(fast=True): the fast exact step is not available yet")
+    if task_name not in all_tasks():
+        raise ValueError(f"unknown task {task_name!r}; allowed: {', '.join(all_tasks())}")
+    if reward_version not in ("v1", "v2"):
+        raise ValueError(f"reward_version must be 'v1' or 'v2', not {reward_version!r}")
+    if not 1 <= horizon <= 500:
+        raise ValueError(f"horizon must be between 1 and 500, not {horizon!r}")
+    if not 1 <= num_goals <= MAX_GOALS:
+        raise ValueError(f"num_goals must be between 1 and {MAX_GOALS}, not {num_goals!r}")
+    (factory,) = make_task_set(
+        [task_name],
+        seed=seed,
+        reward_version=reward_version,
+        horizon=horizon,
+        num_goals=num_goals,
+    ).factories
+    return factory()
+
+
+@functools.lru_cache(maxsize=4096)
+def _goal_order(seed: int, task_name: str, sweep: int, num_goals: int) -> NDArray[np.int64]:
+    # The name, not the position, seeds the order: a task keeps it in any task list.
+    entropy = [seed, zlib.crc32(task_name.encode()), sweep]
+    return np.random.default_rng(entropy).permutation(num_goals)
+
+
+def goal_index(seed: int, task_name: str, episode: int, num_goals: int) -> int:
+    """Goal of a training episode: every goal once per sweep, in an order of the task's own.
+
+    A pure function, so that a resumed run needs only the episode number.
+    """
+    sweep, position = divmod(episode, num_goals)
+    return int(_goal_order(seed, task_name, sweep, num_goals)[position])
+
+
+def _import_metaworld() -> Any:
+    # Without a display library `import mujoco` fails on its default (GLFW) renderer.
+    os.environ.setdefault("MUJOCO_GL", "egl" if ctypes.util.find_library("EGL") else "disabled")
+    import metaworld
+
+    return metaworld
+
+
+def goal_vectors(names: tuple[str, ...], seed: int) -> dict[str, NDArray[np.float64]]:
+    """Meta-World's 50 goals of each task, as `metaworld.MT10(seed)` draws them: {task: [50, k]}.
+
+    Upstream draws all tasks' goals from one random stream, by real resets (10 s for MT10).
+    Cached on disk (`MTRL_CACHE`, else the user's cache folder); a damaged file is rebuilt.
+    """
+    version = metadata.version("metaworld")
+    key = hashlib.sha256(repr((names, seed, version)).encode()).hexdigest()[:24]
+    base = os.environ.get("MTRL_CACHE") or Path(
+        os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "mtrl"
+    )
+    path = Path(base, "goals", f"{key}.npz")
+    try:
+        with np.load(path) as stored:
+            goals = {name: stored[name] for name in names}
+        if all(len(g) == MAX_GOALS and np.isfinite(g).all() for g in goals.values()):
+            return goals
+    except Exception:  # noqa: BLE001,S110 - numpy raises many kinds; any unreadable cache is rebuilt
+        pass
+    goals = _draw_goals(names, seed)
+    with contextlib.suppress(OSError):  # a read-only cache costs time, nothing else
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
+            np.savez(file, **goals)  # type: ignore[arg-type]
+        os.replace(file.name, path)
+    return goals
+
+
+def _draw_goals(names: tuple[str, ...], seed: int) -> dict[str, NDArray[np.float64]]:
+    """The resets of upstream's `_make_tasks`, without physics.
+
+    Goals are drawn and rejected by their own values alone, so skipping the simulation that
+    settles the hand changes none of them (tests compare all 50 tasks with upstream).
+    """
+    environments = _import_metaworld().env_dict.ALL_V3_ENVIRONMENTS
+    state = np.random.get_state()  # noqa: NPY002 - upstream draws from NumPy's global stream
+    np.random.seed(seed)  # noqa: NPY002
+    goals = {}
+    try:
+        for name in names:
+            env = environments[name]()
+            env._freeze_rand_vec = False
+            env._set_task_called = True
+            env.do_simulation = lambda ctrl, n_frames=None: None
+            drawn = []
+            for _ in range(MAX_GOALS):
+                env.reset()
+                drawn.append(env._last_rand_vec)
+            goals[name] = np.array(drawn)
+            env.close()
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
+    return goals
+
+
+class MetaWorldTask(gymnasium.Env):
+    """Upstream's environment of one task, with goals chosen by index and a horizon."""
+
+    def __init__(
+        self,
+        task_name: str,
+        goals: NDArray[np.float64],
+        *,
+        reward_version: str = "v2",
+        horizon: int = 500,
+        seed: int = 0,
+    ) -> None:
+        metaworld = _import_metaworld()
+        env_class = metaworld.env_dict.ALL_V3_ENVIRONMENTS[task_name]
+        self.task_name = task_name
+        self.horizon = horizon
+        self.env = env_class(reward_function_version=reward_version)
+        self._tasks = [
+            metaworld.types.Task(
+                task_name,
+                pickle.dumps(
+                    {"rand_vec": goal, "env_cls": env_class, "partially_observable": False}
+                ),
+            )
+            for goal in goals
+        ]
+        self._seed = seed
+        self._episode = 0
+        self._step = 0
+        self.env.set_task(self._tasks[0])
+        self.observation_space = self.env.sawyer_observation_space
+        self.action_space = self.env.action_space
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float64], dict[str, Any]]:
+        super().reset(seed=seed)
+        if seed is not None:
+            self._seed, self._episode = seed, 0
+        if options and "goal" in options:
+            goal = int(options["goal"])
+        else:
+            goal = goal_index(self._seed, self.task_name, self._episode, len(self._tasks))
+            self._episode += 1
+        self._step = 0
+        self.env.set_task(self._tasks[goal])
+        observation, info = self.env.reset()
+        return observation, info | {"goal": goal}
+
+    def step(
+        self, action: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
+        observation, reward, _, _, info = self.env.step(action)
+        self._step += 1
+        return observation, float(reward), False, self._step >= self.horizon, info
+
+    def close(self) -> None:
+        self.env.close()

@@ -1,0 +1,71 @@
+"""A small multi-task environment with a known optimum, for tests and examples.
+
+A point in the plane must reach its task's target. A step moves each coordinate by up to
+STEP_SIZE and costs the L1 distance to the target, times the task's reward scale. The
+coordinates are independent, so the best policy moves each at full speed: see `optimal_return`.
+The targets are not observed: a shared policy needs the task id.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+TARGETS = {
+    "toy-east": (0.8, 0.0),
+    "toy-north": (0.0, 0.8),
+    "toy-west": (-0.8, 0.0),
+    "toy-south": (0.0, -0.8),
+}
+TASKS = tuple(TARGETS)
+REWARD_SCALES = dict(zip(TASKS, (0.1, 1.0, 10.0, 100.0), strict=True))
+OBSERVATION_DIM = 2
+ACTION_DIM = 2
+STEP_SIZE = 0.1
+SUCCESS_RADIUS = 0.1
+
+
+class PointMass(gymnasium.Env):
+    """Observation: position [2]; action: velocity in [-1, 1]^2; a "goal" is a start position."""
+
+    def __init__(
+        self, task_name: str, *, num_goals: int = 50, horizon: int = 20, seed: int = 0
+    ) -> None:
+        self.task_name = task_name
+        self.horizon = horizon
+        self.target = np.array(TARGETS[task_name])
+        self.reward_scale = REWARD_SCALES[task_name]
+        self.starts = np.random.default_rng(seed).uniform(-0.3, 0.3, (num_goals, 2))
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
+        self._episode = 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float64], dict[str, Any]]:
+        super().reset(seed=seed)
+        goal = int((options or {}).get("goal", self._episode % len(self.starts)))
+        self._episode += 1
+        self._step = 0
+        self.position = self.starts[goal].copy()
+        return self.position.copy(), {"goal": goal}
+
+    def step(
+        self, action: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
+        self.position = self.position + STEP_SIZE * np.clip(action, -1.0, 1.0)
+        self._step += 1
+        distance = float(np.abs(self.position - self.target).sum())
+        success = float(np.abs(self.position - self.target).max() <= SUCCESS_RADIUS)
+        reward = -self.reward_scale * distance
+        return self.position.copy(), reward, False, self._step >= self.horizon, {"success": success}
+
+
+def optimal_return(task_name: str, start: NDArray[np.float64], horizon: int) -> float:
+    """Undiscounted return of the best policy from `start` [2]."""
+    gap = np.abs(start - np.array(TARGETS[task_name]))
+    steps = np.arange(1, horizon + 1)[:, None]
+    return -REWARD_SCALES[task_name] * float(np.maximum(gap - STEP_SIZE * steps, 0.0).sum())

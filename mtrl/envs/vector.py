@@ -1,0 +1,288 @@
+"""Worker processes that step many environments over shared memory.
+
+Each worker owns several lanes (one lane = one environment). Actions go in and observations,
+rewards and flags come out through shared arrays [lane, ...]; the pipes carry single bytes to say
+"go" and "done", so nothing is pickled while stepping. The shared block is an unlinked mapping:
+no named segment exists that a killed process could leave behind. A worker whose parent dies reads
+the end of its pipe and exits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import multiprocessing as mp
+import os
+import signal
+import traceback
+import weakref
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+IDLE, STEP, RESET = 0, 1, 2
+READY, GO, DONE, CLOSE, ERROR = b"ready", b"go", b"done", b"close", b"error"
+TIMEOUT_S = 300.0  # longest a single step of all lanes may take
+
+
+class WorkerError(RuntimeError):
+    """A simulation worker died, failed or hung; names its tasks."""
+
+
+class Step(NamedTuple):
+    """Outcome of one step. Views into shared memory: valid until the next `send` or `reset`."""
+
+    observations: NDArray[np.float32]
+    """[lane, obs] what to act on next: after an episode's end, the new episode's first observation."""
+    next_observations: NDArray[np.float32]
+    """[lane, obs] the true successor of the action, also at an episode's end."""
+    rewards: NDArray[np.float64]
+    """[lane] raw."""
+    terminated: NDArray[np.bool_]
+    """[lane] the episode reached a terminal state: do not bootstrap. Never in Meta-World."""
+    truncated: NDArray[np.bool_]
+    """[lane] the episode was cut at the horizon: bootstrap."""
+    success: NDArray[np.bool_]
+    """[lane] the task is solved at this step."""
+
+
+class _Shared:
+    """Named arrays [lane, ...] over one shared block."""
+
+    commands: NDArray[np.uint8]
+    goals: NDArray[np.int64]
+    actions: NDArray[np.float32]
+    observations: NDArray[np.float32]
+    next_observations: NDArray[np.float32]
+    rewards: NDArray[np.float64]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    success: NDArray[np.bool_]
+
+    def __init__(self, lanes: int, observation_dim: int, action_dim: int, block: Any = None):
+        fields = {
+            "commands": (np.uint8, (lanes,)),
+            "goals": (np.int64, (lanes,)),
+            "actions": (np.float32, (lanes, action_dim)),
+            "observations": (np.float32, (lanes, observation_dim)),
+            "next_observations": (np.float32, (lanes, observation_dim)),
+            "rewards": (np.float64, (lanes,)),
+            "terminated": (np.bool_, (lanes,)),
+            "truncated": (np.bool_, (lanes,)),
+            "success": (np.bool_, (lanes,)),
+        }
+        sizes = {
+            name: -(-math.prod(shape) * np.dtype(kind).itemsize // 64) * 64
+            for name, (kind, shape) in fields.items()
+        }
+        self.arguments = (lanes, observation_dim, action_dim)
+        self.block = block or mp.get_context("spawn").RawArray(ctypes.c_byte, sum(sizes.values()))
+        offset = 0
+        for name, (kind, shape) in fields.items():
+            flat = np.frombuffer(self.block, kind, math.prod(shape), offset)
+            setattr(self, name, flat.reshape(shape))
+            offset += sizes[name]
+
+
+def _worker(
+    connection: Connection,
+    factories: dict[int, Callable[[], gymnasium.Env]],
+    block: Any,
+    arguments: tuple[int, int, int],
+) -> None:
+    # The parent decides when to stop; a signal to the whole group must not break an episode.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        shared = _Shared(*arguments, block)
+        envs = {lane: factory() for lane, factory in factories.items()}
+        connection.send_bytes(READY)
+        while connection.recv_bytes() == GO:
+            for lane, env in envs.items():
+                command = shared.commands[lane]
+                if command == STEP:
+                    _step_lane(shared, lane, env)
+                elif command == RESET:
+                    options = {"goal": int(shared.goals[lane])}
+                    shared.observations[lane] = env.reset(options=options)[0]
+            connection.send_bytes(DONE)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass  # the parent is gone
+    except BaseException:
+        with contextlib.suppress(OSError):
+            connection.send_bytes(ERROR + traceback.format_exc().encode())
+    finally:
+        os._exit(0)  # skip interpreter teardown: nothing is left to flush
+
+
+def _step_lane(shared: _Shared, lane: int, env: gymnasium.Env) -> None:
+    observation, reward, terminated, truncated, info = env.step(shared.actions[lane])
+    shared.next_observations[lane] = observation
+    shared.rewards[lane] = reward
+    shared.terminated[lane] = terminated
+    shared.truncated[lane] = truncated
+    shared.success[lane] = bool(info.get("success", False))
+    if (terminated or truncated) and shared.goals[lane] >= 0:
+        observation, _ = env.reset(options={"goal": int(shared.goals[lane])})
+    shared.observations[lane] = observation
+
+
+class VectorEnv:
+    """One environment per lane, stepped in parallel by worker processes.
+
+    The constructor returns at once; the first `reset` waits for the workers, so that whatever
+    else has to start can start meanwhile. Use as a context manager, or call `close`.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        factories: Sequence[Callable[[], gymnasium.Env]],
+        observation_dim: int,
+        action_dim: int,
+        workers: int,
+    ) -> None:
+        self.names = tuple(names)
+        self.num_lanes = len(factories)
+        self.observation_dim, self.action_dim = observation_dim, action_dim
+        self._shared = _Shared(self.num_lanes, observation_dim, action_dim)
+        self._waiting = True
+        context = mp.get_context("spawn")  # fork is unsafe beside CUDA and threads
+        workers = max(1, min(workers, self.num_lanes))
+        self._lanes = [range(first, self.num_lanes, workers) for first in range(workers)]
+        self._connections: list[Connection] = []
+        self._processes: list[BaseProcess] = []
+        self._finalizer = weakref.finalize(self, _shut_down, self._connections, self._processes)
+        for lanes in self._lanes:
+            ours, theirs = context.Pipe()
+            process = context.Process(
+                target=_worker,
+                args=(
+                    theirs,
+                    {lane: factories[lane] for lane in lanes},
+                    self._shared.block,
+                    self._shared.arguments,
+                ),
+                daemon=True,
+                name=f"mtrl-worker-{lanes.start}",
+            )
+            with _single_threaded_child():
+                process.start()
+            theirs.close()  # only the worker holds it now: its death reads as end of file
+            self._connections.append(ours)
+            self._processes.append(process)
+
+    @property
+    def worker_pids(self) -> list[int]:
+        return [process.pid for process in self._processes if process.pid is not None]
+
+    def reset(self, goals: Sequence[int]) -> NDArray[np.float32]:
+        """Start a new episode in every lane, with the goals given; -> observations [lane, obs]."""
+        self.command([RESET] * self.num_lanes, goals)
+        return self.receive().observations
+
+    def send(self, actions: NDArray[np.float32], next_goals: Sequence[int]) -> None:
+        """Start one step [lane, action]; an episode that ends goes on with `next_goals` [lane]."""
+        self.command([STEP] * self.num_lanes, next_goals, actions)
+
+    def command(
+        self,
+        commands: Sequence[int] | NDArray[np.uint8],
+        goals: Sequence[int] | NDArray[np.int64],
+        actions: NDArray[np.float32] | None = None,
+    ) -> None:
+        """IDLE, STEP or RESET for each lane. Goal -1: do not reset when an episode ends."""
+        if self._waiting:
+            self._receive(READY)
+            self._waiting = False
+        self._shared.commands[:] = commands
+        self._shared.goals[:] = goals
+        if actions is not None:
+            self._shared.actions[:] = actions
+        for index, connection in enumerate(self._connections):
+            try:
+                connection.send_bytes(GO)
+            except OSError:
+                raise self._death(index) from None
+
+    def receive(self) -> Step:
+        """Wait for the step begun by `send` or `command`. Raises WorkerError."""
+        self._receive(DONE)
+        s = self._shared
+        return Step(
+            s.observations, s.next_observations, s.rewards, s.terminated, s.truncated, s.success
+        )
+
+    def _receive(self, expected: bytes) -> None:
+        for index, connection in enumerate(self._connections):
+            try:
+                if not connection.poll(TIMEOUT_S):
+                    raise WorkerError(f"{self._describe(index)} did not answer in {TIMEOUT_S:.0f} s")
+                message = connection.recv_bytes()
+            except (EOFError, OSError):
+                raise self._death(index) from None
+            if message != expected:
+                report = message.removeprefix(ERROR).decode(errors="replace").strip()
+                raise WorkerError(f"{self._describe(index)} failed: {report.splitlines()[-1]}\n{report}")
+
+    def _describe(self, index: int) -> str:
+        tasks = ", ".join(self.names[lane] for lane in self._lanes[index])
+        return f"simulation worker {index} (tasks: {tasks})"
+
+    def _death(self, index: int) -> WorkerError:
+        process = self._processes[index]
+        process.join(5)
+        code = process.exitcode
+        cause = f"was killed by signal {-code}" if code is not None and code < 0 else "died"
+        return WorkerError(f"{self._describe(index)} {cause}")
+
+    def close(self) -> None:
+        """End all workers; safe to call twice."""
+        self._finalizer()
+
+    def __enter__(self) -> VectorEnv:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+@contextlib.contextmanager
+def _single_threaded_child() -> Any:
+    """Processes started inside run NumPy and friends on one thread: the workers are the parallelism."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    saved = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in saved.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _shut_down(connections: list[Connection], processes: list[BaseProcess]) -> None:
+    for connection in connections:
+        with contextlib.suppress(OSError):
+            connection.send_bytes(CLOSE)
+        connection.close()
+    for process in processes:
+        process.join(5)
+        if process.is_alive():
+            process.kill()
+            process.join(5)
+
+
+def auto_workers(workers: int | str, num_tasks: int) -> int:
+    """Number of processes: `auto` = min(cores this process may use, tasks)."""
+    if workers == "auto":
+        return min(len(os.sched_getaffinity(0)), num_tasks)
+    return min(int(workers), num_tasks)

@@ -1,0 +1,149 @@
+"""Actor, stacked twin critic, and the input encoding both share.
+
+Every layer acts on the last dimension; leading dimensions are free ([task, sample, dim] or
+[sample, dim]), so that the same module serves the joint loss and, under vmap, one task's loss.
+Initialisation: Xavier-uniform weights, zero biases (Kurin et al. 2022).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+OBSERVATION_CLIP = 5.0
+DEVIATION_FLOOR = 1e-2  # coordinates that hardly move in the warm-up are not blown up
+
+
+class InputEncoder(nn.Module):
+    """Raw observations [task, ..., obs] -> network inputs [task, ..., input]: standardise, add the task id."""
+
+    mean: Tensor
+    deviation: Tensor
+    identity: Tensor
+
+    def __init__(
+        self,
+        num_tasks: int,
+        observation_dim: int,
+        *,
+        observation_norm: bool = False,
+        task_encoding: Literal["one_hot", "none"] = "one_hot",
+    ) -> None:
+        super().__init__()
+        self.observation_norm = observation_norm
+        self.task_encoding = task_encoding
+        self.output_dim = observation_dim + (num_tasks if task_encoding == "one_hot" else 0)
+        self.register_buffer("mean", torch.zeros(observation_dim))
+        self.register_buffer("deviation", torch.ones(observation_dim))
+        self.register_buffer("identity", torch.eye(num_tasks), persistent=False)
+
+    def set_statistics(self, mean: Tensor, deviation: Tensor) -> None:
+        """Fix the statistics [obs] used by observation_norm."""
+        self.mean.copy_(mean)
+        self.deviation.copy_(deviation.clamp(min=DEVIATION_FLOOR))
+
+    def forward(self, observations: Tensor) -> Tensor:
+        if self.observation_norm:
+            observations = (observations - self.mean) / self.deviation
+            observations = observations.clamp(-OBSERVATION_CLIP, OBSERVATION_CLIP)
+        if self.task_encoding == "none":
+            return observations
+        m = len(self.identity)
+        shape = (m, *[1] * (observations.dim() - 2), m)
+        one_hot = self.identity.view(shape).expand(*observations.shape[:-1], m)
+        return torch.cat([observations, one_hot], dim=-1)
+
+
+def _xavier(*shape: int) -> nn.Parameter:
+    """Xavier-uniform weights [..., fan_in, fan_out]."""
+    bound = math.sqrt(6.0 / (shape[-2] + shape[-1]))
+    return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
+
+
+class MLP(nn.Module):
+    """`copies` independent ReLU networks on the same input, as one batched product per layer.
+
+    [..., input] -> [copies, ..., output]
+    """
+
+    def __init__(
+        self, copies: int, input_dim: int, output_dim: int, width: int, depth: int, layer_norm: bool
+    ) -> None:
+        super().__init__()
+        self.layer_norm = layer_norm
+        dims = [input_dim, *[width] * depth, output_dim]
+        pairs = list(zip(dims[:-1], dims[1:], strict=True))
+        self.weights = nn.ParameterList(_xavier(copies, i, o) for i, o in pairs)
+        self.biases = nn.ParameterList(nn.Parameter(torch.zeros(copies, 1, o)) for _, o in pairs)
+        norms = dims[1:-1] if layer_norm else []
+        self.gains = nn.ParameterList(nn.Parameter(torch.ones(copies, 1, d)) for d in norms)
+        self.shifts = nn.ParameterList(nn.Parameter(torch.zeros(copies, 1, d)) for d in norms)
+
+    def forward(self, x: Tensor) -> Tensor:
+        copies, leading = self.weights[0].shape[0], x.shape[:-1]
+        x = x.reshape(1, -1, x.shape[-1]).expand(copies, -1, -1)
+        last = len(self.weights) - 1
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = torch.baddbmm(bias, x, weight)
+            if layer < last:
+                if self.layer_norm:
+                    x = F.layer_norm(x, x.shape[-1:])
+                    x = torch.addcmul(self.shifts[layer], x, self.gains[layer])
+                x = F.relu(x)
+        return x.view(copies, *leading, -1)
+
+
+class Actor(nn.Module):
+    """Tanh-Gaussian policy: inputs [..., input] -> mean and log_std [..., action] before the tanh."""
+
+    def __init__(
+        self,
+        input_dim: int,
+        action_dim: int,
+        width: int,
+        depth: int,
+        layer_norm: bool = False,
+        log_std_min: float = -20.0,
+        log_std_max: float = 2.0,
+        log_std_bound: Literal["clamp", "tanh"] = "clamp",
+    ) -> None:
+        super().__init__()
+        self.mlp = MLP(1, input_dim, 2 * action_dim, width, depth, layer_norm)
+        self.log_std_min, self.log_std_max = log_std_min, log_std_max
+        self.log_std_bound = log_std_bound
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_std = self.mlp(inputs)[0].chunk(2, dim=-1)
+        low, high = self.log_std_min, self.log_std_max
+        if self.log_std_bound == "clamp":
+            return mean, log_std.clamp(low, high)
+        return mean, low + 0.5 * (high - low) * (torch.tanh(log_std) + 1.0)
+
+
+class TwinCritic(nn.Module):
+    """Two independent Q functions: inputs [..., input], actions [..., action] -> [2, ...]."""
+
+    def __init__(
+        self, input_dim: int, action_dim: int, width: int, depth: int, layer_norm: bool = False
+    ) -> None:
+        super().__init__()
+        self.mlp = MLP(2, input_dim + action_dim, 1, width, depth, layer_norm)
+
+    def forward(self, inputs: Tensor, actions: Tensor) -> Tensor:
+        return self.mlp(torch.cat([inputs, actions], dim=-1)).squeeze(-1)
+
+
+def sample_action(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Reparameterised tanh-Gaussian sample and its log-probability [...].
+
+    log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u)) is exact where 1 - tanh^2 rounds to 0
+    (Kurin et al. use log(relu(1 - a^2) + 1e-6)).
+    """
+    u = torch.addcmul(mean, log_std.exp(), noise)
+    gaussian = -0.5 * noise.square() - log_std - 0.5 * math.log(2.0 * math.pi)
+    squash = 2.0 * (math.log(2.0) - u - F.softplus(-2.0 * u))
+    return torch.tanh(u), (gaussian - squash).sum(-1)

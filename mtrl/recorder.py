@@ -1,0 +1,139 @@
+"""Where numbers go: metrics.jsonl (the truth), TensorBoard, and the console.
+
+x axis everywhere: environment steps summed over tasks.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch.utils.tensorboard import SummaryWriter
+
+from mtrl.config import Config, dump_yaml
+from mtrl.evaluate import Evaluation
+from mtrl.run_directory import RunDirectory
+
+
+class Recorder:
+    def __init__(self, run: RunDirectory, config: Config, step: int, total: int) -> None:
+        """Continue at `step`: later lines of an interrupted run are dropped."""
+        self.names, self.total = config.task_names, total
+        self._keep_until(run, step)
+        self._file = open(run.metrics_file, "a", buffering=1)  # noqa: SIM115 - closed in close()
+        self._tensorboard = SummaryWriter(str(run.tensorboard), purge_step=step + 1 if step else None)
+        if not step:
+            text = f"protocol: **{config.protocol_stamp}**\n\n```yaml\n{dump_yaml(config)}```"
+            self._tensorboard.add_text("config", text)
+        self.console = Console(stderr=True)
+        self._progress: Progress | None = None
+        if sys.stderr.isatty():
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+            self._progress.start()
+            self._bar = self._progress.add_task(config.method, total=total, completed=step)
+
+    @staticmethod
+    def _keep_until(run: RunDirectory, step: int) -> None:
+        if not run.metrics_file.exists():
+            return
+        kept = []
+        for line in run.metrics_file.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError):
+                continue  # a line cut off when the process was killed
+        run.metrics_file.write_text("".join(kept))
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """One line of metrics.jsonl and one point per tag; NaN (not applicable) is left out."""
+        finite = {tag: float(value) for tag, value in values.items() if value == value}
+        self._file.write(json.dumps({"step": step, **finite}) + "\n")
+        for tag, value in finite.items():
+            self._tensorboard.add_scalar(tag, value, step)
+
+    def per_task(self, prefix: str, values: Sequence[float] | np.ndarray) -> dict[str, float]:
+        """{"<prefix>/<task>": value, ...}"""
+        pairs = zip(self.names, values, strict=True)
+        return {f"{prefix}/{name}": float(value) for name, value in pairs}
+
+    def evaluation(self, step: int, result: Evaluation, seconds: float) -> None:
+        self.scalars(
+            step,
+            {
+                "eval/success_mean": result.success_mean,
+                **self.per_task("eval/success", result.task_success),
+                **self.per_task("eval/return", result.returns.mean(1)),
+                "time/eval_s": seconds,
+            },
+        )
+        self.message(f"step {step:,}  evaluation: mean success {result.success_mean:.3f}")
+        self._tensorboard.flush()
+
+    def progress(
+        self,
+        step: int,
+        success: float,
+        evaluated: float,
+        env_rate: float,
+        update_rate: float,
+        eta_s: float,
+    ) -> None:
+        """The bar's state on a terminal; one plain line elsewhere."""
+        rates = f"{env_rate:,.0f} env steps/s, {update_rate:,.1f} updates/s"
+        known = {"train": success, "eval": evaluated}
+        seen = ", ".join(f"{key} {value:.2f}" for key, value in known.items() if value == value)
+        if self._progress is not None:
+            self._progress.update(
+                self._bar, completed=step, description=f"success {seen or '-'} | {rates}"
+            )
+            return
+        percent = 100 * step / self.total
+        self.message(
+            f"step {step:,} ({percent:.0f}%)  success {seen or '-'}  {rates}  "
+            f"ETA {eta_s / 60:.0f} min"
+        )
+
+    def message(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+        self._file.close()
+        self._tensorboard.close()
+
+
+def success_table(names: Sequence[str], result: Evaluation, title: str) -> Table:
+    """Per-task success and return, with the mean."""
+    table = Table(title=title)
+    table.add_column("task")
+    table.add_column("success", justify="right")
+    table.add_column("return", justify="right")
+    for name, success, value in zip(names, result.task_success, result.returns.mean(1), strict=True):
+        table.add_row(name, f"{success:.2f}", f"{value:,.0f}")
+    table.add_section()
+    table.add_row("mean", f"{result.success_mean:.3f}", f"{result.returns.mean():,.0f}")
+    return table
+
+
+def evaluation_json(names: Sequence[str], result: Evaluation, **extra: Any) -> dict[str, Any]:
+    return {
+        "success_mean": result.success_mean,
+        "success": dict(zip(names, result.task_success.tolist(), strict=True)),
+        "return": dict(zip(names, result.returns.mean(1).tolist(), strict=True)),
+        "episodes_per_task": result.success.shape[1],
+        **extra,
+    }

@@ -1,0 +1,126 @@
+"""The folder of one run: resolved configuration, machine, status, and a lock.
+
+runs/<name>/<method>/seed_<n>/ holds config.yaml, environment.json, status.json, metrics.jsonl,
+tensorboard/ and checkpoints/.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from mtrl.config import Config, ConfigError, dump_yaml, load_yaml
+
+Status = Literal["running", "finished", "stopped", "failed"]
+
+
+class RunDirectory:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_file = path / "config.yaml"
+        self.metrics_file = path / "metrics.jsonl"
+        self.status_file = path / "status.json"
+        self.tensorboard = path / "tensorboard"
+        self.checkpoints = path / "checkpoints"
+        self._lock: Any = None
+
+    @classmethod
+    def create(cls, config: Config) -> RunDirectory:
+        """A new directory; refuses an existing one unless config.overwrite says to replace it."""
+        run = cls(config.run_path)
+        if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+            if not config.overwrite:
+                raise ConfigError(
+                    "run_dir",
+                    str(run.path),
+                    f"exists already; use --overwrite, another --run-dir, "
+                    f"or `mtrl resume {run.path}`",
+                )
+            if not run.config_file.exists():
+                raise ConfigError(
+                    "run_dir", str(run.path), "is not a run directory; --overwrite will not delete it"
+                )
+            run.lock()
+            shutil.rmtree(run.path)
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError("run_dir", str(run.path), f"cannot be made: {error}") from None
+        run.lock()
+        write_atomically(run.config_file, dump_yaml(config))
+        write_atomically(run.path / "environment.json", json.dumps(environment(), indent=1))
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> tuple[RunDirectory, Config]:
+        """An existing run and its configuration."""
+        run = cls(path)
+        if not run.config_file.is_file():
+            raise ConfigError("RUN_DIR", str(path), "is not a run directory: it has no config.yaml")
+        return run, load_yaml(run.config_file)
+
+    def lock(self) -> None:
+        """Hold the run for this process; the system releases it however the process ends."""
+        if self._lock is not None:
+            self._lock.close()
+        self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - open as long as the run is
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError("run_dir", str(self.path), "is in use by another process") from None
+
+    def write_status(self, status: Status, reason: str = "", **details: Any) -> None:
+        content = {"status": status, "reason": reason, **details}
+        content |= {"pid": os.getpid(), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        write_atomically(self.status_file, json.dumps(content, indent=1))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and code state, to tell later what produced a run."""
+    versions = {}
+    for name in ("mtrl-smto", "torch", "metaworld", "mujoco", "gymnasium", "numpy", "tensorboard"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+
+    def git(*arguments: str) -> str:
+        try:
+            return subprocess.run(
+                ["git", "-C", str(Path(__file__).parent), *arguments],
+                capture_output=True,
+                text=True,
+                timeout=10,
+                check=False,
+            ).stdout.strip()
+        except (OSError, subprocess.TimeoutExpired):
+            return ""
+
+    cuda = torch.cuda.is_available()
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": len(os.sched_getaffinity(0)),
+        "gpu": torch.cuda.get_device_name() if cuda else None,
+        "versions": versions,
+        "git_commit": git("rev-parse", "HEAD"),
+        "git_diff": git("diff", "HEAD"),
+    }

@@ -1,0 +1,71 @@
+"""From a per-task loss to one direction, computing only what the SMTO asks for.
+
+Tasks own disjoint rows of the batch, so all task gradients come out of one batched backward
+(vmap over grad), at about the cost of the backward of their sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+
+from mtrl.smto.base import SMTO, gram_matrix
+
+TaskLoss = Callable[..., tuple[Tensor, Tensor]]
+"""(network, *inputs) -> (loss, auxiliary). With inputs [task, ...] both are [task]; without the
+task dimension (under vmap) both are scalars."""
+
+
+class Combined(NamedTuple):
+    losses: Tensor
+    """[task] detached."""
+    auxiliary: Tensor
+    """[task] detached."""
+    gradients: tuple[Tensor, ...]
+    """The SMTO's direction, shaped like the network's parameters."""
+    weights: Tensor | None
+    """[task] the SMTO's weights, where it has weights."""
+
+
+def combined_gradients(
+    smto: SMTO, task_loss: TaskLoss, network: nn.Module, inputs: Sequence[Tensor]
+) -> Combined:
+    """Per-task losses on `inputs` (each [task, ...]) and the SMTO's direction for `network`."""
+    parameters = tuple(network.parameters())
+    if smto.needs == "losses":
+        losses, auxiliary = task_loss(network, *inputs)
+        weights = smto.weights(losses=losses.detach())
+        gradients = torch.autograd.grad((weights * losses).sum(), parameters)
+        return Combined(losses.detach(), auxiliary.detach(), gradients, weights)
+
+    matrix, losses, auxiliary = jacobian(task_loss, network, inputs)
+    if smto.needs == "gramian":
+        weights = smto.weights(losses=losses, gramian=gram_matrix(matrix))
+        direction = weights.to(matrix.dtype) @ matrix
+    else:
+        weights, direction = None, smto.combine(matrix, losses)
+    pieces = direction.split([p.numel() for p in parameters])
+    gradients = tuple(d.view_as(p) for d, p in zip(pieces, parameters, strict=True))
+    return Combined(losses, auxiliary, gradients, weights)
+
+
+def jacobian(
+    task_loss: TaskLoss, network: nn.Module, inputs: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """-> J [task, P] (parameters in the network's order, flattened), losses [task], auxiliary [task]."""
+    parameters = {name: p.detach() for name, p in network.named_parameters()}
+
+    def one_task(values: dict[str, Tensor], *task_inputs: Tensor) -> tuple[Tensor, Tensor]:
+        def call(*args: Any) -> Any:
+            return functional_call(network, values, args)
+
+        return task_loss(call, *task_inputs)
+
+    split = vmap(grad_and_value(one_task, has_aux=True), in_dims=(None, *[0] * len(inputs)))
+    gradients, (losses, auxiliary) = split(parameters, *inputs)
+    matrix = torch.cat([gradients[name].flatten(1) for name in parameters], dim=1)
+    return matrix, losses.detach(), auxiliary.detach()

@@ -1,0 +1,369 @@
+"""The training loop, and what surrounds it: set-up, logging, evaluation, checkpoints, stopping."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mtrl import checkpoint
+from mtrl.agent import Agent, Metrics
+from mtrl.config import Config, ConfigError
+from mtrl.envs.tasks import goal_index
+from mtrl.envs.vector import Step, VectorEnv
+from mtrl.evaluate import Evaluation, agent_policy, evaluate, goal_schedule, make_vector_env
+from mtrl.recorder import Recorder
+from mtrl.replay import ReplayBuffer
+from mtrl.run_directory import RunDirectory
+
+SUCCESS_WINDOW = 10  # episodes per task in train/episode_success
+
+
+class TrainingError(RuntimeError):
+    """The run cannot go on; the message says why."""
+
+
+class Stopped(Exception):
+    """A signal ended the run after a checkpoint."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.exit_code = 128 + signum
+
+
+class Trainer:
+    """One run. `loop` is the algorithm; everything else serves it."""
+
+    def __init__(self, config: Config, run: RunDirectory, envs: VectorEnv, device: torch.device):
+        self.config, self.run, self.envs, self.device = config, run, envs, device
+        observation_dim, action_dim = envs.observation_dim, envs.action_dim
+        self.agent = Agent(config, observation_dim, action_dim, device)
+        self.replay = ReplayBuffer(
+            config.num_tasks,
+            config.replay.capacity,
+            observation_dim,
+            action_dim,
+            device,
+            config.replay.reward_normalization,
+            config.replay.ema_alpha,
+        )
+        self.per_task_batch = config.replay.batch_size // config.num_tasks
+        # Whole episodes only: the end is a place where every environment has just been reset.
+        self.total = math.ceil(config.train.total_steps / config.episode_steps) * config.episode_steps
+        self.step = 0
+        self.episodes = np.zeros(config.num_tasks, dtype=np.int64)
+        self.recent_success: list[list[float]] = [[] for _ in config.task_names]
+        self.best_success = -1.0
+        self.last_success = math.nan
+        self.elapsed = 0.0
+        self.stop_signal = 0
+        self._eval_envs: VectorEnv | None = None
+        self._new_log_window()
+
+    # -- the algorithm --------------------------------------------------------------------------
+
+    def loop(self) -> None:
+        config, agent, replay, envs = self.config, self.agent, self.replay, self.envs
+        m = config.num_tasks
+        warmup = math.ceil(config.train.warmup_steps / m) * m
+        observations = self._tensor(envs.reset(self._goals(self.episodes)))
+        solved = np.zeros(m, dtype=np.bool_)
+        next_goals = self._goals(self.episodes + 1)
+
+        while self.step < self.total:
+            learning = self.step >= warmup
+            actions = agent.act(observations) if learning else agent.random_actions()
+            envs.send(self._finite(actions.cpu().numpy(), "action"), next_goals)
+            if learning:  # on what is stored, while the workers simulate
+                self._learn(self._updates_due(warmup))
+            outcome = envs.receive()
+            self._check(outcome)
+            replay.add(
+                observations,
+                actions,
+                outcome.rewards,
+                outcome.next_observations,
+                outcome.terminated,
+            )
+            observations = self._tensor(outcome.observations)
+            self.step += m
+            solved |= outcome.success
+            done = outcome.terminated | outcome.truncated
+            if done.any():
+                self._finish_episodes(done, solved)
+                next_goals = self._goals(self.episodes + 1)
+            if self.step == warmup and config.network.observation_norm:
+                agent.encoder.set_statistics(*replay.observation_statistics())
+            self._log_evaluate_save(all_done=bool(done.all()))
+
+    def _updates_due(self, warmup: int) -> int:
+        """Updates of this vector step; fractional rates are spread evenly."""
+        index = (self.step - warmup) // self.config.num_tasks
+        rate = self.config.agent.updates_per_step
+        burst = self.config.agent.warmup_updates if index == 0 else 0
+        return burst + math.floor((index + 1) * rate) - math.floor(index * rate)
+
+    def _learn(self, updates: int) -> None:
+        for _ in range(updates):
+            batch = self.replay.sample(self.per_task_batch, self.agent.generator)
+            bound = None
+            if self.config.agent.target_clip:
+                bound = self.replay.return_bound(self.config.agent.gamma)
+            metrics = torch.stack(self.agent.update(batch, bound))
+            self._metric_sum = metrics if self._updates == 0 else self._metric_sum + metrics
+            self._updates += 1
+
+    # -- around it ------------------------------------------------------------------------------
+
+    def _tensor(self, observations: NDArray[np.float32]) -> Tensor:
+        return torch.tensor(observations, device=self.device)  # a copy: shared memory is reused
+
+    def _goals(self, episodes: NDArray[np.int64]) -> list[int]:
+        seed, count = self.config.seed, self.config.env.num_goals
+        pairs = zip(self.config.task_names, episodes.tolist(), strict=True)
+        return [goal_index(seed, name, episode, count) for name, episode in pairs]
+
+    def _finish_episodes(self, done: NDArray[np.bool_], solved: NDArray[np.bool_]) -> None:
+        for lane in np.flatnonzero(done):
+            self.recent_success[lane].append(float(solved[lane]))
+            del self.recent_success[lane][:-SUCCESS_WINDOW]
+        self.episodes += done
+        solved[done] = False
+
+    def _log_evaluate_save(self, *, all_done: bool) -> None:
+        config, final = self.config, self.step >= self.total
+        if self._crossed(config.logging.every) or final:
+            self.log()
+        if self._crossed(config.evaluation.every) or final:
+            self.evaluate(final=final)
+        if all_done:
+            stop = self.stop_signal
+            if stop or final or self.step % config.checkpoint.every == 0:
+                self.save()
+            if stop and not final:
+                raise Stopped(stop)
+
+    def _crossed(self, every: int) -> bool:
+        return every > 0 and self.step // every > (self.step - self.config.num_tasks) // every
+
+    def _finite(self, values: NDArray[Any], quantity: str) -> NDArray[Any]:
+        finite = np.isfinite(values).reshape(len(values), -1).all(1)
+        if not finite.all():
+            self.log()  # a non-finite loss is the cause, if there is one: it is named instead
+            task = self.config.task_names[int(np.argmin(finite))]
+            raise TrainingError(f"non-finite {quantity} of task {task} at step {self.step}")
+        return values
+
+    def _check(self, outcome: Step) -> None:
+        self._finite(outcome.next_observations, "observation")
+        self._finite(outcome.observations, "observation")
+        self._finite(outcome.rewards, "reward")
+
+    def _new_log_window(self) -> None:
+        self._updates = 0
+        self._metric_sum = torch.zeros(())
+        self._window_start = (time.monotonic(), self.step)
+
+    def log(self) -> None:
+        """Mean metrics since the last log; the one place where the loop waits for the device."""
+        if not self._updates and self.step == self._window_start[1]:
+            return
+        recorder = self.recorder
+        started, first_step = self._window_start
+        seconds = max(time.monotonic() - started, 1e-9)
+        self.elapsed += seconds
+        env_rate, update_rate = (self.step - first_step) / seconds, self._updates / seconds
+        values = {"time/env_steps_per_s": env_rate, "time/updates_per_s": update_rate}
+        success = [float(np.mean(recent)) if recent else math.nan for recent in self.recent_success]
+        values |= recorder.per_task("train/episode_success", success)
+        sigma = self.replay.moments.sigma.cpu().numpy()
+        values |= recorder.per_task("train/reward_std", sigma)
+        if self._updates:
+            means = Metrics(*(self._metric_sum / self._updates).cpu().numpy())
+            for quantity in ("critic_loss", "actor_loss", "alpha", "entropy"):
+                values |= recorder.per_task(f"train/{quantity}", getattr(means, quantity))
+            for loss in ("critic", "actor"):
+                weights = getattr(means, f"{loss}_weight")
+                values |= recorder.per_task(f"smto/{loss}/weight", weights)
+            for quantity in ("critic_loss", "actor_loss", "alpha"):
+                finite = np.isfinite(getattr(means, quantity))
+                if not finite.all():
+                    task = self.config.task_names[int(np.argmin(finite))]
+                    name = quantity.replace("_", " ")
+                    raise TrainingError(f"non-finite {name} of task {task} before step {self.step}")
+        recorder.scalars(self.step, values)
+        eta = (self.total - self.step) / env_rate if env_rate else math.inf
+        known = [s for s in success if s == s]
+        mean = float(np.mean(known)) if known else math.nan
+        recorder.progress(self.step, mean, self.last_success, env_rate, update_rate, eta)
+        self.status("running")
+        self._new_log_window()
+
+    def evaluate(self, *, final: bool = False) -> Evaluation:
+        """Deterministic evaluation in environments of its own; touches no training state."""
+        settings, config = self.config.evaluation, self.config
+        if self._eval_envs is None:
+            self._eval_envs = self.stack.enter_context(make_vector_env(config))
+        started = time.monotonic()
+        if final:
+            goals = goal_schedule(config, settings.final_episodes_per_task)
+        else:
+            index = self.step // settings.every - 1
+            episodes = settings.episodes_per_task
+            goals = goal_schedule(config, episodes, first=index * episodes)
+        result = evaluate(
+            agent_policy(self.agent),
+            self._eval_envs,
+            goals,
+            stop_at_success=settings.stop_at_success,
+        )
+        seconds = time.monotonic() - started
+        self.elapsed += seconds
+        self.last_success = result.success_mean
+        self.recorder.evaluation(self.step, result, seconds)
+        self.last_evaluation = result
+        if result.success_mean > self.best_success:
+            self.best_success = result.success_mean
+            state = {"step": self.step, "agent": self.agent.state_dict()}
+            checkpoint.save(self.run.checkpoints / "best.pt", state)
+        self._window_start = (time.monotonic(), self.step)  # keep it out of the speeds
+        return result
+
+    # -- state ----------------------------------------------------------------------------------
+
+    def status(self, status: Any, reason: str = "") -> None:
+        self.run.write_status(
+            status,
+            reason,
+            step=self.step,
+            total_steps=self.total,
+            elapsed_s=round(self.elapsed, 1),
+            protocol=self.config.protocol_stamp,
+            success_mean=None if math.isnan(self.last_success) else self.last_success,
+            best_success_mean=max(self.best_success, 0.0),
+        )
+
+    def save(self) -> None:
+        """A checkpoint of everything; only where every episode has just ended."""
+        self.log()  # refuses non-finite losses: a bad state never replaces a good one
+        state = {
+            "step": self.step,
+            "episodes": self.episodes.tolist(),
+            "recent_success": self.recent_success,
+            "best_success": self.best_success,
+            "last_success": self.last_success,
+            "elapsed": self.elapsed,
+            "agent": self.agent.state_dict(),
+            "replay": self.replay.state_dict(),
+        }
+        checkpoint.save(checkpoint.step_path(self.run.checkpoints, self.step), state)
+        checkpoint.prune(self.run.checkpoints, self.config.checkpoint.keep)
+        self._window_start = (time.monotonic(), self.step)
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+        self.episodes = np.array(state["episodes"], dtype=np.int64)
+        self.recent_success = state["recent_success"]
+        self.best_success = state["best_success"]
+        self.last_success = state["last_success"]
+        self.elapsed = state["elapsed"]
+        self.agent.load_state_dict(state["agent"])
+        self.replay.load_state_dict(state["replay"])
+        self._new_log_window()
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:i` -> device; ConfigError if it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError("learner.device", name, "must be auto, cpu, cuda or cuda:i")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            "learner.device", name, f"this machine has {torch.cuda.device_count()} CUDA devices"
+        )
+    return device
+
+
+@contextmanager
+def _signals(trainer: Trainer) -> Iterator[None]:
+    """SIGTERM or Ctrl-C: stop at the next episode end. A second Ctrl-C: at once."""
+
+    def handle(signum: int, frame: Any) -> None:
+        if signum == signal.SIGINT and trainer.stop_signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        trainer.stop_signal = signum
+        trainer.recorder.message(
+            f"{signal.Signals(signum).name}: stopping at the next episode end, then saving; "
+            "Ctrl-C twice stops at once"
+        )
+
+    previous = {s: signal.signal(s, handle) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+
+
+def train(
+    config: Config,
+    run: RunDirectory,
+    *,
+    resume: bool = False,
+    on_start: Callable[[Trainer], None] | None = None,
+) -> Evaluation:
+    """Run to the end (or to a signal); -> the final evaluation.
+
+    Raises TrainingError, WorkerError, CheckpointError, MemoryError or Stopped; status.json
+    says why in every case.
+    """
+    device = choose_device(config.learner.device)
+    if config.learner.threads != "auto":
+        torch.set_num_threads(config.learner.threads)
+    with ExitStack() as stack:
+        envs = stack.enter_context(make_vector_env(config))
+        trainer = Trainer(config, run, envs, device)
+        trainer.stack = stack
+        state, warnings = checkpoint.load_latest(run.checkpoints) if resume else (None, [])
+        if state is not None:
+            trainer.load(state)
+        trainer.recorder = Recorder(run, config, trainer.step, trainer.total)
+        stack.callback(trainer.recorder.close)
+        stack.enter_context(_signals(trainer))
+        for warning in warnings:
+            trainer.recorder.message(f"warning: {warning}")
+        where = f"resumed at step {trainer.step:,}" if state else "started"
+        trainer.recorder.message(
+            f"{run.path}: {where}, {trainer.total:,} environment steps, {config.num_tasks} tasks, "
+            f"{config.method}, protocol {config.protocol_stamp}, learner on {device}"
+        )
+        trainer.status("running")
+        if on_start is not None:
+            on_start(trainer)
+        try:
+            trainer.loop()
+            result = trainer.evaluate(final=True) if not hasattr(trainer, "last_evaluation") else trainer.last_evaluation
+        except Stopped as stopped:
+            trainer.status("stopped", str(stopped))
+            raise
+        except KeyboardInterrupt:
+            trainer.status("stopped", "stopped at once by a second Ctrl-C")
+            raise
+        except BaseException as error:
+            trainer.status("failed", f"{type(error).__name__}: {str(error).splitlines()[0]}")
+            raise
+        trainer.status("finished")
+        return result
