@@ -67,7 +67,7 @@ class Agent:
         self.temperature_optimizer = self._adam([self.log_alpha], settings.temperature_lr)
         self.critic_smto = self._create_smto(config, "critic")
         self.actor_smto = self._create_smto(config, "actor")
-        # Separate streams: acting must not depend on how many updates were made, nor on their noise.
+        # Separate streams: exploration must not depend on the number of updates.
         self.exploration = torch.Generator(device).manual_seed(config.seed + 1)
         self.generator = torch.Generator(device).manual_seed(config.seed + 2)
 

@@ -37,7 +37,10 @@ class _HashingFile:
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` (tensors and plain values) to `path`; raises CheckpointError, leaving others intact."""
+    """Write `state` (tensors and plain values) to `path`.
+
+    Raises CheckpointError if that fails; what was there before is then intact.
+    """
     temporary = path.with_suffix(".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +96,7 @@ def newest_first(directory: Path) -> list[Path]:
 
 def load_latest(directory: Path) -> tuple[dict[str, Any] | None, list[str]]:
     """The newest readable checkpoint (None if there is none) and warnings about damaged ones."""
-    warnings = []
+    warnings: list[str] = []
     for path in newest_first(directory):
         try:
             return load(path), warnings

@@ -89,7 +89,9 @@ def _fail(message: str, code: int) -> None:
 def preset_folders() -> list[Path]:
     """Where presets are: beside the package in a checkout, inside it when installed."""
     package = Path(__file__).resolve().parent
-    return [folder for folder in (package.parent / "configs", package / "configs") if folder.is_dir()]
+    return [
+        folder for folder in (package.parent / "configs", package / "configs") if folder.is_dir()
+    ]
 
 
 def presets() -> dict[str, Path]:
@@ -184,8 +186,9 @@ def _train(config: Config, run: Any, *, resume: bool) -> None:
     episodes = result.success.shape[1]
     title = f"final evaluation, {episodes} episodes per task, protocol {config.protocol_stamp}"
     Console().print(success_table(config.task_names, result, title))
-    print(f"run directory: {run.path}")
-    print(f"watch it:      tensorboard --logdir {run.path}")
+    tensorboard = Path(sys.executable).parent / "tensorboard"  # works outside the environment too
+    print(f"run directory: {run.path.resolve()}")
+    print(f"watch it:      {tensorboard} --logdir {run.path.resolve()}")
 
 
 @dataclass(frozen=True)

@@ -55,9 +55,11 @@ class EnvConfig:
     workers: int | Literal["auto"] = "auto"
     """Simulation processes; auto = min(cores, tasks)."""
     horizon: int = 500
-    """Episode length in steps of one environment, at most 500. Episodes are truncated, never terminated."""
+    """Episode length in steps of one environment, at most 500. Episodes are truncated, never
+    terminated."""
     num_goals: int = 50
-    """Goals per task, 1..50: the first ones of Meta-World's own list for this seed. 1 = one fixed goal (Kurin et al.)."""
+    """Goals per task, 1..50: the first of Meta-World's own list for this seed. 1 = one fixed goal
+    (Kurin et al.)."""
     reward_version: Literal["v1", "v2"] = "v2"
     """Meta-World's reward function: v2 (about 0..10 per step) or v1 (Kurin et al.)."""
     fast: bool = False
@@ -67,9 +69,10 @@ class EnvConfig:
 @dataclass(frozen=True)
 class TrainConfig:
     total_steps: int = 20_000_000
-    """Environment steps in all, summed over tasks; the run ends at the first episode end at or after it."""
+    """Environment steps in all, summed over tasks; the run ends at the first episode end at or
+    after it."""
     warmup_steps: int = 15_000
-    """Environment steps (summed over tasks) of uniformly random actions before the first update."""
+    """Environment steps, summed over tasks, of uniformly random actions before the first update."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +80,11 @@ class ReplayConfig:
     capacity: int = 1_000_000
     """Transitions kept, in all tasks together; split evenly."""
     batch_size: int = 1280
-    """Transitions per update, in all tasks together; split evenly, so divisible by the number of tasks."""
+    """Transitions per update, in all tasks together; split evenly, so divisible by the tasks."""
     reward_normalization: Literal["none", "sample", "ema"] = "sample"
-    """sample: raw rewards stored, divided by the task's standard deviation when sampled (Kurin et al.).
-    ema: normalised by a moving average before they are stored (Sodhani et al. 2021). none: raw."""
+    """sample: raw rewards stored, divided by the task's standard deviation when sampled (Kurin et
+    al.). ema: normalised by a moving average before they are stored (Sodhani et al. 2021). none:
+    raw."""
     ema_alpha: float = 0.001
     """Averaging speed of reward_normalization=ema."""
 
@@ -92,11 +96,11 @@ class NetworkConfig:
     depth: int = 3
     """Hidden layers, actor and critics."""
     layer_norm: bool = False
-    """LayerNorm before every ReLU."""
+    """LayerNorm (no gain) before every ReLU."""
     observation_norm: bool = False
     """Standardise observations by the mean and deviation of the warm-up data, then clip to +-5."""
     task_encoding: Literal["one_hot", "none"] = "one_hot"
-    """one_hot: append the task id to the network's input. none: the networks are not told (Kurin et al.)."""
+    """one_hot: append the task id to the network's input. none: do not (Kurin et al.)."""
     log_std_min: float = -20.0
     """Lower bound of the policy's log standard deviation."""
     log_std_max: float = 2.0
@@ -134,7 +138,8 @@ class AgentConfig:
     temperature_lr: float = 3e-4
     """Adam step size of log temperature."""
     actor_l2: float = 0.0
-    """l2 regularisation of the actor: Adam's coupled weight decay on weights and biases (Kurin et al.: 3e-4)."""
+    """l2 regularisation of the actor: Adam's coupled weight decay on weights and biases (Kurin et
+    al.: 3e-4)."""
     temperature: Literal["shared", "per_task"] = "per_task"
     """One entropy temperature for all tasks (Kurin et al.) or one per task."""
     initial_temperature: float = 1.0
@@ -144,7 +149,7 @@ class AgentConfig:
     max_grad_norm: float | None = None
     """Clip the norm of the actor's and of the critics' final direction; None = off."""
     target_clip: bool = False
-    """Clip Q targets to max_raw_reward / sigma / (1 - gamma) per task (Kurin et al., IMTL on MT10)."""
+    """Clip Q targets to max_raw_reward / sigma / (1 - gamma) per task (Kurin et al., IMTL)."""
     updates_per_step: float = 1.0
     """Updates per vector step (one step of every task); may be fractional."""
     warmup_updates: int = 0
@@ -159,7 +164,8 @@ class LearnerConfig:
     device: str = "auto"
     """auto (CUDA where there is one), cpu, cuda or cuda:i. Replay and networks live there."""
     threads: int | Literal["auto"] = "auto"
-    """CPU threads of the learner; auto = all cores. Bitwise reproducibility holds for equal thread counts."""
+    """CPU threads of the learner; auto = all cores. Runs are bitwise reproducible for equal thread
+    counts."""
 
 
 @dataclass(frozen=True)
@@ -167,17 +173,19 @@ class EvaluationConfig:
     every: int = 500_000
     """Environment steps between evaluations; 0 = only the final one."""
     episodes_per_task: int = 10
-    """Episodes per task in an evaluation during training; the goals rotate from one evaluation to the next."""
+    """Episodes per task in an evaluation during training; goals rotate from one to the next."""
     final_episodes_per_task: int = 50
     """Episodes per task in the evaluation that ends the run."""
     stop_at_success: bool = True
-    """End an evaluation episode at its first success (same success rate, less time; returns are then partial)."""
+    """End an evaluation episode at its first success: same success rate, less time; returns are
+    then partial."""
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
     every: int = 500_000
-    """Environment steps between checkpoints; a multiple of env.horizon * tasks, so that all episodes just ended."""
+    """Environment steps between checkpoints; a multiple of env.horizon * tasks, where all episodes
+    have just ended."""
     keep: int = 2
     """Newest checkpoints kept, besides the best policy."""
 
@@ -232,7 +240,7 @@ class Config:
 
     @property
     def method(self) -> str:
-        """Name of the method for paths and tables, e.g. `pcgrad` or `pcgrad+unitary` (critic+actor)."""
+        """Name for paths and tables, e.g. `pcgrad`, or `pcgrad+unitary` for critic+actor."""
         names = [self.smto_of("critic").name, self.smto_of("actor").name]
         return names[0] if names[0] == names[1] else "+".join(names)
 
@@ -251,7 +259,9 @@ class Config:
             for key, value in PROTOCOLS.get(self.protocol, {}).items()
             if values[key] != value
         ]
-        return f"{self.protocol} modified ({', '.join(departures)})" if departures else self.protocol
+        return (
+            f"{self.protocol} modified ({', '.join(departures)})" if departures else self.protocol
+        )
 
 
 def flatten(config: object, prefix: str = "") -> dict[str, Any]:
@@ -311,7 +321,9 @@ def _build(cls: Any, data: Any, prefix: str) -> Any:
     if data is None:
         data = {}
     if not isinstance(data, dict):
-        raise ConfigError(prefix.rstrip(".") or "config", data, "must be a mapping of keys to values")
+        raise ConfigError(
+            prefix.rstrip(".") or "config", data, "must be a mapping of keys to values"
+        )
     hints = typing.get_type_hints(cls)
     values = {}
     for key, value in data.items():
@@ -331,7 +343,7 @@ def _build(cls: Any, data: Any, prefix: str) -> Any:
 
 
 def load_yaml(path: Path) -> Config:
-    """Read a configuration; missing keys take the defaults, anything unknown or ill-typed raises."""
+    """Read a configuration; missing keys take the defaults, unknown or ill-typed ones raise."""
     try:
         data = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError) as error:

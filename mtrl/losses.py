@@ -32,7 +32,8 @@ def bellman_target(
     rewards, terminated [..., sample]; noise [..., sample, action]; temperature broadcasts
     against [..., sample]. Truncated transitions bootstrap: only `terminated` stops it.
     """
-    next_actions, log_prob = sample_action(*actor(next_inputs), noise)
+    mean, log_std = actor(next_inputs)
+    next_actions, log_prob = sample_action(mean, log_std, noise)
     value = target_critic(next_inputs, next_actions).amin(0) - temperature * log_prob
     return rewards + gamma * (1.0 - terminated) * value
 
@@ -46,7 +47,8 @@ def actor_loss(
     actor: Network, critic: Network, inputs: Tensor, noise: Tensor, temperature: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Mean over samples of alpha log pi(a|s) - min_k Q_k(s, a); also the mean log-probability."""
-    actions, log_prob = sample_action(*actor(inputs), noise)
+    mean, log_std = actor(inputs)
+    actions, log_prob = sample_action(mean, log_std, noise)
     value = critic(inputs, actions).amin(0)
     return (temperature * log_prob - value).mean(-1), log_prob.mean(-1)
 

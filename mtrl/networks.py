@@ -7,6 +7,7 @@ Initialisation: Xavier-uniform weights, zero biases (Kurin et al. 2022).
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Literal
 
@@ -19,7 +20,7 @@ DEVIATION_FLOOR = 1e-2  # coordinates that hardly move in the warm-up are not bl
 
 
 class InputEncoder(nn.Module):
-    """Raw observations [task, ..., obs] -> network inputs [task, ..., input]: standardise, add the task id."""
+    """Standardise, add the task id: observations [task, ..., obs] -> inputs [task, ..., input]."""
 
     mean: Tensor
     deviation: Tensor
@@ -67,8 +68,12 @@ def _xavier(*shape: int) -> nn.Parameter:
 class MLP(nn.Module):
     """`copies` independent ReLU networks on the same input, as one batched product per layer.
 
-    [..., input] -> [copies, ..., output]
+    [..., input] -> [copies, ..., output]. With layer_norm, hidden layers are
+    relu(LayerNorm(x W) + b), without a gain: the next layer's weights can express it.
     """
+
+    unit: Tensor
+    zero: Tensor
 
     def __init__(
         self, copies: int, input_dim: int, output_dim: int, width: int, depth: int, layer_norm: bool
@@ -76,29 +81,30 @@ class MLP(nn.Module):
         super().__init__()
         self.layer_norm = layer_norm
         dims = [input_dim, *[width] * depth, output_dim]
-        pairs = list(zip(dims[:-1], dims[1:], strict=True))
+        pairs = list(itertools.pairwise(dims))
         self.weights = nn.ParameterList(_xavier(copies, i, o) for i, o in pairs)
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(copies, 1, o)) for _, o in pairs)
-        norms = dims[1:-1] if layer_norm else []
-        self.gains = nn.ParameterList(nn.Parameter(torch.ones(copies, 1, d)) for d in norms)
-        self.shifts = nn.ParameterList(nn.Parameter(torch.zeros(copies, 1, d)) for d in norms)
+        # Constants: with a (unit) gain given, PyTorch takes its faster CPU kernel.
+        self.register_buffer("unit", torch.ones(width), persistent=False)
+        self.register_buffer("zero", torch.zeros(width), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         copies, leading = self.weights[0].shape[0], x.shape[:-1]
         x = x.reshape(1, -1, x.shape[-1]).expand(copies, -1, -1)
         last = len(self.weights) - 1
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = torch.baddbmm(bias, x, weight)
+            if layer == last or not self.layer_norm:
+                x = torch.baddbmm(bias, x, weight)
+            else:
+                x = torch.bmm(x, weight)
+                x = F.layer_norm(x, x.shape[-1:], self.unit, self.zero) + bias
             if layer < last:
-                if self.layer_norm:
-                    x = F.layer_norm(x, x.shape[-1:])
-                    x = torch.addcmul(self.shifts[layer], x, self.gains[layer])
-                x = F.relu(x)
+                x = F.relu(x, inplace=True)
         return x.view(copies, *leading, -1)
 
 
 class Actor(nn.Module):
-    """Tanh-Gaussian policy: inputs [..., input] -> mean and log_std [..., action] before the tanh."""
+    """Tanh-Gaussian policy: inputs [..., input] -> mean, log_std [..., action] before the tanh."""
 
     def __init__(
         self,

@@ -27,7 +27,9 @@ class Recorder:
         self.names, self.total = config.task_names, total
         self._keep_until(run, step)
         self._file = open(run.metrics_file, "a", buffering=1)  # noqa: SIM115 - closed in close()
-        self._tensorboard = SummaryWriter(str(run.tensorboard), purge_step=step + 1 if step else None)
+        self._tensorboard = SummaryWriter(
+            str(run.tensorboard), purge_step=step + 1 if step else None
+        )
         if not step:
             text = f"protocol: **{config.protocol_stamp}**\n\n```yaml\n{dump_yaml(config)}```"
             self._tensorboard.add_text("config", text)
@@ -122,7 +124,9 @@ def success_table(names: Sequence[str], result: Evaluation, title: str) -> Table
     table.add_column("task")
     table.add_column("success", justify="right")
     table.add_column("return", justify="right")
-    for name, success, value in zip(names, result.task_success, result.returns.mean(1), strict=True):
+    for name, success, value in zip(
+        names, result.task_success, result.returns.mean(1), strict=True
+    ):
         table.add_row(name, f"{success:.2f}", f"{value:,.0f}")
     table.add_section()
     table.add_row("mean", f"{result.success_mean:.3f}", f"{result.returns.mean():,.0f}")

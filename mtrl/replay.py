@@ -8,6 +8,7 @@ E[r^2] - E[r]^2 can go negative. Nothing here waits for the device.
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -188,8 +189,6 @@ def free_memory(device: torch.device) -> int:
         return int(torch.cuda.mem_get_info(device)[0])
     free = psutil.virtual_memory().available
     limit, usage = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    try:
+    with contextlib.suppress(OSError, ValueError):  # no limit ("max"), or no cgroup v2
         free = min(free, int(limit.read_text()) - int(usage.read_text()))
-    except (OSError, ValueError):
-        pass  # no limit ("max"), or no cgroup v2
     return int(free)

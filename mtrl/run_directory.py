@@ -6,6 +6,7 @@ tensorboard/ and checkpoints/.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -49,7 +50,9 @@ class RunDirectory:
                 )
             if not run.config_file.exists():
                 raise ConfigError(
-                    "run_dir", str(run.path), "is not a run directory; --overwrite will not delete it"
+                    "run_dir",
+                    str(run.path),
+                    "is not a run directory; --overwrite will not delete it",
                 )
             run.lock()
             shutil.rmtree(run.path)
@@ -81,9 +84,16 @@ class RunDirectory:
             raise ConfigError("run_dir", str(self.path), "is in use by another process") from None
 
     def write_status(self, status: Status, reason: str = "", **details: Any) -> None:
+        """Replace status.json: status, reason and whatever describes the progress."""
         content = {"status": status, "reason": reason, **details}
         content |= {"pid": os.getpid(), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         write_atomically(self.status_file, json.dumps(content, indent=1))
+
+    def update_status(self, status: Status, reason: str) -> None:
+        """Change status and reason; keep the progress last written. Never hides another error."""
+        with contextlib.suppress(OSError, ValueError):
+            details = json.loads(self.status_file.read_text()) if self.status_file.exists() else {}
+            self.write_status(**(details | {"status": status, "reason": reason}))
 
 
 def write_atomically(path: Path, text: str) -> None:

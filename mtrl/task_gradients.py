@@ -36,6 +36,7 @@ def combined_gradients(
 ) -> Combined:
     """Per-task losses on `inputs` (each [task, ...]) and the SMTO's direction for `network`."""
     parameters = tuple(network.parameters())
+    weights: Tensor | None
     if smto.needs == "losses":
         losses, auxiliary = task_loss(network, *inputs)
         weights = smto.weights(losses=losses.detach())
@@ -47,7 +48,8 @@ def combined_gradients(
         weights = smto.weights(losses=losses, gramian=gram_matrix(matrix))
         direction = weights.to(matrix.dtype) @ matrix
     else:
-        weights, direction = None, smto.combine(matrix, losses)
+        weights = None
+        direction = smto.combine(matrix, losses)
     pieces = direction.split([p.numel() for p in parameters])
     gradients = tuple(d.view_as(p) for d, p in zip(pieces, parameters, strict=True))
     return Combined(losses, auxiliary, gradients, weights)
@@ -56,7 +58,7 @@ def combined_gradients(
 def jacobian(
     task_loss: TaskLoss, network: nn.Module, inputs: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """-> J [task, P] (parameters in the network's order, flattened), losses [task], auxiliary [task]."""
+    """-> J [task, P], parameters flattened in the network's order; losses, auxiliary [task]."""
     parameters = {name: p.detach() for name, p in network.named_parameters()}
 
     def one_task(values: dict[str, Tensor], *task_inputs: Tensor) -> tuple[Tensor, Tensor]:

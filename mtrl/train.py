@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -22,7 +22,7 @@ from mtrl.envs.vector import Step, VectorEnv
 from mtrl.evaluate import Evaluation, agent_policy, evaluate, goal_schedule, make_vector_env
 from mtrl.recorder import Recorder
 from mtrl.replay import ReplayBuffer
-from mtrl.run_directory import RunDirectory
+from mtrl.run_directory import RunDirectory, Status
 
 SUCCESS_WINDOW = 10  # episodes per task in train/episode_success
 
@@ -42,8 +42,13 @@ class Stopped(Exception):
 class Trainer:
     """One run. `loop` is the algorithm; everything else serves it."""
 
-    def __init__(self, config: Config, run: RunDirectory, envs: VectorEnv, device: torch.device):
-        self.config, self.run, self.envs, self.device = config, run, envs, device
+    def __init__(
+        self, config: Config, run: RunDirectory, device: torch.device, stack: ExitStack
+    ) -> None:
+        """`stack` ends what the run starts: worker processes and open files."""
+        self.config, self.run, self.device, self.stack = config, run, device, stack
+        self.envs = envs = stack.enter_context(make_vector_env(config))
+        self._eval_envs: VectorEnv | None = None
         observation_dim, action_dim = envs.observation_dim, envs.action_dim
         self.agent = Agent(config, observation_dim, action_dim, device)
         self.replay = ReplayBuffer(
@@ -57,7 +62,9 @@ class Trainer:
         )
         self.per_task_batch = config.replay.batch_size // config.num_tasks
         # Whole episodes only: the end is a place where every environment has just been reset.
-        self.total = math.ceil(config.train.total_steps / config.episode_steps) * config.episode_steps
+        self.total = (
+            math.ceil(config.train.total_steps / config.episode_steps) * config.episode_steps
+        )
         self.step = 0
         self.episodes = np.zeros(config.num_tasks, dtype=np.int64)
         self.recent_success: list[list[float]] = [[] for _ in config.task_names]
@@ -65,8 +72,14 @@ class Trainer:
         self.last_success = math.nan
         self.elapsed = 0.0
         self.stop_signal = 0
-        self._eval_envs: VectorEnv | None = None
+        self._metric_sum: Tensor | None = None
+        self.last_evaluation: Evaluation | None = None
         self._new_log_window()
+
+    def open_recorder(self) -> None:
+        """Once the step is known (zero, or a checkpoint's)."""
+        self.recorder = Recorder(self.run, self.config, self.step, self.total)
+        self.stack.callback(self.recorder.close)
 
     # -- the algorithm --------------------------------------------------------------------------
 
@@ -118,7 +131,7 @@ class Trainer:
             if self.config.agent.target_clip:
                 bound = self.replay.return_bound(self.config.agent.gamma)
             metrics = torch.stack(self.agent.update(batch, bound))
-            self._metric_sum = metrics if self._updates == 0 else self._metric_sum + metrics
+            self._metric_sum = metrics if self._metric_sum is None else self._metric_sum + metrics
             self._updates += 1
 
     # -- around it ------------------------------------------------------------------------------
@@ -169,7 +182,7 @@ class Trainer:
 
     def _new_log_window(self) -> None:
         self._updates = 0
-        self._metric_sum = torch.zeros(())
+        self._metric_sum = None
         self._window_start = (time.monotonic(), self.step)
 
     def log(self) -> None:
@@ -186,7 +199,7 @@ class Trainer:
         values |= recorder.per_task("train/episode_success", success)
         sigma = self.replay.moments.sigma.cpu().numpy()
         values |= recorder.per_task("train/reward_std", sigma)
-        if self._updates:
+        if self._metric_sum is not None:
             means = Metrics(*(self._metric_sum / self._updates).cpu().numpy())
             for quantity in ("critic_loss", "actor_loss", "alpha", "entropy"):
                 values |= recorder.per_task(f"train/{quantity}", getattr(means, quantity))
@@ -226,7 +239,6 @@ class Trainer:
             stop_at_success=settings.stop_at_success,
         )
         seconds = time.monotonic() - started
-        self.elapsed += seconds
         self.last_success = result.success_mean
         self.recorder.evaluation(self.step, result, seconds)
         self.last_evaluation = result
@@ -234,15 +246,19 @@ class Trainer:
             self.best_success = result.success_mean
             state = {"step": self.step, "agent": self.agent.state_dict()}
             checkpoint.save(self.run.checkpoints / "best.pt", state)
-        self._window_start = (time.monotonic(), self.step)  # keep it out of the speeds
+        self._exclude(seconds)
         return result
+
+    def _exclude(self, seconds: float) -> None:
+        """Keep time spent beside training out of the logged speeds."""
+        self.elapsed += seconds
+        self._window_start = (self._window_start[0] + seconds, self._window_start[1])
 
     # -- state ----------------------------------------------------------------------------------
 
-    def status(self, status: Any, reason: str = "") -> None:
+    def status(self, status: Status) -> None:
         self.run.write_status(
             status,
-            reason,
             step=self.step,
             total_steps=self.total,
             elapsed_s=round(self.elapsed, 1),
@@ -254,6 +270,7 @@ class Trainer:
     def save(self) -> None:
         """A checkpoint of everything; only where every episode has just ended."""
         self.log()  # refuses non-finite losses: a bad state never replaces a good one
+        started = time.monotonic()
         state = {
             "step": self.step,
             "episodes": self.episodes.tolist(),
@@ -266,7 +283,7 @@ class Trainer:
         }
         checkpoint.save(checkpoint.step_path(self.run.checkpoints, self.step), state)
         checkpoint.prune(self.run.checkpoints, self.config.checkpoint.keep)
-        self._window_start = (time.monotonic(), self.step)
+        self._exclude(time.monotonic() - started)
 
     def load(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
@@ -318,13 +335,7 @@ def _signals(trainer: Trainer) -> Iterator[None]:
             signal.signal(signum, handler)
 
 
-def train(
-    config: Config,
-    run: RunDirectory,
-    *,
-    resume: bool = False,
-    on_start: Callable[[Trainer], None] | None = None,
-) -> Evaluation:
+def train(config: Config, run: RunDirectory, *, resume: bool = False) -> Evaluation:
     """Run to the end (or to a signal); -> the final evaluation.
 
     Raises TrainingError, WorkerError, CheckpointError, MemoryError or Stopped; status.json
@@ -333,37 +344,33 @@ def train(
     device = choose_device(config.learner.device)
     if config.learner.threads != "auto":
         torch.set_num_threads(config.learner.threads)
-    with ExitStack() as stack:
-        envs = stack.enter_context(make_vector_env(config))
-        trainer = Trainer(config, run, envs, device)
-        trainer.stack = stack
-        state, warnings = checkpoint.load_latest(run.checkpoints) if resume else (None, [])
-        if state is not None:
-            trainer.load(state)
-        trainer.recorder = Recorder(run, config, trainer.step, trainer.total)
-        stack.callback(trainer.recorder.close)
-        stack.enter_context(_signals(trainer))
-        for warning in warnings:
-            trainer.recorder.message(f"warning: {warning}")
-        where = f"resumed at step {trainer.step:,}" if state else "started"
-        trainer.recorder.message(
-            f"{run.path}: {where}, {trainer.total:,} environment steps, {config.num_tasks} tasks, "
-            f"{config.method}, protocol {config.protocol_stamp}, learner on {device}"
-        )
-        trainer.status("running")
-        if on_start is not None:
-            on_start(trainer)
-        try:
+    try:
+        with ExitStack() as stack:
+            trainer = Trainer(config, run, device, stack)
+            state, warnings = checkpoint.load_latest(run.checkpoints) if resume else (None, [])
+            if state is not None:
+                trainer.load(state)
+            trainer.open_recorder()
+            stack.enter_context(_signals(trainer))
+            for warning in warnings:
+                trainer.recorder.message(f"warning: {warning}")
+            began = f"resumed at step {trainer.step:,}" if state else "started"
+            trainer.recorder.message(
+                f"{run.path}: {began}, {trainer.total:,} environment steps, "
+                f"{config.num_tasks} tasks, {config.method}, protocol {config.protocol_stamp}, "
+                f"learner on {device}"
+            )
+            trainer.status("running")
             trainer.loop()
-            result = trainer.evaluate(final=True) if not hasattr(trainer, "last_evaluation") else trainer.last_evaluation
-        except Stopped as stopped:
-            trainer.status("stopped", str(stopped))
-            raise
-        except KeyboardInterrupt:
-            trainer.status("stopped", "stopped at once by a second Ctrl-C")
-            raise
-        except BaseException as error:
-            trainer.status("failed", f"{type(error).__name__}: {str(error).splitlines()[0]}")
-            raise
-        trainer.status("finished")
-        return result
+            result = trainer.last_evaluation or trainer.evaluate(final=True)
+            trainer.status("finished")
+            return result
+    except Stopped as stopped:
+        run.update_status("stopped", str(stopped))
+        raise
+    except KeyboardInterrupt:
+        run.update_status("stopped", "stopped at once by Ctrl-C")
+        raise
+    except BaseException as error:
+        run.update_status("failed", f"{type(error).__name__}: {error}".splitlines()[0])
+        raise

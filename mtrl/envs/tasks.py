@@ -51,7 +51,12 @@ MT50 = (
     "sweep-into-v3", "sweep-v3", "window-open-v3", "window-close-v3",
 )  # fmt: skip
 
-BENCHMARKS: dict[str, tuple[str, ...]] = {"MT10": MT10, "MT25": MT25, "MT50": MT50, "toy": toy.TASKS}
+BENCHMARKS: dict[str, tuple[str, ...]] = {
+    "MT10": MT10,
+    "MT25": MT25,
+    "MT50": MT50,
+    "toy": toy.TASKS,
+}
 """Task order of each benchmark; Meta-World's own order (tests compare)."""
 
 
@@ -187,7 +192,7 @@ def goal_vectors(names: tuple[str, ...], seed: int) -> dict[str, NDArray[np.floa
             goals = {name: stored[name] for name in names}
         if all(len(g) == MAX_GOALS and np.isfinite(g).all() for g in goals.values()):
             return goals
-    except Exception:  # noqa: BLE001,S110 - numpy raises many kinds; any unreadable cache is rebuilt
+    except Exception:
         pass
     goals = _draw_goals(names, seed)
     with contextlib.suppress(OSError):  # a read-only cache costs time, nothing else

@@ -39,7 +39,7 @@ class Step(NamedTuple):
     """Outcome of one step. Views into shared memory: valid until the next `send` or `reset`."""
 
     observations: NDArray[np.float32]
-    """[lane, obs] what to act on next: after an episode's end, the new episode's first observation."""
+    """[lane, obs] what to act on next; after an episode's end, the new episode's first."""
     next_observations: NDArray[np.float32]
     """[lane, obs] the true successor of the action, also at an episode's end."""
     rewards: NDArray[np.float64]
@@ -85,7 +85,7 @@ class _Shared:
         self.block = block or mp.get_context("spawn").RawArray(ctypes.c_byte, sum(sizes.values()))
         offset = 0
         for name, (kind, shape) in fields.items():
-            flat = np.frombuffer(self.block, kind, math.prod(shape), offset)
+            flat: Any = np.frombuffer(self.block, kind, math.prod(shape), offset)  # type: ignore[arg-type]
             setattr(self, name, flat.reshape(shape))
             offset += sizes[name]
 
@@ -223,13 +223,17 @@ class VectorEnv:
         for index, connection in enumerate(self._connections):
             try:
                 if not connection.poll(TIMEOUT_S):
-                    raise WorkerError(f"{self._describe(index)} did not answer in {TIMEOUT_S:.0f} s")
+                    raise WorkerError(
+                        f"{self._describe(index)} did not answer in {TIMEOUT_S:.0f} s"
+                    )
                 message = connection.recv_bytes()
             except (EOFError, OSError):
                 raise self._death(index) from None
             if message != expected:
                 report = message.removeprefix(ERROR).decode(errors="replace").strip()
-                raise WorkerError(f"{self._describe(index)} failed: {report.splitlines()[-1]}\n{report}")
+                raise WorkerError(
+                    f"{self._describe(index)} failed: {report.splitlines()[-1]}\n{report}"
+                )
 
     def _describe(self, index: int) -> str:
         tasks = ", ".join(self.names[lane] for lane in self._lanes[index])
@@ -255,7 +259,7 @@ class VectorEnv:
 
 @contextlib.contextmanager
 def _single_threaded_child() -> Any:
-    """Processes started inside run NumPy and friends on one thread: the workers are the parallelism."""
+    """Processes started inside run NumPy on one thread: the workers are the parallelism."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     saved = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, "1"))

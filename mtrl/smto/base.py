@@ -104,7 +104,9 @@ def options_of(name: str) -> tuple[str, ...]:
     for cls in _METHODS[name].__mro__:
         if "__init__" in vars(cls):
             signature = inspect.signature(cls.__init__)  # type: ignore[misc]
-            parameters |= {p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY}
+            parameters |= {
+                p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY
+            }
     return tuple(sorted(parameters))
 
 

@@ -29,7 +29,7 @@ class PCGrad(RandomSMTO):
         return self.project(gramian, order.argsort(dim=1))
 
     def project(self, gramian: Tensor, order: Tensor) -> Tensor:
-        """Weights [m] for given orders [m, m] (row i: the order in which task i meets the others)."""
+        """Weights [m] for given orders [m, m]; row i: in which order task i meets the others."""
         m = self.num_tasks
         rows = torch.arange(m, device=gramian.device)
         norms = gramian.diagonal()
@@ -37,6 +37,8 @@ class PCGrad(RandomSMTO):
         for j in order.unbind(1):  # m steps, all rows i at once
             dots = (coefficients * gramian[j]).sum(1)  # g_i' . g_j
             conflict = (dots < 0) & (norms[j] > 0) & (rows != j)
-            scale = torch.where(conflict, dots / norms[j].clamp(min=torch.finfo(norms.dtype).tiny), 0.0)
+            scale = torch.where(
+                conflict, dots / norms[j].clamp(min=torch.finfo(norms.dtype).tiny), 0.0
+            )
             coefficients[rows, j] -= scale
         return coefficients.mean(0)
