@@ -1,0 +1,142 @@
+"""The real command line in a subprocess, for every test that needs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mtrl import checkpoint
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+ENVIRONMENT = os.environ | {
+    "OMP_NUM_THREADS": "1",
+    "MTRL_CACHE": os.environ.get("MTRL_CACHE", str(REPOSITORY / ".cache")),
+    "COLUMNS": "80",
+    "PYTHONPATH": str(REPOSITORY),
+}
+# 20 episodes of every task, 16 of them with updates; logs, evaluates and saves on the way.
+TINY_OPTIONS: dict[str, object] = {
+    "train.total-steps": 1600,
+    "train.warmup-steps": 400,
+    "checkpoint.every": 400,
+    "evaluation.every": 800,
+    "evaluation.episodes-per-task": 2,
+    "evaluation.final-episodes-per-task": 2,
+    "network.width": 16,
+    "replay.batch-size": 32,
+    "logging.every": 400,
+    "env.workers": 1,
+    "learner.threads": 1,
+    "learner.device": "cpu",
+}
+TINY = [word for key, value in TINY_OPTIONS.items() for word in (f"--{key}", str(value))]
+
+
+@dataclass(frozen=True)
+class Mtrl:
+    """Runs `python -m mtrl ARGUMENTS`."""
+
+    folder: Path
+    """Working directory of the commands."""
+
+    def __call__(
+        self, *arguments: object, cwd: Path | None = None, timeout: float = 180
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.line(arguments),
+            cwd=cwd or self.folder,
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def start(self, *arguments: object) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.line(arguments),
+            cwd=self.folder,
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def toy(self, run_dir: Path, *options: object) -> subprocess.CompletedProcess[str]:
+        return self(*self.toy_line(run_dir, *options))
+
+    @staticmethod
+    def toy_line(run_dir: Path, *options: object) -> tuple[object, ...]:
+        """A tiny toy run; `options` come last, so they win."""
+        return ("train", REPOSITORY / "configs/toy.yaml", *TINY, "--run-dir", run_dir, *options)
+
+    @staticmethod
+    def line(arguments: tuple[object, ...]) -> list[str]:
+        return [sys.executable, "-m", "mtrl", *map(str, arguments)]
+
+
+@pytest.fixture(scope="session")
+def run_mtrl(tmp_path_factory: pytest.TempPathFactory) -> Mtrl:
+    return Mtrl(tmp_path_factory.mktemp("cwd"))
+
+
+def at_once(*jobs: Callable[[], subprocess.CompletedProcess[str]]) -> None:
+    """Run commands, two at a time, and insist that each succeeds."""
+    with ThreadPoolExecutor(2) as pool:
+        for done in list(pool.map(lambda job: job(), jobs)):
+            assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="session")
+def reference(run_mtrl: Mtrl, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted tiny toy run with PCGrad, whose random orders are state too."""
+    run = tmp_path_factory.mktemp("reference") / "run"
+    at_once(lambda: run_mtrl.toy(run, *PCGRAD))
+    return run
+
+
+PCGRAD = ("--agent.smto.name", "pcgrad")
+
+
+def final_state(run: Path, step: int = 1600) -> dict[str, Any]:
+    return checkpoint.load(checkpoint.step_path(run / "checkpoints", step))
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without the clock's share."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
+
+
+def differences(a: Any, b: Any, path: str = "") -> list[str]:
+    """Where two checkpoints are not bitwise equal; the clock (`elapsed`) may differ."""
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        keys = [key for key in a if key != "elapsed"]
+        return [found for key in keys for found in differences(a[key], b[key], f"{path}/{key}")]
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
+        pairs = enumerate(zip(a, b, strict=True))
+        return [found for i, (x, y) in pairs for found in differences(x, y, f"{path}/{i}")]
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        same = a.dtype == b.dtype and a.shape == b.shape
+        same = same and a.numpy().tobytes() == b.numpy().tobytes()
+    else:
+        same = type(a) is type(b) and (a == b or (a != a and b != b))
+    return [] if same else [path]
+
+
+def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"after {seconds} s still not: {what}"
+        time.sleep(0.02)

@@ -1,0 +1,525 @@
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from mtrl.agent import Agent
+from mtrl.config import (
+    AgentConfig,
+    Config,
+    EnvConfig,
+    LossSmtoConfig,
+    NetworkConfig,
+    SmtoConfig,
+)
+from mtrl.envs import toy
+from mtrl.replay import Batch
+from mtrl.smto import SMTO, register
+from mtrl.smto import base as smto_base
+
+OBSERVATION, ACTION, SAMPLES = 5, 2, 8
+CPU = torch.device("cpu")
+
+
+def make_agent(*, tasks=3, seed=1, smto="unitary", network=None, device=CPU, **settings):
+    config = Config(
+        seed=seed,
+        env=EnvConfig(tasks=toy.TASKS[:tasks]),
+        network=NetworkConfig(**({"width": 16, "depth": 2} | (network or {}))),
+        agent=AgentConfig(smto=SmtoConfig(smto), **settings),
+    )
+    return Agent(config, OBSERVATION, ACTION, device)
+
+
+def make_batch(tasks=3, seed=0, device=CPU):
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(tasks, SAMPLES, *shape, generator=generator).to(device)
+
+    scale = torch.logspace(-1, 1, tasks, device=device)[:, None]
+    return Batch(
+        normal(OBSERVATION),
+        normal(ACTION).tanh(),
+        scale * normal(),
+        normal(OBSERVATION),
+        (normal() > 1.0).float(),
+    )
+
+
+def train(agent, updates, first=0):
+    return [agent.update(make_batch(agent.num_tasks, first + k)) for k in range(updates)]
+
+
+def parameters(agent):
+    networks = (agent.actor, agent.critic, agent.target_critic)
+    values = [p for network in networks for p in network.parameters()]
+    return torch.cat([p.detach().flatten() for p in [*values, agent.log_alpha]])
+
+
+def norm_of_gradients(network):
+    return math.sqrt(sum(float(p.grad.detach().square().sum()) for p in network.parameters()))
+
+
+@pytest.fixture
+def clean_registry(monkeypatch):
+    monkeypatch.setattr(smto_base, "_METHODS", dict(smto_base._METHODS))
+
+
+# -- the update as a whole --------------------------------------------------------------------
+
+
+def textbook_update(agent, batch, adams, smto_weights):
+    """One SAC update in plain autograd on the agent's own modules (Haarnoja et al. 2018)."""
+    gamma, tau = agent.config.gamma, agent.config.tau
+    stream = agent.generator
+
+    def policy(states):
+        mean, log_std = agent.actor(agent.encoder(states))
+        normal = torch.distributions.Normal(mean, log_std.exp())
+        u = mean + log_std.exp() * torch.randn(mean.shape, generator=stream)
+        # float64, because 1 - tanh(u)^2 loses its digits in float32
+        squash = torch.log(1 - torch.tanh(u.double()) ** 2).float()
+        return torch.tanh(u), (normal.log_prob(u) - squash).sum(-1)
+
+    def q_values(critic, states, actions):
+        return critic(agent.encoder(states), actions)
+
+    alpha = agent.log_alpha.detach().exp().expand(agent.num_tasks)[:, None].clone()
+    with torch.no_grad():
+        action, log_prob = policy(batch.next_observations)
+        value = q_values(agent.target_critic, batch.next_observations, action).min(0).values
+        value = value - alpha * log_prob
+        target = batch.rewards + gamma * (1 - batch.terminated) * value
+    q1, q2 = q_values(agent.critic, batch.observations, batch.actions)
+    critic_losses = ((q1 - target) ** 2 + (q2 - target) ** 2).mean(1)
+    adams["critic"].zero_grad()
+    (smto_weights * critic_losses).sum().backward()
+    adams["critic"].step()
+
+    action, log_prob = policy(batch.observations)
+    value = q_values(agent.critic, batch.observations, action).min(0).values
+    actor_losses = (alpha * log_prob - value).mean(1)
+    adams["actor"].zero_grad()
+    (smto_weights * actor_losses).sum().backward()
+    adams["actor"].step()
+
+    entropy = -log_prob.detach().mean(1)
+    adams["temperature"].zero_grad()
+    (agent.log_alpha.exp() * (entropy - agent.target_entropy)).mean().backward()
+    adams["temperature"].step()
+    with torch.no_grad():
+        for slow, fast in zip(
+            agent.target_critic.parameters(), agent.critic.parameters(), strict=True
+        ):
+            slow.copy_((1 - tau) * slow + tau * fast)
+    return critic_losses.detach(), actor_losses.detach(), entropy
+
+
+@pytest.mark.parametrize("temperature", ["shared", "per_task"])
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_update_equals_textbook_sac(temperature, layer_norm):
+    settings = {
+        "temperature": temperature,
+        "network": {"layer_norm": layer_norm},
+        "actor_lr": 1e-3,
+        "critic_lr": 2e-3,
+        "temperature_lr": 3e-3,
+        "actor_l2": 0.01,
+        "tau": 0.1,
+        "gamma": 0.9,
+        "initial_temperature": 0.3,
+    }
+    agent, twin = make_agent(**settings), make_agent(**settings)
+    adams = {
+        "critic": torch.optim.Adam(twin.critic.parameters(), lr=2e-3),
+        "actor": torch.optim.Adam(twin.actor.parameters(), lr=1e-3, weight_decay=0.01),
+        "temperature": torch.optim.Adam([twin.log_alpha], lr=3e-3),
+    }
+    start = parameters(agent)
+    for k in range(3):
+        batch = make_batch(seed=k)
+        metrics = agent.update(batch)
+        critic, actor, entropy = textbook_update(twin, batch, adams, torch.full((3,), 1 / 3))
+        for got, expected in (
+            (metrics.critic_loss, critic),
+            (metrics.actor_loss, actor),
+            (metrics.entropy, entropy),
+        ):
+            np.testing.assert_allclose(got.numpy(), expected.numpy(), rtol=1e-4, atol=1e-5)
+    difference = (parameters(agent) - parameters(twin)).abs()
+    assert (parameters(agent) - start).abs().max() > 1e-3
+    assert difference.max() < 3e-5, difference.max()
+
+
+def test_target_network_moves_by_tau_towards_the_critic():
+    agent = make_agent(tau=0.25, critic_lr=1e-2)
+    for _ in range(3):
+        old = [p.clone() for p in agent.target_critic.parameters()]
+        agent.update(make_batch())
+        for before, after, goal in zip(
+            old, agent.target_critic.parameters(), agent.critic.parameters(), strict=True
+        ):
+            expected = 0.75 * before + 0.25 * goal
+            np.testing.assert_allclose(
+                after.numpy(), expected.detach().numpy(), rtol=1e-5, atol=1e-7
+            )
+    assert not any(p.requires_grad for p in agent.target_critic.parameters())
+
+
+def test_target_network_starts_equal_and_separate():
+    agent = make_agent()
+    pairs = list(zip(agent.target_critic.parameters(), agent.critic.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in pairs)
+    agent.update(make_batch())
+    assert any(not torch.equal(a, b) for a, b in pairs)
+
+
+def test_targets_are_clipped_from_above_per_task():
+    agent = make_agent()
+    batch = make_batch()._replace(rewards=torch.full((3, SAMPLES), 1e3))
+    bound = torch.tensor([1.0, 5.0, 1e9])  # the last task is not clipped
+    q_values = agent.critic(agent.encoder(batch.observations), batch.actions).detach()
+    expected = (q_values - bound[:, None]).square().sum(0).mean(1)
+    free = make_agent().update(batch)
+    clipped = agent.update(batch, bound)
+    np.testing.assert_allclose(clipped.critic_loss[:2], expected[:2], rtol=1e-4)
+    np.testing.assert_allclose(clipped.critic_loss[2], free.critic_loss[2], rtol=1e-5)
+
+
+# -- multi-task optimisers ----------------------------------------------------------------------
+
+
+def register_gramian_mean():
+    @register("test_gramian_mean")
+    class GramianMean(SMTO):
+        """The plain mean, by way of per-task gradients."""
+
+        needs = "gramian"
+
+        def weights(self, *, losses=None, gramian=None):
+            return gramian.new_full((self.num_tasks,), 1.0 / self.num_tasks)
+
+
+@pytest.mark.usefixtures("clean_registry")
+@pytest.mark.parametrize("temperature", ["shared", "per_task"])
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_split_losses_train_like_the_joint_loss(temperature, layer_norm):
+    register_gramian_mean()
+    joint, split = (
+        make_agent(smto=name, temperature=temperature, network={"layer_norm": layer_norm})
+        for name in ("unitary", "test_gramian_mean")
+    )
+    start = parameters(joint)
+    for one, two in zip(train(joint, 3), train(split, 3), strict=True):
+        for a, b in zip(one, two, strict=True):
+            np.testing.assert_allclose(a.numpy(), b.detach().numpy(), rtol=1e-4, atol=1e-5)
+    assert (parameters(joint) - start).abs().max() > 5e-4
+    assert (parameters(joint) - parameters(split)).abs().max() < 1e-5
+
+
+def test_pcgrad_of_one_task_is_unitary():
+    one, two = (make_agent(tasks=1, smto=name) for name in ("unitary", "pcgrad"))
+    train(one, 3), train(two, 3)
+    assert (parameters(one) - parameters(two)).abs().max() < 1e-5
+
+
+@pytest.mark.usefixtures("clean_registry")
+def test_jacobian_method_trains_and_reports_no_weights():
+    @register("test_jacobian_mean")
+    class JacobianMean(SMTO):
+        """The plain mean of the Jacobian's rows."""
+
+        needs = "jacobian"
+
+        def combine(self, jacobian, losses):
+            return jacobian.mean(0)
+
+    one, two = (make_agent(smto=name) for name in ("unitary", "test_jacobian_mean"))
+    train(one, 3)
+    metrics = train(two, 3)[-1]
+    assert (parameters(one) - parameters(two)).abs().max() < 1e-5
+    assert metrics.critic_weight.isnan().all()
+    assert metrics.actor_weight.isnan().all()
+
+
+def test_methods_are_chosen_per_loss():
+    weights = (0.5, 0.3, 0.2)
+    agent = make_agent(critic_smto=LossSmtoConfig("fixed", weights))
+    metrics = agent.update(make_batch())
+    np.testing.assert_allclose(metrics.critic_weight.numpy(), weights, rtol=1e-6)
+    np.testing.assert_allclose(metrics.actor_weight.numpy(), 1 / 3, rtol=1e-6)
+
+
+def test_fixed_weights_reach_both_networks():
+    weights = (0.6, 0.4, 0.0)  # the last task must leave no trace
+    agent, other = (
+        make_agent(actor_smto=fixed, critic_smto=fixed)
+        for fixed in [LossSmtoConfig("fixed", weights)] * 2
+    )
+    batch = make_batch()
+    changed = Batch(*(field.clone() for field in batch))
+    changed.observations[2] += 1.0
+    changed.rewards[2] -= 5.0
+    agent.update(batch)
+    other.update(changed)
+    for name in ("actor", "critic"):
+        pairs = zip(
+            getattr(agent, name).parameters(), getattr(other, name).parameters(), strict=True
+        )
+        assert all(torch.allclose(a, b, rtol=0.0, atol=1e-6) for a, b in pairs)
+
+
+@pytest.mark.parametrize("smto", ["unitary", "pcgrad"])
+def test_metrics_are_detached_and_per_task(smto):
+    metrics = make_agent(smto=smto).update(make_batch())
+    for name, value in metrics._asdict().items():
+        assert value.shape == (3,), name
+        assert value.isfinite().all(), name
+    assert not [name for name, value in metrics._asdict().items() if value.requires_grad]
+
+
+# -- optimisers -----------------------------------------------------------------------------------
+
+
+def test_actor_l2_is_coupled_weight_decay_and_the_critic_has_none():
+    agent = make_agent(actor_l2=0.05, actor_lr=1e-2, critic_lr=1e-2)
+    copies = {name: copy.deepcopy(getattr(agent, name)) for name in ("actor", "critic")}
+    adams = {
+        "actor": torch.optim.Adam(copies["actor"].parameters(), lr=1e-2, weight_decay=0.05),
+        "critic": torch.optim.Adam(copies["critic"].parameters(), lr=1e-2),
+    }
+    for k in range(4):
+        agent.update(make_batch(seed=k))
+        for name, network in copies.items():
+            own = getattr(agent, name).parameters()
+            for mine, theirs in zip(network.parameters(), own, strict=True):
+                mine.grad = theirs.grad.detach().clone()
+            adams[name].step()
+    for name, network in copies.items():
+        own = getattr(agent, name).parameters()
+        for mine, theirs in zip(network.parameters(), own, strict=True):
+            np.testing.assert_allclose(
+                theirs.detach().numpy(), mine.detach().numpy(), rtol=1e-4, atol=1e-6
+            )
+
+
+@pytest.mark.parametrize("smto", ["unitary", "pcgrad"])
+def test_max_grad_norm_bounds_the_direction_and_keeps_its_sense(smto):
+    free, clipped = make_agent(smto=smto), make_agent(smto=smto, max_grad_norm=1e-2)
+    batch = make_batch()
+    free.update(batch), clipped.update(batch)
+    norm = norm_of_gradients(free.critic)
+    assert norm > 0.1
+    assert norm_of_gradients(clipped.critic) == pytest.approx(1e-2, rel=1e-3)
+    assert norm_of_gradients(clipped.actor) <= 1e-2 * (1 + 1e-5)
+    for a, b in zip(free.critic.parameters(), clipped.critic.parameters(), strict=True):
+        np.testing.assert_allclose(
+            b.grad.numpy(), a.grad.numpy() * 1e-2 / norm, rtol=1e-3, atol=1e-9
+        )
+
+
+def test_a_norm_below_the_bound_is_left_alone():
+    free, clipped = make_agent(), make_agent(max_grad_norm=1e6)
+    train(free, 2), train(clipped, 2)
+    assert torch.equal(parameters(free), parameters(clipped))
+
+
+# -- temperature ----------------------------------------------------------------------------------
+
+
+def agent_with_known_spread(log_stds, **settings):
+    """The policy's log standard deviation is set per task: hidden layer = task id."""
+    tasks = len(log_stds)
+    agent = make_agent(tasks=tasks, network={"width": tasks, "depth": 1}, actor_lr=1e-9, **settings)
+    with torch.no_grad():
+        first, last = agent.actor.mlp.weights
+        first.zero_()
+        first[0, OBSERVATION:] = torch.eye(tasks)
+        last.zero_()
+        last[0, :, ACTION:] = torch.tensor(log_stds)[:, None]
+    return agent
+
+
+def test_each_temperature_follows_its_own_tasks_entropy():
+    # Target -2: a spread of e^-5 is far below it, a spread of 1 above it.
+    agent = agent_with_known_spread([-5.0, 0.0, -5.0], temperature_lr=0.01)
+    metrics = train(agent, 5)
+    assert agent.log_alpha.shape == (3,)
+    assert (metrics[0].entropy < -2.0).tolist() == [True, False, True]
+    alpha = agent.log_alpha.detach().exp()
+    assert (alpha > 1.0).tolist() == [True, False, True]
+    np.testing.assert_allclose(metrics[0].alpha.numpy(), 1.0)
+    expected = [0.05, -0.05, 0.05]  # five full Adam steps from log 1
+    np.testing.assert_allclose(agent.log_alpha.detach().numpy(), expected, rtol=0.1)
+
+
+@pytest.mark.parametrize(("log_stds", "up"), [([-5.0, 0.0, -5.0], True), ([0.0, -0.5, 0.0], False)])
+def test_shared_temperature_follows_the_mean_entropy(log_stds, up):
+    agent = agent_with_known_spread(log_stds, temperature="shared", initial_temperature=0.5)
+    metrics = agent.update(make_batch())
+    assert agent.log_alpha.shape == (1,)
+    assert bool(metrics.entropy.mean() < -2.0) == up
+    expected = 0.5 * (metrics.entropy.mean().item() + 2.0)
+    assert agent.log_alpha.grad.item() == pytest.approx(expected, rel=1e-5)
+    assert (agent.log_alpha.item() > math.log(0.5)) == up
+    assert metrics.alpha.tolist() == pytest.approx([0.5] * 3)
+
+
+def test_target_entropy_scales_with_the_action_dimensions():
+    agent = agent_with_known_spread([-4.0] * 3, target_entropy_scale=4.0, temperature_lr=0.01)
+    metrics = train(agent, 1)[0]
+    assert (metrics.entropy > -8.0).all()
+    assert (metrics.entropy < -2.0).all()
+    assert (agent.log_alpha < 0).all()
+
+
+def test_observation_norm_reaches_the_update():
+    plain, scaled = make_agent(), make_agent(network={"observation_norm": True})
+    mean, deviation = torch.arange(5.0), torch.full((5,), 4.0)
+    scaled.encoder.set_statistics(mean, deviation)
+    batch = make_batch()
+    moved = batch._replace(
+        observations=batch.observations * 4.0 + mean,
+        next_observations=batch.next_observations * 4.0 + mean,
+    )
+    for one, two in zip(plain.update(batch), scaled.update(moved), strict=True):
+        np.testing.assert_allclose(one.numpy(), two.numpy(), rtol=1e-4, atol=1e-5)
+
+
+# -- acting ---------------------------------------------------------------------------------------
+
+
+def test_deterministic_action_is_tanh_of_the_mean():
+    agent = make_agent()
+    observations = torch.randn(3, OBSERVATION, generator=torch.Generator().manual_seed(0))
+    actions = agent.act(observations, deterministic=True)
+    for task in range(3):
+        one_hot = torch.eye(3)[task]
+        mean, _ = agent.actor(torch.cat([observations[task], one_hot]))
+        np.testing.assert_allclose(actions[task].numpy(), np.tanh(mean.detach().numpy()), rtol=1e-5)
+    assert torch.equal(actions, agent.act(observations, deterministic=True))
+
+
+def test_exploration_has_the_policys_distribution():
+    agent = agent_with_known_spread([0.0, -1.0, -3.0])
+    observations = torch.zeros(3, OBSERVATION)
+    actions = torch.stack([agent.act(observations) for _ in range(1500)])
+    u = torch.atanh(actions.double().clamp(-1 + 1e-7, 1 - 1e-7))
+    expected = np.exp([[0.0], [-1.0], [-3.0]]) * np.ones((1, ACTION))
+    np.testing.assert_allclose(u.std(0).numpy(), expected, rtol=0.15)
+    assert (u.mean(0).abs().numpy() < 5 * expected / np.sqrt(1500)).all()
+    # Tasks and coordinates have noise of their own.
+    correlation = np.corrcoef(u.flatten(1).T.numpy()) - np.eye(3 * ACTION)
+    assert np.abs(correlation).max() < 0.15
+
+
+def test_random_actions_are_uniform():
+    agent = make_agent()
+    actions = torch.stack([agent.random_actions() for _ in range(2000)]).flatten()
+    counts = torch.histc(actions, 10, -1.0, 1.0).numpy()
+    assert counts.sum() == actions.numel()
+    assert ((counts - 1200) ** 2 / 1200).sum() < 40  # chi-square, 9 degrees of freedom
+
+
+def test_acting_does_not_change_learning():
+    quiet, active = make_agent(smto="pcgrad"), make_agent(smto="pcgrad")
+    for k in range(3):
+        for deterministic in (True, False):
+            active.act(torch.randn(3, OBSERVATION), deterministic=deterministic)
+        active.random_actions()
+        train(quiet, 1, k), train(active, 1, k)
+    assert torch.equal(parameters(quiet), parameters(active))
+
+
+def test_learning_does_not_change_the_exploration_noise():
+    quiet, active = (make_agent(smto="pcgrad", actor_lr=0.0) for _ in range(2))
+    observations = torch.randn(3, OBSERVATION)
+    for k in range(3):
+        train(active, 2, k)
+        assert torch.equal(quiet.act(observations), active.act(observations))
+        assert torch.equal(quiet.random_actions(), active.random_actions())
+
+
+# -- reproducibility ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("smto", ["unitary", "pcgrad"])
+def test_equal_seeds_are_bitwise_equal(smto):
+    torch.manual_seed(0)
+    one = make_agent(smto=smto)
+    torch.manual_seed(1)  # the global stream must not matter
+    two = make_agent(smto=smto)
+    train(one, 5)
+    torch.manual_seed(2)
+    train(two, 5)
+    assert torch.equal(parameters(one), parameters(two))
+    assert torch.equal(one.random_actions(), two.random_actions())
+
+
+def test_creating_and_updating_leave_the_global_random_stream_alone():
+    before = torch.get_rng_state()
+    train(make_agent(smto="pcgrad"), 1)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_different_seeds_differ():
+    one, two = make_agent(seed=1), make_agent(seed=2)
+    assert not torch.equal(parameters(one), parameters(two))
+    two.load_state_dict(one.state_dict() | {"generator": two.generator.get_state()})
+    assert torch.equal(parameters(one), parameters(two))
+    train(one, 1), train(two, 1)  # equal networks, other noise
+    assert not torch.equal(parameters(one), parameters(two))
+    assert not torch.equal(make_agent(seed=1).random_actions(), make_agent(seed=2).random_actions())
+
+
+@pytest.mark.parametrize("smto", ["unitary", "pcgrad"])
+def test_restored_agent_continues_bitwise(smto, tmp_path):
+    settings = {"smto": smto, "actor_l2": 1e-3, "network": {"observation_norm": True}}
+    original, restored = make_agent(**settings), make_agent(seed=77, **settings)
+    original.encoder.set_statistics(torch.arange(5.0), torch.full((5,), 2.0))
+    train(original, 3)
+    original.random_actions()
+    torch.save(original.state_dict(), tmp_path / "agent.pt")
+    train(original, 3, first=3)
+    restored.load_state_dict(torch.load(tmp_path / "agent.pt"))
+    train(restored, 3, first=3)
+    assert torch.equal(parameters(original), parameters(restored))
+    observations = torch.randn(3, OBSERVATION)
+    assert torch.equal(original.act(observations), restored.act(observations))
+
+
+# -- GPU ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("smto", ["unitary", "pcgrad"])
+def test_update_on_cuda_is_close_to_the_cpu(smto):
+    # Two tasks: PCGrad's order, drawn on the device, then does not matter.
+    cuda = torch.device("cuda")
+    here, there = (make_agent(tasks=2, smto=smto, device=device) for device in (CPU, cuda))
+    assert torch.equal(parameters(here), parameters(there).cpu())
+    batch = make_batch(2)
+    noise = torch.randn(2, SAMPLES, ACTION, generator=torch.Generator().manual_seed(0))
+    directions = []
+    for agent, device in ((here, CPU), (there, cuda)):
+        observations, actions, rewards = (field.to(device) for field in batch[:3])
+        inputs = agent.encoder(observations)
+        critic = agent.critic_gradients(inputs, actions, rewards)
+        actor = agent.actor_gradients(inputs, noise.to(device), torch.ones(2, device=device))
+        for combined in (critic, actor):
+            direction = torch.cat([g.detach().flatten() for g in combined.gradients]).cpu()
+            directions.append((direction, combined.losses.cpu()))
+    for k in range(2):
+        (direction, losses), (direction_there, losses_there) = directions[k], directions[k + 2]
+        error = (direction - direction_there).abs().max()
+        assert error <= 1e-4 * direction.abs().max()
+        np.testing.assert_allclose(losses_there.numpy(), losses.numpy(), rtol=1e-4, atol=1e-5)
+    for k in range(3):
+        metrics = there.update(make_batch(2, k, cuda))
+    assert parameters(there).isfinite().all()
+    assert all(value.isfinite().all() for value in metrics)
+    there.load_state_dict(there.state_dict())

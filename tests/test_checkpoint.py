@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ENVIRONMENT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mtrl import checkpoint
+
+
+def example_state(value: float = 0.0) -> dict[str, object]:
+    return {
+        "step": 1200,
+        "weights": [torch.arange(6.0).reshape(2, 3) + value, torch.tensor(3, dtype=torch.int64)],
+        "generator": torch.get_rng_state(),
+        "nested": {"double": torch.tensor([1e-300, float("inf")], dtype=torch.float64)},
+        "nothing": None,
+        "nan": float("nan"),
+    }
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    path = tmp_path_factory.mktemp("checkpoint") / "step_000000001200.pt"
+    checkpoint.save(path, example_state())
+    return path, path.read_bytes()
+
+
+def test_round_trip_keeps_values_types_and_shapes(tmp_path: Path) -> None:
+    path, state = tmp_path / "a" / "step.pt", example_state()
+    checkpoint.save(path, state)
+    loaded = checkpoint.load(path)
+    torch.testing.assert_close(loaded["weights"], state["weights"], rtol=0, atol=0)
+    torch.testing.assert_close(loaded["nested"], state["nested"], rtol=0, atol=0)
+    assert loaded["weights"][1].dtype == torch.int64
+    assert torch.equal(loaded["generator"], state["generator"])
+    assert loaded["step"] == 1200
+    assert loaded["nothing"] is None
+    assert loaded["nan"] != loaded["nan"]
+    assert list(path.parent.iterdir()) == [path], "a temporary file was left"
+
+
+@given(data=st.data())
+@settings(max_examples=100, deadline=None)
+def test_truncation_at_any_length_is_detected(
+    written: tuple[Path, bytes], data: st.DataObject
+) -> None:
+    path, content = written
+    length = data.draw(st.integers(0, len(content) - 1))
+    damaged = path.with_name("truncated.pt")
+    damaged.write_bytes(content[:length])
+    with pytest.raises(checkpoint.CheckpointError, match=r"truncated\.pt is damaged"):
+        checkpoint.load(damaged)
+
+
+@given(data=st.data())
+@settings(max_examples=100, deadline=None)
+def test_any_altered_byte_is_detected(written: tuple[Path, bytes], data: st.DataObject) -> None:
+    path, content = written
+    position = data.draw(st.integers(0, len(content) - 1))
+    flip = data.draw(st.integers(1, 255))
+    damaged = path.with_name("flipped.pt")
+    damaged.write_bytes(
+        content[:position] + bytes([content[position] ^ flip]) + content[position + 1 :]
+    )
+    with pytest.raises(checkpoint.CheckpointError, match=r"flipped\.pt is damaged"):
+        checkpoint.load(damaged)
+
+
+def test_appended_bytes_are_detected(written: tuple[Path, bytes]) -> None:
+    path, content = written
+    damaged = path.with_name("longer.pt")
+    damaged.write_bytes(content + b"x")
+    with pytest.raises(checkpoint.CheckpointError, match="damaged"):
+        checkpoint.load(damaged)
+
+
+def test_missing_file_is_a_checkpoint_error(tmp_path: Path) -> None:
+    with pytest.raises(checkpoint.CheckpointError, match=r"none\.pt"):
+        checkpoint.load(tmp_path / "none.pt")
+
+
+def test_load_latest_skips_damaged_files_and_says_so(tmp_path: Path) -> None:
+    for step in (400, 800, 1200):
+        checkpoint.save(checkpoint.step_path(tmp_path, step), {"step": step})
+    for step in (800, 1200):
+        path = checkpoint.step_path(tmp_path, step)
+        path.write_bytes(path.read_bytes()[:-7])
+    state, warnings = checkpoint.load_latest(tmp_path)
+    assert state == {"step": 400}
+    assert len(warnings) == 2
+    assert "step_000000001200.pt" in warnings[0]
+
+
+def test_load_latest_of_nothing(tmp_path: Path) -> None:
+    assert checkpoint.load_latest(tmp_path / "absent") == (None, [])
+
+
+def test_prune_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
+    # Steps of different length must sort by number: 80 before 1_200.
+    for step in (80, 400, 1_200, 100_000):
+        checkpoint.save(checkpoint.step_path(tmp_path, step), {"step": step})
+    checkpoint.save(tmp_path / "best.pt", {"step": 400})
+    (tmp_path / "step_000000100400.tmp").write_bytes(b"interrupted")
+    checkpoint.prune(tmp_path, 2)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "best.pt",
+        "step_000000001200.pt",
+        "step_000000100000.pt",
+    }
+
+
+def test_write_failing_half_way_leaves_the_old_file(tmp_path: Path) -> None:
+    """A file size limit stands in for a full disk: the write itself fails in the system."""
+    path = tmp_path / "best.pt"
+    checkpoint.save(path, {"step": 1})
+    before = path.read_bytes()
+    script = """
+import resource, signal, sys, torch
+from pathlib import Path
+from mtrl import checkpoint
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    checkpoint.save(Path(sys.argv[1]), {"step": 2, "big": torch.zeros(100_000)})
+except checkpoint.CheckpointError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert f"cannot save checkpoint {path}" in done.stdout
+    assert "File too large" in done.stdout, "the cause is the system's error, not torch's wrapping"
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]

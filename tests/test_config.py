@@ -1,0 +1,284 @@
+from __future__ import annotations
+
+import dataclasses
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import REPOSITORY, Mtrl
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mtrl.config import Config, ConfigError, dump_yaml, flatten, load_yaml, validate
+
+PRESETS = sorted((REPOSITORY / "configs").glob("*.yaml"))
+
+
+def load(folder: Path, text: str) -> Config:
+    path = folder / "config.yaml"
+    path.write_text(textwrap.dedent(text))
+    return load_yaml(path)
+
+
+def leaves(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        flat |= (
+            leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
+    return flat
+
+
+floats = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@given(
+    name=st.text(max_size=20),
+    seed=st.integers(),
+    steps=st.integers(0, 10**15),
+    lr=floats,
+    clip=st.none() | floats,
+    weights=st.lists(floats, max_size=5).map(tuple),
+    tasks=st.lists(st.sampled_from(["reach-v3", "on", "1", "null"]), max_size=3).map(tuple),
+    workers=st.just("auto") | st.integers(1, 64),
+    encoding=st.sampled_from(["one_hot", "none"]),
+    norm=st.booleans(),
+    smto=st.none() | st.just("pcgrad"),
+)
+@settings(max_examples=60, deadline=None)
+def test_dump_then_load_is_the_identity(
+    tmp_path_factory: pytest.TempPathFactory,
+    name: str,
+    seed: int,
+    steps: int,
+    lr: float,
+    clip: float | None,
+    weights: tuple[float, ...],
+    tasks: tuple[str, ...],
+    workers: Any,
+    encoding: Any,
+    norm: bool,
+    smto: str | None,
+) -> None:
+    default = Config()
+    agent = dataclasses.replace(
+        default.agent,
+        critic_lr=lr,
+        max_grad_norm=clip,
+        smto=dataclasses.replace(default.agent.smto, weights=weights),
+        actor_smto=dataclasses.replace(default.agent.actor_smto, name=smto),
+    )
+    config = dataclasses.replace(
+        default,
+        name=name,
+        seed=seed,
+        env=dataclasses.replace(default.env, tasks=tasks, workers=workers),
+        train=dataclasses.replace(default.train, total_steps=steps),
+        network=dataclasses.replace(default.network, task_encoding=encoding, observation_norm=norm),
+        agent=agent,
+    )
+    path = tmp_path_factory.getbasetemp() / "round_trip.yaml"
+    path.write_text(dump_yaml(config))
+    again = load_yaml(path)
+    assert again == config
+    # 1 == 1.0 == True, but a float that comes back as another type would break later.
+    for key, value in flatten(again).items():
+        assert type(value) is type(flatten(config)[key]), key
+
+
+def test_empty_file_gives_the_defaults(tmp_path: Path) -> None:
+    assert load(tmp_path, "") == Config()
+    assert load(tmp_path, "env:\nagent:\n") == Config()
+
+
+def test_defaults_are_valid() -> None:
+    validate(Config())
+
+
+def test_there_are_presets() -> None:
+    assert {"toy", "smoke"} <= {path.stem for path in PRESETS}
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_preset_is_valid_minimal_and_commented(path: Path) -> None:
+    validate(load_yaml(path))
+    chosen, defaults = flatten(load_yaml(path)), flatten(Config())
+    keys = leaves(yaml.safe_load(path.read_text()))
+    as_default = [key for key in keys if chosen[key] == defaults[key]]
+    assert not as_default, "a preset holds only what differs from the defaults"
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith("# "), "the first line says what the preset is for"
+    # A comment may cover a block: the lines of one section up to the next may share it.
+    for number, line in enumerate(lines):
+        if line.startswith("#") or not line.strip() or line.rstrip().endswith(":"):
+            continue
+        section = re.match(r"\s*", line).group()  # type: ignore[union-attr]
+        before = lines[:number]
+        covered = "#" in line
+        while not covered and before and before[-1].startswith(section) and section:
+            covered = "#" in before.pop()
+        assert covered, f"{path.name}:{number + 1} has no comment: {line}"
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "also"),
+    [
+        ("agent: {gama: 0.9}", "agent.gama = 0.9", ["unknown key", "did you mean 'gamma'"]),
+        ("agnet: {gamma: 0.9}", "agnet = ", ["unknown key", "did you mean 'agent'"]),
+        ("agent: {smto: {nmae: x}}", "agent.smto.nmae = 'x'", ["did you mean 'name'"]),
+        ("train: {total_steps: abc}", "train.total_steps = 'abc'", ["an integer"]),
+        ("train: {total_steps: 1.5}", "train.total_steps = 1.5", ["an integer"]),
+        ("train: {total_steps: true}", "train.total_steps = True", ["an integer"]),
+        ("train: {total_steps: null}", "train.total_steps = None", ["an integer"]),
+        ("agent: {gamma: true}", "agent.gamma = True", ["a number"]),
+        ("agent: {gamma: fast}", "agent.gamma = 'fast'", ["a number"]),
+        ("network: {layer_norm: 1}", "network.layer_norm = 1", ["true or false"]),
+        ("env: {reward_version: v3}", "env.reward_version = 'v3'", ["v1, v2"]),
+        ("env: {workers: many}", "env.workers = 'many'", ["auto", "an integer"]),
+        ("env: {tasks: reach-v3}", "env.tasks = 'reach-v3'", ["a list"]),
+        ("agent: {smto: {weights: [1, x]}}", "agent.smto.weights = [1, 'x']", ["a list of"]),
+        ("env: 3", "env = 3", ["mapping"]),
+        ("- env", "config = ['env']", ["mapping"]),
+        ("env: {horizon: [", "CONFIG = ", ["not valid YAML"]),
+    ],
+)
+def test_bad_yaml_names_key_value_and_what_is_allowed(
+    tmp_path: Path, text: str, key: str, also: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    message = str(caught.value)
+    assert message.startswith(key)
+    assert "\n" not in message
+    for part in also:
+        assert part in message
+
+
+def test_numbers_as_people_write_them(tmp_path: Path) -> None:
+    config = load(tmp_path, "agent: {actor_lr: 3e-4, tau: 1}\ntrain: {total_steps: 20_000}\n")
+    assert config.agent.actor_lr == 0.0003
+    assert config.agent.tau == 1.0
+    assert type(config.agent.tau) is float
+    assert config.train.total_steps == 20_000
+
+
+@pytest.mark.parametrize("key", ["actor_lr", "tau", "gamma", "max_grad_norm", "actor_l2"])
+@pytest.mark.parametrize("value", [".nan", "nan"])
+def test_nan_is_never_valid(tmp_path: Path, key: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=f"agent.{key}"):
+        validate(load(tmp_path, f"agent: {{{key}: {value}}}"))
+
+
+def test_protocol_stamp_shows_every_departure(tmp_path: Path) -> None:
+    assert Config().protocol_stamp == "mw-plus"
+    modified = load(tmp_path, "env: {horizon: 150, num_goals: 1}").protocol_stamp
+    assert modified == "mw-plus modified (env.num_goals=1, env.horizon=150)"
+    assert load(tmp_path, "protocol: none\nenv: {horizon: 150}").protocol_stamp == "none"
+    kurin = """
+        protocol: kurin
+        env: {reward_version: v1, num_goals: 1, horizon: 150}
+        network: {task_encoding: none}
+        agent: {temperature: shared}
+        replay: {capacity: 4_000_000}
+        train: {warmup_steps: 1500}
+    """
+    assert load(tmp_path, kurin).protocol_stamp == "kurin"
+    other = load(tmp_path, kurin.replace("shared", "per_task")).protocol_stamp
+    assert other == "kurin modified (agent.temperature=per_task)"
+
+
+def test_each_loss_may_have_a_method_of_its_own(tmp_path: Path) -> None:
+    config = load(
+        tmp_path,
+        """
+        env: {tasks: [toy-east, toy-west]}
+        agent:
+          smto: {name: pcgrad}
+          actor_smto: {name: fixed, weights: [1, 3]}
+        """,
+    )
+    assert config.smto_of("critic").name == "pcgrad"
+    assert config.smto_of("critic").weights == ()
+    assert config.smto_of("actor").name == "fixed"
+    assert config.smto_of("actor").weights == (1.0, 3.0)
+    assert config.method == "pcgrad+fixed"
+    assert config.run_path == Path("runs/run/pcgrad+fixed/seed_1")
+
+
+def test_override_of_the_method_alone_keeps_no_foreign_weights(tmp_path: Path) -> None:
+    config = load(
+        tmp_path,
+        """
+        env: {tasks: [toy-east, toy-west]}
+        protocol: none
+        agent:
+          smto: {name: fixed, weights: [1, 3]}
+          critic_smto: {name: pcgrad}
+        """,
+    )
+    assert config.smto_of("actor").weights == (1.0, 3.0)
+    assert config.smto_of("critic").weights == (), "pcgrad takes no weights"
+    validate(config)
+
+
+SAMPLE_KEYS = [
+    "run-dir",
+    "overwrite",
+    "seed",
+    "env.benchmark",
+    "env.tasks",
+    "env.workers",
+    "env.horizon",
+    "env.num-goals",
+    "env.reward-version",
+    "train.total-steps",
+    "train.warmup-steps",
+    "replay.capacity",
+    "replay.batch-size",
+    "agent.gamma",
+    "agent.actor-l2",
+    "agent.temperature",
+    "agent.updates-per-step",
+    "agent.smto.name",
+    "network.width",
+    "network.depth",
+    "network.layer-norm",
+    "network.observation-norm",
+    "network.task-encoding",
+    "learner.device",
+    "evaluation.every",
+    "evaluation.episodes-per-task",
+    "checkpoint.every",
+]
+
+
+@pytest.fixture(scope="module")
+def help_text(run_mtrl: Mtrl) -> str:
+    done = run_mtrl("train", REPOSITORY / "configs/toy.yaml", "--help")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_help_fits_a_terminal_and_shows_the_options(help_text: str) -> None:
+    assert max(map(len, help_text.splitlines())) <= 80
+    for key in SAMPLE_KEYS:
+        assert re.search(rf"--{re.escape(key)}[ ,]", help_text), key
+
+
+def test_every_option_is_explained(help_text: str) -> None:
+    """Each option's header is followed by words, not only by its default."""
+    lines = [line.strip("│ ") for line in help_text.splitlines()]
+    explained: dict[str, str] = {}
+    key = ""
+    for line in lines:
+        if option := re.match(r"--([\w.-]+)[ ,]", line):
+            key = option[1].replace("-", "_")
+            explained[key] = ""
+        elif key and not line.startswith("╭"):
+            explained[key] += line + " "
+    for key in flatten(Config()):
+        words = explained[key].split("(default:")[0].split()
+        assert len(words) >= 3, f"{key} has no help: {explained[key]!r}"

@@ -1,0 +1,207 @@
+"""Every way a run can end early: a clear message, a truthful status.json, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from conftest import PCGRAD, Mtrl, differences, final_state, metrics, wait_for
+
+from mtrl import checkpoint
+
+LONG = ("--train.total-steps", 400_000)
+
+
+class Running:
+    """A run in the background, and the processes that it started."""
+
+    def __init__(self, run_mtrl: Mtrl, path: Path, *options: object) -> None:
+        self.path = path
+        self.process = run_mtrl.start(*run_mtrl.toy_line(path, *options))
+        self.children: list[psutil.Process] = []
+
+    def wait_for_checkpoint(self) -> None:
+        wait_for(
+            lambda: checkpoint.newest_first(self.path / "checkpoints") or self.ended(),
+            60,
+            "a checkpoint",
+        )
+        assert not self.ended(), self.process.communicate()[1]
+        self.children = psutil.Process(self.process.pid).children(recursive=True)
+        assert self.children, "simulation runs in processes of its own"
+
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def wait(self, seconds: float) -> tuple[int, str]:
+        """-> exit code, standard error"""
+        try:
+            _, errors = self.process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"still running after {seconds} s")
+        return self.process.returncode, errors
+
+    def assert_no_child_left(self, seconds: float = 10) -> None:
+        _, alive = psutil.wait_procs(self.children, timeout=seconds)
+        assert alive == []
+
+    def status(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((self.path / "status.json").read_text())
+        return content
+
+    def clean_up(self) -> None:
+        for process in [*self.children, self.process]:
+            if process.poll() is None if isinstance(process, subprocess.Popen) else True:
+                try:
+                    process.kill()
+                except psutil.NoSuchProcess:
+                    continue
+        self.process.wait(10)
+
+
+@pytest.fixture
+def running(run_mtrl: Mtrl, tmp_path: Path) -> Iterator[Any]:
+    started = []
+
+    def start(*options: object) -> Running:
+        started.append(Running(run_mtrl, tmp_path / "run", *options))
+        return started[-1]
+
+    yield start
+    for run in started:
+        run.clean_up()
+
+
+def test_sigterm_saves_at_an_episode_end_and_the_run_can_go_on(
+    running: Any, run_mtrl: Mtrl, reference: Path
+) -> None:
+    run = running(*PCGRAD)
+    run.wait_for_checkpoint()
+    run.process.send_signal(signal.SIGTERM)
+    code, errors = run.wait(20)
+    assert code == 128 + signal.SIGTERM
+    assert "SIGTERM" in errors
+    assert "Traceback" not in errors
+    status = run.status()
+    assert status["status"] == "stopped"
+    assert "SIGTERM" in status["reason"]
+    step = final_state(run.path, step=status["step"])["step"]
+    assert step % 80 == 0, "an episode end: 20 steps of 4 tasks"
+    assert step < 1600
+    run.assert_no_child_left()
+
+    done = run_mtrl("resume", run.path)
+    assert done.returncode == 0, done.stderr
+    assert differences(final_state(run.path), final_state(reference)) == []
+    steps = [line["step"] for line in metrics(run.path) if "eval/success_mean" in line]
+    assert steps == [800, 1600]
+    assert run.status()["status"] == "finished"
+
+
+def test_ctrl_c_reaches_all_processes_and_stops_the_same_way(running: Any) -> None:
+    run = running(*LONG)
+    run.wait_for_checkpoint()
+    # A terminal's Ctrl-C goes to the whole process group, workers included.
+    for process in [*run.children, run.process]:
+        process.send_signal(signal.SIGINT)
+    code, errors = run.wait(20)
+    assert code == 128 + signal.SIGINT
+    assert "Traceback" not in errors
+    assert "SIGINT" in errors
+    assert run.status()["status"] == "stopped"
+    assert checkpoint.load_latest(run.path / "checkpoints")[0]["step"] == run.status()["step"]
+    run.assert_no_child_left()
+
+
+def test_dead_worker_ends_the_run(running: Any) -> None:
+    run = running(*LONG, "--env.workers", 2, "--evaluation.every", 0)
+    run.wait_for_checkpoint()
+    workers = [child for child in run.children if "spawn_main" in " ".join(child.cmdline())]
+    assert len(workers) == 2
+    workers[0].kill()
+    code, errors = run.wait(10)
+    assert code == 1
+    assert "Traceback" not in errors
+    message = errors.splitlines()[-1]
+    assert message.startswith("mtrl: ")
+    assert "toy-" in message, "it names the dead worker's tasks"
+    assert sum(task in message for task in ("east", "north", "west", "south")) == 2
+    status = run.status()
+    assert status["status"] == "failed"
+    assert "toy-" in status["reason"]
+    assert checkpoint.load_latest(run.path / "checkpoints")[0] is not None
+    run.assert_no_child_left()
+
+
+def test_workers_end_with_the_main_process(running: Any) -> None:
+    run = running(*LONG, "--env.workers", 2, "--evaluation.every", 400)
+    run.wait_for_checkpoint()
+    os.kill(run.process.pid, signal.SIGKILL)
+    run.process.communicate(timeout=10)
+    run.assert_no_child_left()
+
+
+def test_non_finite_loss_ends_the_run_and_spares_the_checkpoint(
+    run_mtrl: Mtrl, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    done = run_mtrl.toy(run, *LONG, "--agent.critic-lr", "1e30", "--logging.every", 80)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    message = done.stderr.splitlines()[-1]
+    named = r"non-finite (critic|actor) loss of task toy-"  # whichever overflows first
+    assert re.search(named, message)
+    status = json.loads((run / "status.json").read_text())
+    assert status["status"] == "failed"
+    assert re.search(named, status["reason"])
+    state, warnings = checkpoint.load_latest(run / "checkpoints")
+    assert warnings == []
+    assert state is not None
+    assert state["step"] == 400, "the warm-up's end: the last step before the first update"
+    assert non_finite(state["agent"]) == []
+    assert non_finite(state["replay"]) == []
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        assert "NaN" not in line
+        assert "Infinity" not in line
+
+
+def non_finite(value: Any, path: str = "") -> list[str]:
+    """Where a checkpoint holds NaN or infinity."""
+    if isinstance(value, dict):
+        return [found for key in value for found in non_finite(value[key], f"{path}/{key}")]
+    if isinstance(value, list | tuple):
+        return [found for i, v in enumerate(value) for found in non_finite(v, f"{path}/{i}")]
+    finite = not isinstance(value, torch.Tensor) or bool(torch.isfinite(value).all())
+    return [] if finite else [path]
+
+
+def test_failed_write_ends_the_run_and_spares_earlier_checkpoints(running: Any) -> None:
+    """A file size limit set on the running process stands in for a disk that fills up."""
+    run = running(*LONG)
+    run.wait_for_checkpoint()
+    limit = 40_000  # logs and TensorBoard files still fit, a checkpoint does not
+    resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (limit, limit))
+    code, errors = run.wait(30)
+    assert code == 1
+    assert "Traceback" not in errors
+    message = errors.splitlines()[-1]
+    assert "cannot save checkpoint" in message
+    assert "File too large" in message
+    status = run.status()
+    assert status["status"] == "failed"
+    assert "File too large" in status["reason"]
+    state, warnings = checkpoint.load_latest(run.path / "checkpoints")
+    assert state is not None
+    assert warnings == []
+    assert not list((run.path / "checkpoints").glob("*.tmp"))
+    run.assert_no_child_left()

@@ -1,0 +1,263 @@
+import copy
+import re
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mtrl.replay import ReplayBuffer
+
+CPU = torch.device("cpu")
+
+
+def make_buffer(num_tasks=2, slots=50, mode="sample", **options):
+    return ReplayBuffer(
+        num_tasks, num_tasks * slots, 3, 2, CPU, reward_normalization=mode, **options
+    )
+
+
+def coded_transition(num_tasks, step, rewards=None):
+    """Every field says which task and step it belongs to."""
+    code = np.arange(num_tasks)[:, None] * 1000.0 + step
+    observations = (code + np.array([0.0, 0.25, 0.5])).astype(np.float32)
+    actions = (-code - np.array([0.0, 0.5])).astype(np.float32)
+    successors = observations + 100_000.0
+    terminated = (np.arange(num_tasks) + step) % 3 == 0
+    raw = code[:, 0] + 0.125 if rewards is None else np.asarray(rewards, dtype=np.float64)
+    return torch.from_numpy(observations), torch.from_numpy(actions), raw, successors, terminated
+
+
+def fill(buffer, steps, start=0):
+    for step in range(start, start + steps):
+        buffer.add(*coded_transition(buffer.num_tasks, step))
+
+
+def fill_rewards(buffer, rewards):
+    """rewards [step, task]."""
+    for step, row in enumerate(rewards):
+        buffer.add(*coded_transition(buffer.num_tasks, step, row))
+
+
+def exact_sigma(rewards):
+    """sqrt(population variance + 1e-8) over the steps, two passes, in extended precision."""
+    values = np.asarray(rewards, dtype=np.longdouble)
+    variance = ((values - values.mean(0)) ** 2).mean(0)
+    return np.sqrt(variance + np.longdouble(1e-8)).astype(np.float64)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    offsets=st.tuples(*[st.sampled_from([0.0, 1.0, -3.7, 1e12, -1e12, 1e-12])] * 2),
+    scales=st.tuples(*[st.sampled_from([0.0, 1e-12, 1e-3, 1.0, 50.0, 1e6])] * 2),
+    count=st.integers(1, 60),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_sigma_counts_every_reward_ever_added(offsets, scales, count, seed):
+    noise = np.random.default_rng(seed).standard_normal((count, 2))
+    rewards = np.array(offsets) + np.array(scales) * noise
+    buffer = make_buffer(slots=7)  # most of the rewards are evicted
+    fill_rewards(buffer, rewards)
+    # A mean near 1e12 cannot be held finer than the spacing of floats there.
+    tolerance = 1e-9 * exact_sigma(rewards) + 16 * np.spacing(np.abs(rewards).max(0))
+    error = np.abs(buffer.moments.sigma.numpy() - exact_sigma(rewards))
+    assert (error <= tolerance).all()
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.1, 1e-12, -7.3, 1e12 / 3])
+def test_constant_rewards_meet_the_floor(constant):
+    buffer = make_buffer()
+    fill_rewards(buffer, np.full((200, 2), constant))
+    assert buffer.moments.sigma.tolist() == pytest.approx([1e-4, 1e-4], rel=1e-12)
+    rewards = buffer.sample(16, generator()).rewards
+    assert torch.isfinite(rewards).all()
+    np.testing.assert_allclose(rewards.numpy(), constant / 1e-4, rtol=1e-6)
+
+
+def test_long_stream_with_large_offset():
+    rewards = 1e8 + np.random.default_rng(0).standard_normal((4000, 2)) * [1.0, 1e-2]
+    buffer = make_buffer(slots=3)
+    fill_rewards(buffer, rewards)
+    np.testing.assert_allclose(buffer.moments.sigma.numpy(), exact_sigma(rewards), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("added", "expected"),
+    [(1, [0]), (4, range(4)), (7, range(7)), (8, range(1, 8)), (17, range(10, 17))],
+)
+def test_ring_buffer_keeps_the_newest(added, expected):
+    buffer = make_buffer(num_tasks=3, slots=7)
+    fill(buffer, added)
+    assert buffer.size == len(expected)
+    batch = buffer.sample(400, generator())
+    for task in range(3):
+        steps = set((batch.observations[task, :, 0] - 1000 * task).tolist())
+        assert steps == set(map(float, expected))
+
+
+def test_capacity_is_shared_evenly_and_rounded_down():
+    buffer = ReplayBuffer(3, 11, 3, 2, CPU)
+    fill(buffer, 20)
+    assert buffer.size == 3
+
+
+@pytest.mark.parametrize("mode", ["none", "sample"])
+def test_sampled_rows_are_whole_stored_transitions(mode):
+    num_tasks, steps = 3, 23
+    buffer = make_buffer(num_tasks, slots=10, mode=mode)
+    raw = np.random.default_rng(1).normal(5.0, [[1.0, 10.0, 100.0]], (steps, num_tasks))
+    fill_rewards(buffer, raw)
+    batch = buffer.sample(60, generator())
+    scale = exact_sigma(raw) if mode == "sample" else np.ones(num_tasks)
+    for task in range(num_tasks):
+        for k in range(60):
+            step = round(float(batch.observations[task, k, 0])) - 1000 * task
+            assert steps - 10 <= step < steps
+            stored = coded_transition(num_tasks, step)
+            assert batch.observations[task, k].tolist() == stored[0][task].tolist()
+            assert batch.actions[task, k].tolist() == stored[1][task].tolist()
+            assert batch.next_observations[task, k].tolist() == stored[3][task].tolist()
+            assert batch.terminated[task, k].item() == float(stored[4][task])
+            # Divided by sigma, but the mean is kept.
+            expected = raw[step, task] / scale[task]
+            assert batch.rewards[task, k].item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_batch_is_float32():
+    buffer = make_buffer()
+    fill(buffer, 5)
+    assert {field.dtype for field in buffer.sample(4, generator())} == {torch.float32}
+
+
+def test_old_rewards_are_rescaled_by_later_moments():
+    buffer = make_buffer(num_tasks=1, slots=100)
+    rewards = np.array([[1.0], [3.0]])
+    fill_rewards(buffer, rewards)
+    # population deviation 1
+    got = np.unique(buffer.sample(50, generator()).rewards.numpy())
+    np.testing.assert_allclose(got, [1.0, 3.0], rtol=1e-6)
+    more = np.array([[101.0], [-97.0]])
+    fill_rewards(buffer, more)
+    expected = np.concatenate([rewards, more]) / exact_sigma(np.concatenate([rewards, more]))
+    got = np.unique(buffer.sample(200, generator()).rewards.numpy())
+    np.testing.assert_allclose(got, np.sort(expected[:, 0]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [0.001, 0.3, 1.0])
+def test_ema_equals_a_plain_loop(alpha):
+    buffer = make_buffer(num_tasks=2, slots=40, mode="ema", ema_alpha=alpha)
+    raw = np.random.default_rng(2).normal([3.0, -50.0], [1.0, 20.0], (40, 2))
+    fill_rewards(buffer, raw)
+    batch = buffer.sample(400, generator())
+    for task in range(2):
+        mean, variance, expected = 0.0, 1.0, []
+        for r in raw[:, task]:
+            mean = (1 - alpha) * mean + alpha * r
+            variance = (1 - alpha) * variance + alpha * (r - mean) ** 2
+            expected.append(r / (np.sqrt(variance) + 1e-8))
+        steps = (batch.observations[task, :, 0] - 1000 * task).long().numpy()
+        np.testing.assert_allclose(
+            batch.rewards[task].numpy(), np.array(expected)[steps], rtol=1e-5
+        )
+
+
+def chi_square(counts):
+    expected = counts.sum() / counts.size
+    return float(((counts - expected) ** 2 / expected).sum())
+
+
+def test_slots_are_drawn_uniformly_and_independently_per_task():
+    slots, draws = 20, 40_000
+    buffer = make_buffer(num_tasks=2, slots=slots)
+    fill(buffer, slots)
+    batch = buffer.sample(draws, generator(3))
+    picked = [(batch.observations[t, :, 0] - 1000 * t).long().numpy() for t in range(2)]
+    for one in picked:
+        counts = np.bincount(one, minlength=slots)
+        # mean 19, deviation 6.2; without replacement it would be 0
+        assert 2 < chi_square(counts) < 60
+    joint = np.bincount(picked[0] * slots + picked[1], minlength=slots**2)
+    assert 250 < chi_square(joint) < 560  # mean 399, deviation 28
+    successive = np.bincount(picked[0][:-1] * slots + picked[0][1:], minlength=slots**2)
+    assert 250 < chi_square(successive) < 560
+
+
+def test_equal_seeds_give_equal_batches():
+    buffer = make_buffer()
+    fill(buffer, 30)
+    one, two, other = (buffer.sample(32, generator(seed)) for seed in (5, 5, 6))
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    assert not torch.equal(one.observations, other.observations)
+
+
+def test_sampling_leaves_the_global_random_stream_alone():
+    buffer = make_buffer()
+    fill(buffer, 30)
+    before = torch.get_rng_state()
+    buffer.sample(32, generator())
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_too_large_a_buffer_is_refused_before_allocation():
+    # An attempt to allocate would be torch's RuntimeError instead.
+    with pytest.raises(MemoryError) as caught:
+        ReplayBuffer(10, 10**13, 39, 4, CPU)
+    need, free = (float(x) for x in re.findall(r"([\d.]+) GiB", str(caught.value)))
+    assert need == pytest.approx(10**13 * 4 * (39 + 4 + 1 + 39 + 1) / 2**30, rel=1e-3)
+    assert 0 < free < need
+    assert str(10**13) in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", ["none", "sample", "ema"])
+@pytest.mark.parametrize("steps", [4, 10, 23])
+def test_restored_buffer_continues_identically(mode, steps):
+    original, restored = (make_buffer(slots=10, mode=mode, ema_alpha=0.2) for _ in range(2))
+    fill(original, steps)
+    restored.load_state_dict(copy.deepcopy(original.state_dict()))
+    for start, more in ((steps, 0), (steps, 5), (steps + 5, 20)):
+        for buffer in (original, restored):
+            fill(buffer, more, start)
+        one, two = (buffer.sample(64, generator(start)) for buffer in (original, restored))
+        assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+        assert torch.equal(original.return_bound(0.9), restored.return_bound(0.9))
+
+
+@pytest.mark.parametrize("mode", ["none", "sample"])
+def test_return_bound_is_the_best_reward_ever_seen(mode):
+    raw = np.random.default_rng(4).normal([3.0, -100.0], [2.0, 5.0], (50, 2))
+    raw[0] = [40.0, -1.0]  # evicted later
+    buffer = make_buffer(slots=5, mode=mode)
+    fill_rewards(buffer, raw)
+    scale = exact_sigma(raw) if mode == "sample" else 1.0
+    np.testing.assert_allclose(
+        buffer.return_bound(0.95).numpy(), raw.max(0) / scale / (1 - 0.95), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("mode", ["none", "sample", "ema"])
+def test_return_bound_is_in_the_units_of_the_sampled_rewards(mode):
+    # A policy that earns the best sampled reward for ever is not clipped.
+    raw = 0.01 * np.random.default_rng(5).standard_normal((100, 2))
+    buffer = make_buffer(slots=100, mode=mode, ema_alpha=0.3)
+    fill_rewards(buffer, raw)
+    best = buffer.sample(2000, generator()).rewards.amax(1)
+    bound = buffer.return_bound(0.99)
+    assert (bound * (1 - 0.99) >= best * (1 - 1e-4)).all(), (bound * (1 - 0.99), best)
+
+
+def test_observation_statistics_pool_the_stored_tasks():
+    rng = np.random.default_rng(6)
+    observations = rng.normal([1e4, 0.0, -3.0], [1.0, 1e-3, 50.0], (12, 2, 3)).astype(np.float32)
+    buffer = make_buffer(slots=8)
+    for step, row in enumerate(observations):
+        _, *rest = coded_transition(2, step)
+        buffer.add(torch.from_numpy(row), *rest)
+    mean, deviation = buffer.observation_statistics()
+    held = observations[-8:].astype(np.float64).reshape(-1, 3)
+    np.testing.assert_allclose(mean.numpy(), held.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(deviation.numpy(), held.std(0), rtol=1e-5)

@@ -1,0 +1,184 @@
+"""Equal seeds give equal runs, and an interrupted run equals an uninterrupted one, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from conftest import (
+    PCGRAD,
+    REPOSITORY,
+    Mtrl,
+    at_once,
+    differences,
+    final_state,
+    metrics,
+    wait_for,
+)
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mtrl import checkpoint, cli
+
+META_WORLD = (
+    "--env.horizon 50 --checkpoint.every 600 --evaluation.every 600 --evaluation.episodes-per-task "
+    "1 --evaluation.final-episodes-per-task 1 --train.warmup-steps 200 --network.width 16 "
+    "--replay.batch-size 32 --learner.threads 1 --learner.device cpu"
+)
+
+
+@pytest.fixture(scope="module")
+def runs(run_mtrl: Mtrl, tmp_path_factory: pytest.TempPathFactory, reference: Path) -> Path:
+    """Runs to compare with `reference`, and two on Meta-World; the first legs of resumed ones."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def toy(name: str, *options: object):
+        return lambda: run_mtrl.toy(folder / name, *PCGRAD, *options)
+
+    def meta_world(name: str, steps: int):
+        options = [*META_WORLD.split(), "--train.total-steps", steps, "--run-dir", folder / name]
+        return lambda: run_mtrl("train", REPOSITORY / "configs/smoke.yaml", *options)
+
+    def resume(name: str, steps: int):
+        return lambda: run_mtrl("resume", folder / name, "--train.total-steps", steps)
+
+    at_once(
+        toy("half", "--train.total-steps", 800),
+        meta_world("mw_half", 600),
+        toy("again"),
+        toy("seed_2", "--seed", 2),
+        toy("no_evaluation", "--evaluation.every", 0),
+        meta_world("mw", 1200),
+    )
+    assert final_state(folder / "half", 800)["step"] == 800
+    at_once(resume("half", 1600), resume("mw_half", 1200))
+    return folder
+
+
+def assert_equal_runs(run: Path, other: Path, step: int = 1600) -> None:
+    assert differences(final_state(run, step), final_state(other, step)) == []
+    assert metrics(run) == metrics(other)
+
+
+def test_equal_seeds_give_equal_runs(runs: Path, reference: Path) -> None:
+    assert_equal_runs(runs / "again", reference)
+
+
+def test_other_seed_differs(runs: Path, reference: Path) -> None:
+    different = differences(final_state(runs / "seed_2"), final_state(reference))
+    assert any("actor" in path for path in different)
+    assert any("critic" in path for path in different)
+    assert any("replay" in path for path in different)
+
+
+def test_evaluating_does_not_change_the_training(runs: Path, reference: Path) -> None:
+    without, evaluated = final_state(runs / "no_evaluation"), final_state(reference)
+    for part in ("agent", "replay", "episodes", "recent_success"):
+        assert differences(without[part], evaluated[part]) == []
+    assert sum("eval/success_mean" in line for line in metrics(runs / "no_evaluation")) == 1
+
+
+def test_training_changes_the_networks(reference: Path) -> None:
+    """Or equality of runs would say nothing."""
+    earlier, later = final_state(reference, 1200), final_state(reference)
+    different = differences(earlier["agent"], later["agent"])
+    for part in ("actor", "critic", "target", "optimizer", "temperature", "generator", "smto"):
+        assert any(part in path for path in different), f"{part} did not change: {different}"
+
+
+def test_resumed_equals_uninterrupted(runs: Path, reference: Path) -> None:
+    assert_equal_runs(runs / "half", reference)
+
+
+def test_resumed_equals_uninterrupted_on_meta_world(runs: Path) -> None:
+    assert_equal_runs(runs / "mw_half", runs / "mw", 1200)
+
+
+def test_tensorboard_of_a_resumed_run_has_every_step_once(runs: Path, reference: Path) -> None:
+    for run in (runs / "half", reference):
+        events = EventAccumulator(str(run / "tensorboard"))
+        events.Reload()
+        logged = [event.step for event in events.Scalars("train/reward_std/toy-east")]
+        assert logged == [400, 800, 1200, 1600]
+
+
+def test_killed_run_resumes_to_the_same_end(
+    run_mtrl: Mtrl, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    process = run_mtrl.start(*run_mtrl.toy_line(run, *PCGRAD))
+    try:
+        wait_for(lambda: list((run / "checkpoints").glob("*400.pt")), 60, "a checkpoint")
+        # Two processes must never write one run.
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["resume", str(run)])
+        assert caught.value.code == 2
+        assert "in use by another process" in capsys.readouterr().err
+        assert process.poll() is None
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGKILL
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"step": 1200, "train/alpha/toy-east": 0.5}\n{"step": 1600, "trai')
+    done = run_mtrl("resume", run)
+    assert done.returncode == 0, done.stderr
+    assert "resumed at step" in done.stderr
+    assert_equal_runs(run, reference)
+
+
+def test_run_killed_before_its_first_checkpoint_starts_over(
+    run_mtrl: Mtrl, reference: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    process = run_mtrl.start(*run_mtrl.toy_line(run, *PCGRAD))
+    try:
+        wait_for((run / "status.json").exists, 60, "running")
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate(timeout=30)
+    assert checkpoint.newest_first(run / "checkpoints") == []
+    done = run_mtrl("resume", run)
+    assert done.returncode == 0, done.stderr
+    assert_equal_runs(run, reference)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage"])
+def test_damaged_newest_checkpoint_falls_back_to_the_one_before(
+    damage: str, run_mtrl: Mtrl, reference: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(reference, run)
+    newest = checkpoint.step_path(run / "checkpoints", 1600)
+    content = newest.read_bytes()
+    middle = len(content) // 2
+    if damage == "truncated":
+        newest.write_bytes(content[:middle])
+    else:
+        newest.write_bytes(content[:middle] + bytes(range(100)) + content[middle + 100 :])
+    done = run_mtrl("resume", run)
+    assert done.returncode == 0, done.stderr
+    assert "warning" in done.stderr
+    assert newest.name in done.stderr
+    assert "resumed at step 1,200" in done.stderr
+    assert_equal_runs(run, reference)
+
+
+def test_resuming_a_finished_run_changes_nothing(
+    run_mtrl: Mtrl, reference: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(reference, run)
+    done = run_mtrl("resume", run)
+    assert done.returncode == 0, done.stderr
+    assert_equal_runs(run, reference)
+
+
+def test_checkpoint_grows_with_what_the_replay_holds(reference: Path) -> None:
+    """The preset's 40,000 slots are 4% full: empty ones need not be written."""
+    stored = final_state(reference)["replay"]["storage"]
+    bytes_held = stored.numel() * stored.element_size()
+    size = checkpoint.step_path(reference / "checkpoints", 1600).stat().st_size
+    assert size < bytes_held + 200_000
