@@ -37,13 +37,12 @@ class Batch(NamedTuple):
 
 
 class RewardMoments:
-    """Running count, mean, squared deviations and maximum of raw rewards, per task [task]."""
+    """Running count, mean and squared deviations of raw rewards, per task [task]."""
 
     def __init__(self, num_tasks: int, device: torch.device) -> None:
         self.count = torch.zeros((), dtype=torch.float64, device=device)
         self.mean = torch.zeros(num_tasks, dtype=torch.float64, device=device)
         self.squares = torch.zeros(num_tasks, dtype=torch.float64, device=device)
-        self.maximum = torch.full((num_tasks,), -torch.inf, dtype=torch.float64, device=device)
 
     def add(self, rewards: Tensor) -> None:
         """Welford's update with one reward per task [task], float64."""
@@ -51,7 +50,6 @@ class RewardMoments:
         delta = rewards - self.mean
         self.mean += delta / self.count
         self.squares += delta * (rewards - self.mean)
-        self.maximum = torch.maximum(self.maximum, rewards)
 
     @property
     def sigma(self) -> Tensor:
@@ -97,6 +95,8 @@ class ReplayBuffer:
         self.ema_alpha = ema_alpha
         self.ema_mean = torch.zeros(num_tasks, dtype=torch.float64, device=device)
         self.ema_variance = torch.ones(num_tasks, dtype=torch.float64, device=device)
+        self.maximum = torch.full((num_tasks,), -torch.inf, dtype=torch.float64, device=device)
+        """Largest reward ever stored, per task: raw, or normalised by the moving average."""
         self.added = 0
         """Transitions ever added per task."""
         self._first_slots = torch.arange(num_tasks, device=device)[:, None] * self.slots
@@ -119,6 +119,7 @@ class ReplayBuffer:
         raw = torch.as_tensor(rewards, dtype=torch.float64).to(device)
         self.moments.add(raw)
         stored = self._ema(raw) if self.reward_normalization == "ema" else raw
+        self.maximum = torch.maximum(self.maximum, stored)
         torch.cat(
             [
                 observations,
@@ -162,15 +163,19 @@ class ReplayBuffer:
         return stored.mean(0).float(), stored.std(0, correction=0).float()
 
     def return_bound(self, gamma: float) -> Tensor:
-        """Largest raw reward seen / sigma / (1 - gamma), [task]: Kurin et al.'s target clip."""
+        """Largest reward so far, as `sample` scales it, / (1 - gamma), [task].
+
+        Kurin et al.'s target clip.
+        """
         scale = self.moments.sigma if self.reward_normalization == "sample" else 1.0
-        return (self.moments.maximum / scale / (1.0 - gamma)).float()
+        return (self.maximum / scale / (1.0 - gamma)).float()
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "storage": self.storage[:, : self.size],
             "added": self.added,
             "moments": self.moments.state_dict(),
+            "maximum": self.maximum,
             "ema_mean": self.ema_mean,
             "ema_variance": self.ema_variance,
         }
@@ -179,6 +184,7 @@ class ReplayBuffer:
         self.added = state["added"]
         self.storage[:, : self.size] = state["storage"]
         self.moments.load_state_dict(state["moments"])
+        self.maximum.copy_(state["maximum"])
         self.ema_mean.copy_(state["ema_mean"])
         self.ema_variance.copy_(state["ema_variance"])
 

@@ -68,6 +68,7 @@ def jacobian(
         return task_loss(call, *task_inputs)
 
     split = vmap(grad_and_value(one_task, has_aux=True), in_dims=(None, *[0] * len(inputs)))
-    gradients, (losses, auxiliary) = split(parameters, *inputs)
+    with torch.no_grad():  # networks the loss also uses (the actor's critic) must leave no graph
+        gradients, (losses, auxiliary) = split(parameters, *inputs)
     matrix = torch.cat([gradients[name].flatten(1) for name in parameters], dim=1)
-    return matrix, losses.detach(), auxiliary.detach()
+    return matrix, losses, auxiliary

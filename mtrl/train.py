@@ -17,7 +17,7 @@ from torch import Tensor
 from mtrl import checkpoint
 from mtrl.agent import Agent, Metrics
 from mtrl.config import Config, ConfigError
-from mtrl.envs.tasks import goal_index
+from mtrl.envs.goals import goal_index
 from mtrl.envs.vector import Step, VectorEnv
 from mtrl.evaluate import Evaluation, agent_policy, evaluate, goal_schedule, make_vector_env
 from mtrl.recorder import Recorder

@@ -23,9 +23,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from mtrl import checkpoint, cli
 
 META_WORLD = (
-    "--env.horizon 50 --checkpoint.every 600 --evaluation.every 600 --evaluation.episodes-per-task "
-    "1 --evaluation.final-episodes-per-task 1 --train.warmup-steps 200 --network.width 16 "
-    "--replay.batch-size 32 --learner.threads 1 --learner.device cpu"
+    "--env.horizon 50 --checkpoint.every 600 --logging.every 600 --evaluation.every 600 "
+    "--evaluation.episodes-per-task 1 --evaluation.final-episodes-per-task 1 "
+    "--train.warmup-steps 200 --network.width 16 --replay.batch-size 32 --learner.threads 1 "
+    "--learner.device cpu"
 )
 
 

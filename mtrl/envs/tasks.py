@@ -12,8 +12,6 @@ import functools
 import hashlib
 import os
 import pickle
-import tempfile
-import zlib
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtrl.envs import toy
+from mtrl.envs.goals import GoalOrder
 
 MAX_GOALS = 50  # Meta-World makes 50 goals per task
 
@@ -151,22 +150,6 @@ def make_env(
     return factory()
 
 
-@functools.lru_cache(maxsize=4096)
-def _goal_order(seed: int, task_name: str, sweep: int, num_goals: int) -> NDArray[np.int64]:
-    # The name, not the position, seeds the order: a task keeps it in any task list.
-    entropy = [seed, zlib.crc32(task_name.encode()), sweep]
-    return np.random.default_rng(entropy).permutation(num_goals)
-
-
-def goal_index(seed: int, task_name: str, episode: int, num_goals: int) -> int:
-    """Goal of a training episode: every goal once per sweep, in an order of the task's own.
-
-    A pure function, so that a resumed run needs only the episode number.
-    """
-    sweep, position = divmod(episode, num_goals)
-    return int(_goal_order(seed, task_name, sweep, num_goals)[position])
-
-
 def _import_metaworld() -> Any:
     # Without a display library `import mujoco` fails on its default (GLFW) renderer.
     os.environ.setdefault("MUJOCO_GL", "egl" if ctypes.util.find_library("EGL") else "disabled")
@@ -195,21 +178,26 @@ def goal_vectors(names: tuple[str, ...], seed: int) -> dict[str, NDArray[np.floa
     except Exception:
         pass
     goals = _draw_goals(names, seed)
-    with contextlib.suppress(OSError):  # a read-only cache costs time, nothing else
+    temporary = path.with_name(f"{key}.{os.getpid()}.npz")
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
-            np.savez(file, **goals)  # type: ignore[arg-type]
-        os.replace(file.name, path)
+        np.savez(temporary, **goals)  # type: ignore[arg-type]
+        os.replace(temporary, path)
+    except OSError:  # a full or read-only cache costs time, nothing else
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return goals
 
 
 def _draw_goals(names: tuple[str, ...], seed: int) -> dict[str, NDArray[np.float64]]:
-    """The resets of upstream's `_make_tasks`, without physics.
+    """The resets of upstream's `_make_tasks`, without the simulation that settles the hand.
 
-    Goals are drawn and rejected by their own values alone, so skipping the simulation that
-    settles the hand changes none of them (tests compare all 50 tasks with upstream).
+    Goals are drawn and rejected by their own values alone, so that changes none of them (tests
+    compare with upstream). Positions are still computed: lever-pull reads them.
     """
     environments = _import_metaworld().env_dict.ALL_V3_ENVIRONMENTS
+    import mujoco
+
     state = np.random.get_state()  # noqa: NPY002 - upstream draws from NumPy's global stream
     np.random.seed(seed)  # noqa: NPY002
     goals = {}
@@ -218,7 +206,9 @@ def _draw_goals(names: tuple[str, ...], seed: int) -> dict[str, NDArray[np.float
             env = environments[name]()
             env._freeze_rand_vec = False
             env._set_task_called = True
-            env.do_simulation = lambda ctrl, n_frames=None: None
+            env.do_simulation = lambda ctrl, n_frames=None, env=env: mujoco.mj_forward(
+                env.model, env.data
+            )
             drawn = []
             for _ in range(MAX_GOALS):
                 env.reset()
@@ -256,8 +246,7 @@ class MetaWorldTask(gymnasium.Env):
             )
             for goal in goals
         ]
-        self._seed = seed
-        self._episode = 0
+        self._order = GoalOrder(seed, task_name, len(goals))
         self._step = 0
         self.env.set_task(self._tasks[0])
         self.observation_space = self.env.sawyer_observation_space
@@ -267,13 +256,7 @@ class MetaWorldTask(gymnasium.Env):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float64], dict[str, Any]]:
         super().reset(seed=seed)
-        if seed is not None:
-            self._seed, self._episode = seed, 0
-        if options and "goal" in options:
-            goal = int(options["goal"])
-        else:
-            goal = goal_index(self._seed, self.task_name, self._episode, len(self._tasks))
-            self._episode += 1
+        goal = self._order.choose(seed, options)
         self._step = 0
         self.env.set_task(self._tasks[goal])
         observation, info = self.env.reset()

@@ -14,6 +14,8 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from mtrl.envs.goals import GoalOrder
+
 TARGETS = {
     "toy-east": (0.8, 0.0),
     "toy-north": (0.0, 0.8),
@@ -41,14 +43,13 @@ class PointMass(gymnasium.Env):
         self.starts = np.random.default_rng(seed).uniform(-0.3, 0.3, (num_goals, 2))
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float64)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
-        self._episode = 0
+        self._order = GoalOrder(seed, task_name, num_goals)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float64], dict[str, Any]]:
         super().reset(seed=seed)
-        goal = int((options or {}).get("goal", self._episode % len(self.starts)))
-        self._episode += 1
+        goal = self._order.choose(seed, options)
         self._step = 0
         self.position = self.starts[goal].copy()
         return self.position.copy(), {"goal": goal}

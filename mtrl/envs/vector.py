@@ -15,9 +15,11 @@ import math
 import multiprocessing as mp
 import os
 import signal
+import threading
+import time
 import traceback
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
@@ -172,7 +174,7 @@ class VectorEnv:
                 daemon=True,
                 name=f"mtrl-worker-{lanes.start}",
             )
-            with _single_threaded_child():
+            with _inherited_by_workers():
                 process.start()
             theirs.close()  # only the worker holds it now: its death reads as end of file
             self._connections.append(ours)
@@ -258,14 +260,23 @@ class VectorEnv:
 
 
 @contextlib.contextmanager
-def _single_threaded_child() -> Any:
-    """Processes started inside run NumPy on one thread: the workers are the parallelism."""
+def _inherited_by_workers() -> Iterator[None]:
+    """What a process started inside inherits: one NumPy thread, and deafness to signals.
+
+    The workers are the parallelism; and only the parent decides when to stop, also while they
+    are still starting.
+    """
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     saved = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, "1"))
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
         for name, value in saved.items():
             if value is None:
                 del os.environ[name]
@@ -278,8 +289,10 @@ def _shut_down(connections: list[Connection], processes: list[BaseProcess]) -> N
         with contextlib.suppress(OSError):
             connection.send_bytes(CLOSE)
         connection.close()
+    deadline = time.monotonic() + 5
     for process in processes:
-        process.join(5)
+        process.join(max(0.0, deadline - time.monotonic()))
+    for process in processes:
         if process.is_alive():
             process.kill()
             process.join(5)

@@ -38,7 +38,7 @@ class Fixed(SMTO):
 
     needs = "losses"
 
-    def __init__(self, num_tasks: int, *, weights: Sequence[float]) -> None:
+    def __init__(self, num_tasks: int, *, weights: Sequence[float] = ()) -> None:
         super().__init__(num_tasks)
         given = torch.as_tensor(weights, dtype=torch.float64)
         if given.shape != (num_tasks,) or not (given.isfinite() & (given >= 0)).all():
