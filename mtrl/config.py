@@ -234,9 +234,9 @@ class Config:
     def smto_of(self, loss: Literal["critic", "actor"]) -> SmtoConfig:
         """The SMTO of one loss: agent.smto, where agent.<loss>_smto does not override it."""
         own = self.agent.critic_smto if loss == "critic" else self.agent.actor_smto
-        if own.name is None and not own.weights:
-            return self.agent.smto
-        return SmtoConfig(own.name or self.agent.smto.name, own.weights or self.agent.smto.weights)
+        both = self.agent.smto
+        name = own.name or both.name
+        return SmtoConfig(name, own.weights or (both.weights if name == both.name else ()))
 
     @property
     def method(self) -> str:

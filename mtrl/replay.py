@@ -171,8 +171,10 @@ class ReplayBuffer:
         return (self.maximum / scale / (1.0 - gamma)).float()
 
     def state_dict(self) -> dict[str, Any]:
+        held = self.storage[:, : self.size]
         return {
-            "storage": self.storage[:, : self.size],
+            # A view would be saved with all the empty slots around it.
+            "storage": held if self.size == self.slots else held.clone(),
             "added": self.added,
             "moments": self.moments.state_dict(),
             "maximum": self.maximum,

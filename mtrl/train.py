@@ -156,7 +156,7 @@ class Trainer:
         if self._crossed(config.logging.every) or final:
             self.log()
         if self._crossed(config.evaluation.every) or final:
-            self.evaluate(final=final)
+            self._record_evaluation(final=final)
         if all_done:
             stop = self.stop_signal
             if stop or final or self.step % config.checkpoint.every == 0:
@@ -220,24 +220,27 @@ class Trainer:
         self.status("running")
         self._new_log_window()
 
-    def evaluate(self, *, final: bool = False) -> Evaluation:
+    def evaluate(self, *, final: bool) -> Evaluation:
         """Deterministic evaluation in environments of its own; touches no training state."""
         settings, config = self.config.evaluation, self.config
         if self._eval_envs is None:
             self._eval_envs = self.stack.enter_context(make_vector_env(config))
-        started = time.monotonic()
         if final:
             goals = goal_schedule(config, settings.final_episodes_per_task)
         else:
             index = self.step // settings.every - 1
             episodes = settings.episodes_per_task
             goals = goal_schedule(config, episodes, first=index * episodes)
-        result = evaluate(
+        return evaluate(
             agent_policy(self.agent),
             self._eval_envs,
             goals,
             stop_at_success=settings.stop_at_success,
         )
+
+    def _record_evaluation(self, *, final: bool) -> None:
+        started = time.monotonic()
+        result = self.evaluate(final=final)
         seconds = time.monotonic() - started
         self.last_success = result.success_mean
         self.recorder.evaluation(self.step, result, seconds)
@@ -247,7 +250,6 @@ class Trainer:
             state = {"step": self.step, "agent": self.agent.state_dict()}
             checkpoint.save(self.run.checkpoints / "best.pt", state)
         self._exclude(seconds)
-        return result
 
     def _exclude(self, seconds: float) -> None:
         """Keep time spent beside training out of the logged speeds."""
@@ -362,6 +364,7 @@ def train(config: Config, run: RunDirectory, *, resume: bool = False) -> Evaluat
             )
             trainer.status("running")
             trainer.loop()
+            # None: the run had been finished before. Evaluate again, only to show it.
             result = trainer.last_evaluation or trainer.evaluate(final=True)
             trainer.status("finished")
             return result
