@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 USAGE = """\
 mtrl: multi-task reinforcement learning
 
-  mtrl train CONFIG [--key value ...]    train; CONFIG is a YAML file or a preset's name
+  mtrl train CONFIG [--key value ...]
+      train; CONFIG is a YAML file or a preset's name
   mtrl resume RUN_DIR [--train.total-steps N]
-                                         go on from the newest checkpoint
+      go on from the newest checkpoint
   mtrl evaluate RUN_DIR [--checkpoint best|latest|PATH]
                         [--episodes-per-task 50] [--json]
-                                         success rates of a trained agent
+      success rates of a trained agent
   mtrl list tasks|benchmarks|methods|presets
 
 Every command explains itself with --help.
