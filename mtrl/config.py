@@ -48,6 +48,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class EnvConfig:
+    """Tasks, goals and simulation."""
+
     benchmark: str = "MT10"
     """MT1, MT10, MT25, MT50 (Meta-World) or toy. MT1 wants env.tasks with one task."""
     tasks: tuple[str, ...] = ()
@@ -55,11 +57,10 @@ class EnvConfig:
     workers: int | Literal["auto"] = "auto"
     """Simulation processes; auto = min(cores, tasks)."""
     horizon: int = 500
-    """Episode length in steps of one environment, at most 500. Episodes are truncated, never
-    terminated."""
+    """Steps of an episode, at most 500; episodes are truncated there, never terminated."""
     num_goals: int = 50
-    """Goals per task, 1..50: the first of Meta-World's own list for this seed. 1 = one fixed goal
-    (Kurin et al.)."""
+    """Goals per task, 1..50: the first of Meta-World's own list for this seed.
+    1 = one fixed goal (Kurin et al.)."""
     reward_version: Literal["v1", "v2"] = "v2"
     """Meta-World's reward function: v2 (about 0..10 per step) or v1 (Kurin et al.)."""
     fast: bool = False
@@ -68,29 +69,34 @@ class EnvConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
+    """Length of the run."""
+
     total_steps: int = 20_000_000
-    """Environment steps in all, summed over tasks; the run ends at the first episode end at or
-    after it."""
+    """Environment steps in all, summed over tasks; rounded up to whole episodes."""
     warmup_steps: int = 15_000
     """Environment steps, summed over tasks, of uniformly random actions before the first update."""
 
 
 @dataclass(frozen=True)
 class ReplayConfig:
+    """Replay buffer and reward normalisation."""
+
     capacity: int = 1_000_000
     """Transitions kept, in all tasks together; split evenly."""
     batch_size: int = 1280
     """Transitions per update, in all tasks together; split evenly, so divisible by the tasks."""
     reward_normalization: Literal["none", "sample", "ema"] = "sample"
-    """sample: raw rewards stored, divided by the task's standard deviation when sampled (Kurin et
-    al.). ema: normalised by a moving average before they are stored (Sodhani et al. 2021). none:
-    raw."""
+    """sample: stored raw, divided by the task's deviation when sampled (Kurin et al.).
+    ema: divided by a moving average's before they are stored (Sodhani et al. 2021).
+    none: raw."""
     ema_alpha: float = 0.001
     """Averaging speed of reward_normalization=ema."""
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
+    """Actor and twin critic."""
+
     width: int = 400
     """Units per hidden layer, actor and critics."""
     depth: int = 3
@@ -111,6 +117,8 @@ class NetworkConfig:
 
 @dataclass(frozen=True)
 class SmtoConfig:
+    """The multi-task optimiser of both losses."""
+
     name: str = "unitary"
     """Multi-task optimiser of the actor and critic losses; see `mtrl list methods`."""
     weights: tuple[float, ...] = ()
@@ -119,6 +127,8 @@ class SmtoConfig:
 
 @dataclass(frozen=True)
 class LossSmtoConfig:
+    """Another multi-task optimiser for one loss."""
+
     name: str | None = None
     """Overrides agent.smto.name for this loss alone."""
     weights: tuple[float, ...] = ()
@@ -127,6 +137,8 @@ class LossSmtoConfig:
 
 @dataclass(frozen=True)
 class AgentConfig:
+    """Multi-task Soft Actor-Critic."""
+
     gamma: float = 0.99
     """Discount per step."""
     tau: float = 0.005
@@ -138,8 +150,7 @@ class AgentConfig:
     temperature_lr: float = 3e-4
     """Adam step size of log temperature."""
     actor_l2: float = 0.0
-    """l2 regularisation of the actor: Adam's coupled weight decay on weights and biases (Kurin et
-    al.: 3e-4)."""
+    """l2 regularisation of the actor: Adam's coupled weight decay (Kurin et al.: 3e-4)."""
     temperature: Literal["shared", "per_task"] = "per_task"
     """One entropy temperature for all tasks (Kurin et al.) or one per task."""
     initial_temperature: float = 1.0
@@ -161,15 +172,19 @@ class AgentConfig:
 
 @dataclass(frozen=True)
 class LearnerConfig:
+    """Where the updates run."""
+
     device: str = "auto"
     """auto (CUDA where there is one), cpu, cuda or cuda:i. Replay and networks live there."""
     threads: int | Literal["auto"] = "auto"
-    """CPU threads of the learner; auto = all cores. Runs are bitwise reproducible for equal thread
-    counts."""
+    """CPU threads of the learner; auto = all cores.
+    Runs are bitwise reproducible for equal thread counts."""
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
+    """Deterministic evaluation."""
+
     every: int = 500_000
     """Environment steps between evaluations; 0 = only the final one."""
     episodes_per_task: int = 10
@@ -177,27 +192,32 @@ class EvaluationConfig:
     final_episodes_per_task: int = 50
     """Episodes per task in the evaluation that ends the run."""
     stop_at_success: bool = True
-    """End an evaluation episode at its first success: same success rate, less time; returns are
-    then partial."""
+    """End an evaluation episode at its first success.
+    Same success rate, less time; returns are then partial."""
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
+    """Checkpoints."""
+
     every: int = 500_000
-    """Environment steps between checkpoints; a multiple of env.horizon * tasks, where all episodes
-    have just ended."""
+    """Environment steps between checkpoints; a multiple of env.horizon * tasks."""
     keep: int = 2
     """Newest checkpoints kept, besides the best policy."""
 
 
 @dataclass(frozen=True)
 class LoggingConfig:
+    """metrics.jsonl, TensorBoard and console."""
+
     every: int = 10_000
     """Environment steps between two log lines (losses, temperatures, speed)."""
 
 
 @dataclass(frozen=True)
 class Config:
+    """One run."""
+
     name: str = ""
     """Name of the experiment; the preset's file name if empty."""
     protocol: Literal["mw-plus", "kurin", "none"] = "mw-plus"
