@@ -15,8 +15,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 from mtrl import checkpoint
+
+# Machines under load are slow, not wrong; and CI should fail for changes, not by luck.
+settings.register_profile("mtrl", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("mtrl")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ENVIRONMENT = os.environ | {

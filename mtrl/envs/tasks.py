@@ -175,7 +175,7 @@ def goal_vectors(names: tuple[str, ...], seed: int) -> dict[str, NDArray[np.floa
             goals = {name: stored[name] for name in names}
         if all(len(g) == MAX_GOALS and np.isfinite(g).all() for g in goals.values()):
             return goals
-    except Exception:
+    except Exception:  # missing or damaged, for which NumPy raises many kinds: drawn again
         pass
     goals = _draw_goals(names, seed)
     temporary = path.with_name(f"{key}.{os.getpid()}.npz")
