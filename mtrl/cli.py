@@ -128,7 +128,8 @@ def _load_config(name: str) -> Config:
 def _with_overrides(default: Config, program: str, arguments: list[str]) -> Config:
     import tyro
 
-    from mtrl.config import Config, validate
+    from mtrl.config import Config
+    from mtrl.validation import validate
 
     config = tyro.cli(Config, default=default, prog=program, args=arguments)
     validate(config)

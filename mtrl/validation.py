@@ -1,0 +1,129 @@
+"""Impossible values: each raises ConfigError with the key, the value and what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mtrl.config import Config, ConfigError, flatten, nearest
+from mtrl.envs import tasks as env_tasks
+from mtrl.smto import available
+
+
+def validate(config: Config) -> None:
+    """Raise ConfigError at the first impossible value."""
+    env, train, replay, agent = config.env, config.train, config.replay, config.agent
+    values = flatten(config)
+
+    def need(condition: bool, key: str, allowed: str) -> None:
+        if not condition:
+            raise ConfigError(key, values[key], allowed)
+
+    if not env.tasks:
+        known = env_tasks.BENCHMARKS
+        need(
+            env.benchmark in known or env.benchmark == "MT1",
+            "env.benchmark",
+            f"must be one of MT1, {', '.join(known)}{nearest(env.benchmark, known)}",
+        )
+        need(env.benchmark != "MT1", "env.tasks", "MT1 wants one task, e.g. --env.tasks reach-v3")
+    need(env.benchmark != "MT1" or len(env.tasks) == 1, "env.tasks", "MT1 wants exactly one task")
+    for task in env.tasks:
+        known_tasks = env_tasks.all_tasks()
+        need(
+            task in known_tasks,
+            "env.tasks",
+            f"unknown task {task!r}; `mtrl list tasks` shows all{nearest(task, known_tasks)}",
+        )
+    need(len(set(env.tasks)) == len(env.tasks), "env.tasks", "each task may stand only once")
+    need(
+        len({env_tasks.is_toy(task) for task in config.task_names}) == 1,
+        "env.tasks",
+        "toy and Meta-World tasks cannot be mixed: their observations differ",
+    )
+    need(env.workers == "auto" or env.workers >= 1, "env.workers", "must be auto or at least 1")
+    need(1 <= env.horizon <= 500, "env.horizon", "must be between 1 and 500")
+    need(1 <= env.num_goals <= 50, "env.num_goals", "must be between 1 and 50")
+    need(not env.fast, "env.fast", "the fast step is not available yet; leave it false")
+
+    m = config.num_tasks
+    need(train.total_steps >= 1, "train.total_steps", "must be at least 1")
+    need(
+        m <= train.warmup_steps,
+        "train.warmup_steps",
+        f"must be at least {m} (one step of each task), to fill the first batch",
+    )
+    need(
+        train.warmup_steps <= train.total_steps,
+        "train.warmup_steps",
+        f"must not be longer than the run, train.total_steps = {train.total_steps}",
+    )
+    need(
+        replay.batch_size >= m and replay.batch_size % m == 0,
+        "replay.batch_size",
+        f"must be a positive multiple of the {m} tasks, "
+        f"e.g. {max(1, round(replay.batch_size / m)) * m}",
+    )
+    need(replay.capacity >= m, "replay.capacity", f"must be at least one per task ({m})")
+    need(0 < replay.ema_alpha <= 1, "replay.ema_alpha", "must be in (0, 1]")
+    for key in ("network.width", "network.depth", "checkpoint.keep", "logging.every"):
+        need(values[key] >= 1, key, "must be at least 1")
+    for key in ("evaluation.episodes_per_task", "evaluation.final_episodes_per_task"):
+        need(values[key] >= 1, key, "must be at least 1")
+    need(
+        config.network.log_std_min < config.network.log_std_max,
+        "network.log_std_min",
+        f"must be below network.log_std_max = {config.network.log_std_max}",
+    )
+    need(0 <= agent.gamma < 1, "agent.gamma", "must be in [0, 1)")
+    need(0 < agent.tau <= 1, "agent.tau", "must be in (0, 1]")
+    for key in ("agent.actor_lr", "agent.critic_lr", "agent.initial_temperature"):
+        need(0 < values[key] < float("inf"), key, "must be positive and finite")
+    for key in ("agent.temperature_lr", "agent.actor_l2", "agent.target_entropy_scale"):
+        need(0 <= values[key] < float("inf"), key, "must be zero or positive, and finite")
+    need(
+        agent.max_grad_norm is None or agent.max_grad_norm > 0,
+        "agent.max_grad_norm",
+        "must be None or positive",
+    )
+    need(0 < agent.updates_per_step <= 1000, "agent.updates_per_step", "must be in (0, 1000]")
+    need(agent.warmup_updates >= 0, "agent.warmup_updates", "must be zero or positive")
+    _validate_smto(config, need)
+    need(
+        config.learner.threads == "auto" or config.learner.threads >= 1,
+        "learner.threads",
+        "must be auto or at least 1",
+    )
+    need(config.evaluation.every >= 0, "evaluation.every", "must be zero (off) or positive")
+    episode = config.episode_steps
+    every = config.checkpoint.every
+    need(
+        every >= 1 and every % episode == 0,
+        "checkpoint.every",
+        f"must be a multiple of env.horizon * tasks = {episode}, "
+        f"e.g. {max(1, round(every / episode)) * episode}",
+    )
+    need(config.seed >= 0, "seed", "must be zero or positive")
+
+
+def _validate_smto(config: Config, need: Callable[[bool, str, str], None]) -> None:
+    for loss, key in (("critic", "critic_smto"), ("actor", "actor_smto")):
+        own = getattr(config.agent, key)
+        smto = config.smto_of(loss)  # type: ignore[arg-type]
+        source = "agent.smto" if own.name is None else f"agent.{key}"
+        need(
+            smto.name in available(),
+            f"{source}.name",
+            f"must be one of {', '.join(available())}{nearest(smto.name, available())}",
+        )
+        source = "agent.smto" if not own.weights else f"agent.{key}"
+        if smto.name == "fixed":
+            need(
+                len(smto.weights) == config.num_tasks
+                and all(0 <= w < float("inf") for w in smto.weights)
+                and sum(smto.weights) > 0,
+                f"{source}.weights",
+                f"method fixed wants {config.num_tasks} weights (one per task), none negative, "
+                "not all zero",
+            )
+        else:
+            need(not smto.weights, f"{source}.weights", "only method fixed takes weights")
