@@ -235,7 +235,7 @@ def _evaluate(path: Path, options: EvaluateOptions) -> None:
     from mtrl.evaluate import agent_policy, evaluate, goal_schedule, make_vector_env
     from mtrl.recorder import evaluation_json, success_table
     from mtrl.run_directory import RunDirectory
-    from mtrl.train import choose_device
+    from mtrl.train import set_up_learner
 
     run, config = RunDirectory.open(path)
     state: dict[str, Any] | None
@@ -249,8 +249,8 @@ def _evaluate(path: Path, options: EvaluateOptions) -> None:
         state = checkpoint.load(run.checkpoints / "best.pt")
     else:
         state = checkpoint.load(Path(options.checkpoint))
+    device = set_up_learner(config)
     with make_vector_env(config) as envs:
-        device = choose_device(config.learner.device)
         agent = Agent(config, envs.observation_dim, envs.action_dim, device)
         agent.load_state_dict(state["agent"])
         goals = goal_schedule(config, options.episodes_per_task)
