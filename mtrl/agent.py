@@ -38,6 +38,7 @@ class Agent:
     ) -> None:
         self.config, self.device = config.agent, device
         self.num_tasks, self.action_dim = config.num_tasks, action_dim
+        self.envs_per_task = config.train.envs_per_task
         net, settings = config.network, config.agent
         with torch.random.fork_rng(devices=[]):  # built on the CPU: equal weights on any device
             torch.manual_seed(config.seed)
@@ -70,6 +71,7 @@ class Agent:
         # Separate streams: exploration must not depend on the number of updates.
         self.exploration = torch.Generator(device).manual_seed(config.seed + 1)
         self.generator = torch.Generator(device).manual_seed(config.seed + 2)
+        self._critic_gradients, self._actor_gradients = self.critic_gradients, self.actor_gradients
 
     @staticmethod
     def _adam(parameters: Any, lr: float, weight_decay: float = 0.0) -> torch.optim.Adam:
@@ -87,15 +89,15 @@ class Agent:
 
     @torch.no_grad()
     def act(self, observations: Tensor, *, deterministic: bool = False) -> Tensor:
-        """Observations [task, obs] on the device -> actions [task, action] in [-1, 1]."""
+        """Observations [task, ..., obs] on the device -> actions [task, ..., action] in [-1, 1]."""
         mean, log_std = self.actor(self.encoder(observations))
         if deterministic:
             return torch.tanh(mean)
         return sample_action(mean, log_std, self._noise(mean.shape, self.exploration))[0]
 
     def random_actions(self) -> Tensor:
-        """Uniform actions [task, action] of the warm-up, from the exploration stream."""
-        shape = (self.num_tasks, self.action_dim)
+        """Uniform actions [task, env, action] of the warm-up, from the exploration stream."""
+        shape = (self.num_tasks, self.envs_per_task, self.action_dim)
         uniform = torch.rand(shape, generator=self.exploration, device=self.device)
         return 2.0 * uniform - 1.0
 
@@ -110,28 +112,14 @@ class Agent:
         return_bound [task]: upper clip of the Q targets, if target clipping is on.
         """
         config = self.config
-        inputs = self.encoder(batch.observations)
-        next_inputs = self.encoder(batch.next_observations)
-        alpha = self.log_alpha.detach().exp().expand(self.num_tasks)
+        alpha = self._alpha()
+        next_noise = self._noise(batch.actions.shape, self.generator)
+        noise = self._noise(batch.actions.shape, self.generator)
 
-        with torch.no_grad():
-            targets = losses.bellman_target(
-                self.actor,
-                self.target_critic,
-                next_inputs,
-                batch.rewards,
-                batch.terminated,
-                self._noise(batch.actions.shape, self.generator),
-                alpha[:, None],
-                config.gamma,
-            )
-            if return_bound is not None:
-                targets = torch.minimum(targets, return_bound[:, None])
-        critic = self.critic_gradients(inputs, batch.actions, targets)
+        critic = self._critic_gradients(batch, next_noise, alpha, return_bound)
         self._step(self.critic_optimizer, self.critic, critic)
 
-        noise = self._noise(batch.actions.shape, self.generator)
-        actor = self.actor_gradients(inputs, noise, alpha)
+        actor = self._actor_gradients(batch.observations, noise, alpha)
         self._step(self.actor_optimizer, self.actor, actor)
 
         log_prob = actor.auxiliary
@@ -153,22 +141,64 @@ class Agent:
             none if actor.weights is None else actor.weights.float(),
         )
 
-    def critic_gradients(self, inputs: Tensor, actions: Tensor, targets: Tensor) -> Combined:
+    def scale_learning_rates(self, factor: float) -> None:
+        """Set all step sizes to `factor` times the configured ones."""
+        config = self.config
+        for optimizer, lr in (
+            (self.actor_optimizer, config.actor_lr),
+            (self.critic_optimizer, config.critic_lr),
+            (self.temperature_optimizer, config.temperature_lr),
+        ):
+            optimizer.param_groups[0]["lr"] = lr * factor
+
+    def compile(self, batch: Batch, return_bound: Tensor | None = None) -> None:
+        """Compile what lies between a batch like this one and the optimisers.
+
+        Changes no state. Raises what torch.compile raises; the agent then goes on uncompiled.
+        """
+        critic = torch.compile(self.critic_gradients, fullgraph=True)
+        actor = torch.compile(self.actor_gradients, fullgraph=True)
+        noise, alpha = torch.zeros_like(batch.actions), self._alpha()
+        critic(batch, noise, alpha, return_bound)
+        actor(batch.observations, noise, alpha)
+        self._critic_gradients, self._actor_gradients = critic, actor
+
+    def _alpha(self) -> Tensor:
+        return self.log_alpha.detach().exp().expand(self.num_tasks)
+
+    def critic_gradients(
+        self, batch: Batch, noise: Tensor, alpha: Tensor, return_bound: Tensor | None
+    ) -> Combined:
+        """Direction of the critic; noise [task, sample, action] of the next actions."""
+
         def task_loss(critic: Any, *args: Tensor) -> tuple[Tensor, Tensor]:
             loss = losses.critic_loss(critic, *args)
             return loss, loss
 
-        return combined_gradients(
-            self.critic_smto, task_loss, self.critic, (inputs, actions, targets)
-        )
+        with torch.no_grad():
+            targets = losses.bellman_target(
+                self.actor,
+                self.target_critic,
+                self.encoder(batch.next_observations),
+                batch.rewards,
+                batch.terminated,
+                noise,
+                alpha[:, None],
+                self.config.gamma,
+            )
+            if return_bound is not None:
+                targets = torch.minimum(targets, return_bound[:, None])
+        inputs = (self.encoder(batch.observations), batch.actions, targets)
+        return combined_gradients(self.critic_smto, task_loss, self.critic, inputs)
 
-    def actor_gradients(self, inputs: Tensor, noise: Tensor, alpha: Tensor) -> Combined:
+    def actor_gradients(self, observations: Tensor, noise: Tensor, alpha: Tensor) -> Combined:
+        """Direction of the actor; noise [task, sample, action]; auxiliary: log-probability."""
+
         def task_loss(actor: Any, *args: Tensor) -> tuple[Tensor, Tensor]:
             return losses.actor_loss(actor, self.critic, *args)
 
-        return combined_gradients(
-            self.actor_smto, task_loss, self.actor, (inputs, noise, alpha[:, None])
-        )
+        inputs = (self.encoder(observations), noise, alpha[:, None])
+        return combined_gradients(self.actor_smto, task_loss, self.actor, inputs)
 
     def _step(self, optimizer: torch.optim.Optimizer, network: nn.Module, given: Combined) -> None:
         limit = self.config.max_grad_norm

@@ -54,7 +54,7 @@ class EnvConfig:
     tasks: tuple[str, ...] = ()
     """A task list of your own, in this order; replaces the benchmark's. See `mtrl list tasks`."""
     workers: int | Literal["auto"] = "auto"
-    """Simulation processes; auto = min(cores, tasks)."""
+    """Simulation processes; auto = min(cores, environments)."""
     horizon: int = 500
     """Steps of an episode, at most 500; episodes are truncated there, never terminated."""
     num_goals: int = 50
@@ -74,6 +74,8 @@ class TrainConfig:
     """Environment steps in all, summed over tasks; rounded up to whole episodes."""
     warmup_steps: int = 15_000
     """Environment steps, summed over tasks, of uniformly random actions before the first update."""
+    envs_per_task: int = 1
+    """Environments of each task, stepped together: more data for the same number of updates."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,8 @@ class AgentConfig:
     """Adam step size of the critics."""
     temperature_lr: float = 3e-4
     """Adam step size of log temperature."""
+    lr_decay: float = 0.0
+    """Last fraction of the run over which all step sizes fall linearly to zero; 0 = constant."""
     actor_l2: float = 0.0
     """l2 regularisation of the actor: Adam's coupled weight decay (Kurin et al.: 3e-4)."""
     temperature: Literal["shared", "per_task"] = "per_task"
@@ -161,7 +165,7 @@ class AgentConfig:
     target_clip: bool = False
     """Clip Q targets to max_raw_reward / sigma / (1 - gamma) per task (Kurin et al., IMTL)."""
     updates_per_step: float = 1.0
-    """Updates per vector step (one step of every task); may be fractional."""
+    """Updates per vector step (one step of every environment); may be fractional."""
     warmup_updates: int = 0
     """Updates made at once when the warm-up ends (Kurin et al.: 1500)."""
     smto: SmtoConfig = field(default_factory=SmtoConfig)
@@ -178,6 +182,10 @@ class LearnerConfig:
     threads: int | Literal["auto"] = "auto"
     """CPU threads of the learner; auto = all cores.
     Runs are bitwise reproducible for equal thread counts."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the update with torch.compile: on a CPU half the time per update, after half a minute
+    (a few seconds once cached). Wants a C++ compiler and an SMTO with constant weights.
+    auto = on a CPU, where possible, for runs of 20,000 updates or more."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +208,7 @@ class CheckpointConfig:
     """Checkpoints."""
 
     every: int = 500_000
-    """Environment steps between checkpoints; a multiple of env.horizon * tasks."""
+    """Environment steps between checkpoints; a multiple of env.horizon * environments."""
     keep: int = 2
     """Newest checkpoints kept, besides the best policy."""
 
@@ -246,9 +254,14 @@ class Config:
         return len(self.task_names)
 
     @property
+    def num_envs(self) -> int:
+        """Training environments: environment steps of one vector step."""
+        return self.num_tasks * self.train.envs_per_task
+
+    @property
     def episode_steps(self) -> int:
-        """Environment steps of one episode of every task."""
-        return self.env.horizon * self.num_tasks
+        """Environment steps of one episode of every training environment."""
+        return self.env.horizon * self.num_envs
 
     def smto_of(self, loss: Literal["critic", "actor"]) -> SmtoConfig:
         """The SMTO of one loss: agent.smto, where agent.<loss>_smto does not override it."""

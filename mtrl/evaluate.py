@@ -32,8 +32,8 @@ class Evaluation(NamedTuple):
         return float(self.success.mean())
 
 
-def make_vector_env(config: Config) -> VectorEnv:
-    """The run's environments (training or evaluation), in worker processes."""
+def make_vector_env(config: Config, envs_per_task: int = 1) -> VectorEnv:
+    """The run's environments (training or evaluation), task-major, in worker processes."""
     task_set = tasks.make_task_set(
         config.task_names,
         seed=config.seed,
@@ -41,7 +41,13 @@ def make_vector_env(config: Config) -> VectorEnv:
         horizon=config.env.horizon,
         num_goals=config.env.num_goals,
     )
-    return VectorEnv(*task_set, workers=auto_workers(config.env.workers, config.num_tasks))
+    return VectorEnv(
+        np.repeat(task_set.names, envs_per_task).tolist(),
+        [factory for factory in task_set.factories for _ in range(envs_per_task)],
+        task_set.observation_dim,
+        task_set.action_dim,
+        auto_workers(config.env.workers, config.num_tasks * envs_per_task),
+    )
 
 
 def goal_schedule(config: Config, episodes: int, first: int = 0) -> NDArray[np.int64]:

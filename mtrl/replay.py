@@ -37,7 +37,7 @@ class Batch(NamedTuple):
 
 
 class RewardMoments:
-    """Running count, mean and squared deviations of raw rewards, per task [task]."""
+    """Running count, mean and squared deviations of raw rewards, per task [task], float64."""
 
     def __init__(self, num_tasks: int, device: torch.device) -> None:
         self.count = torch.zeros((), dtype=torch.float64, device=device)
@@ -45,11 +45,11 @@ class RewardMoments:
         self.squares = torch.zeros(num_tasks, dtype=torch.float64, device=device)
 
     def add(self, rewards: Tensor) -> None:
-        """Welford's update with one reward per task [task], float64."""
-        self.count += 1
-        delta = rewards - self.mean
-        self.mean += delta / self.count
-        self.squares += delta * (rewards - self.mean)
+        """Welford's update, for several rewards per task at once [task, env]."""
+        self.count += rewards.shape[1]
+        delta = rewards - self.mean[:, None]
+        self.mean += delta.sum(1) / self.count
+        self.squares += (delta * (rewards - self.mean[:, None])).sum(1)
 
     @property
     def sigma(self) -> Tensor:
@@ -74,12 +74,14 @@ class ReplayBuffer:
         device: torch.device,
         reward_normalization: Literal["none", "sample", "ema"] = "sample",
         ema_alpha: float = 0.001,
+        envs_per_task: int = 1,
     ) -> None:
-        """`capacity`: transitions in all; each task keeps capacity // num_tasks.
+        """`capacity`: transitions in all, split evenly; rounded down to whole vector steps.
 
         Raises MemoryError, before allocating, where the device has too little free memory.
         """
-        self.num_tasks, self.slots = num_tasks, capacity // num_tasks
+        self.num_tasks, self.envs_per_task = num_tasks, envs_per_task
+        self.slots = capacity // (num_tasks * envs_per_task) * envs_per_task
         self._widths = [observation_dim, action_dim, 1, observation_dim, 1]
         need = 4 * num_tasks * self.slots * sum(self._widths)
         free = free_memory(device)
@@ -114,30 +116,35 @@ class ReplayBuffer:
         next_observations: NDArray[np.float32],
         terminated: NDArray[np.bool_],
     ) -> None:
-        """One transition of every task: [task, ...]; rewards are the environment's raw ones."""
+        """One transition of every environment: [task, env, ...]; rewards are raw."""
         device = self.storage.device
         raw = torch.as_tensor(rewards, dtype=torch.float64).to(device)
         self.moments.add(raw)
         stored = self._ema(raw) if self.reward_normalization == "ema" else raw
-        self.maximum = torch.maximum(self.maximum, stored)
+        self.maximum = torch.maximum(self.maximum, stored.amax(1))
+        first = self.added % self.slots
         torch.cat(
             [
                 observations,
                 actions,
-                stored.float()[:, None],
+                stored.float()[..., None],
                 torch.as_tensor(next_observations).to(device),
-                torch.as_tensor(terminated).to(device, torch.float32)[:, None],
+                torch.as_tensor(terminated).to(device, torch.float32)[..., None],
             ],
-            dim=1,
-            out=self.storage[:, self.added % self.slots],
+            dim=2,
+            out=self.storage[:, first : first + self.envs_per_task],
         )
-        self.added += 1
+        self.added += self.envs_per_task
 
     def _ema(self, rewards: Tensor) -> Tensor:
-        """Sodhani et al. 2021's environment-side normalisation, updated once per step."""
-        self.ema_mean.lerp_(rewards, self.ema_alpha)
-        self.ema_variance.lerp_((rewards - self.ema_mean).square(), self.ema_alpha)
-        return rewards / (self.ema_variance.sqrt() + EPSILON)
+        """Sodhani et al. 2021's environment-side normalisation [task, env], once per step.
+
+        A task's environments share one moving average.
+        """
+        self.ema_mean.lerp_(rewards.mean(1), self.ema_alpha)
+        squares = (rewards - self.ema_mean[:, None]).square().mean(1)
+        self.ema_variance.lerp_(squares, self.ema_alpha)
+        return rewards / (self.ema_variance.sqrt() + EPSILON)[:, None]
 
     def sample(self, per_task: int, generator: torch.Generator) -> Batch:
         """`per_task` transitions of every task, slots drawn independently with replacement."""

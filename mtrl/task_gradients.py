@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vmap
+from torch.func import functional_call, grad_and_value, vjp, vmap
 
 from mtrl.smto.base import SMTO, gram_matrix
 
@@ -35,13 +35,16 @@ def combined_gradients(
     smto: SMTO, task_loss: TaskLoss, network: nn.Module, inputs: Sequence[Tensor]
 ) -> Combined:
     """Per-task losses on `inputs` (each [task, ...]) and the SMTO's direction for `network`."""
-    parameters = tuple(network.parameters())
     weights: Tensor | None
     if smto.needs == "losses":
-        losses, auxiliary = task_loss(network, *inputs)
-        weights = smto.weights(losses=losses.detach())
-        gradients = torch.autograd.grad((weights * losses).sum(), parameters)
-        return Combined(losses.detach(), auxiliary.detach(), gradients, weights)
+        values, loss_of = _functional(task_loss, network)
+        with torch.no_grad():  # as in jacobian
+            losses, backward, auxiliary = vjp(  # type: ignore[misc]
+                lambda v: loss_of(v, *inputs), values, has_aux=True
+            )
+            weights = smto.weights(losses=losses)
+            (named,) = backward(weights.to(losses.dtype))
+        return Combined(losses, auxiliary, tuple(named.values()), weights)
 
     matrix, losses, auxiliary = jacobian(task_loss, network, inputs)
     if smto.needs == "gramian":
@@ -50,6 +53,7 @@ def combined_gradients(
     else:
         weights = None
         direction = smto.combine(matrix, losses)
+    parameters = tuple(network.parameters())
     pieces = direction.split([p.numel() for p in parameters])
     gradients = tuple(d.view_as(p) for d, p in zip(pieces, parameters, strict=True))
     return Combined(losses, auxiliary, gradients, weights)
@@ -59,16 +63,23 @@ def jacobian(
     task_loss: TaskLoss, network: nn.Module, inputs: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """-> J [task, P], parameters flattened in the network's order; losses, auxiliary [task]."""
-    parameters = {name: p.detach() for name, p in network.named_parameters()}
+    values, loss_of = _functional(task_loss, network)
+    split = vmap(grad_and_value(loss_of, has_aux=True), in_dims=(None, *[0] * len(inputs)))
+    with torch.no_grad():  # networks the loss also uses (the actor's critic) must leave no graph
+        gradients, (losses, auxiliary) = split(values, *inputs)
+    matrix = torch.cat([gradient.flatten(1) for gradient in gradients.values()], dim=1)
+    return matrix, losses, auxiliary
 
-    def one_task(values: dict[str, Tensor], *task_inputs: Tensor) -> tuple[Tensor, Tensor]:
+
+def _functional(
+    task_loss: TaskLoss, network: nn.Module
+) -> tuple[dict[str, Tensor], Callable[..., tuple[Tensor, Tensor]]]:
+    """Parameters by name, and the loss as a pure function of them and the inputs."""
+
+    def loss_of(values: dict[str, Tensor], *inputs: Tensor) -> tuple[Tensor, Tensor]:
         def call(*args: Any) -> Any:
             return functional_call(network, values, args)
 
-        return task_loss(call, *task_inputs)
+        return task_loss(call, *inputs)
 
-    split = vmap(grad_and_value(one_task, has_aux=True), in_dims=(None, *[0] * len(inputs)))
-    with torch.no_grad():  # networks the loss also uses (the actor's critic) must leave no graph
-        gradients, (losses, auxiliary) = split(parameters, *inputs)
-    matrix = torch.cat([gradients[name].flatten(1) for name in parameters], dim=1)
-    return matrix, losses, auxiliary
+    return {name: p.detach() for name, p in network.named_parameters()}, loss_of

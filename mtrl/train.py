@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -16,15 +20,17 @@ from torch import Tensor
 
 from mtrl import checkpoint
 from mtrl.agent import Agent, Metrics
-from mtrl.config import Config, ConfigError
-from mtrl.envs.goals import goal_index
+from mtrl.config import Config, ConfigError, dump_yaml
+from mtrl.envs.goals import lane_goals
 from mtrl.envs.vector import Step, VectorEnv
 from mtrl.evaluate import Evaluation, agent_policy, evaluate, goal_schedule, make_vector_env
 from mtrl.recorder import Recorder
 from mtrl.replay import ReplayBuffer
-from mtrl.run_directory import RunDirectory, Status
+from mtrl.run_directory import RunDirectory, Status, write_atomically
+from mtrl.smto.base import is_compilable
 
 SUCCESS_WINDOW = 10  # episodes per task in train/episode_success
+COMPILE_FROM = 20_000  # updates of a run that are worth half a minute of compilation
 
 
 class TrainingError(RuntimeError):
@@ -47,7 +53,8 @@ class Trainer:
     ) -> None:
         """`stack` ends what the run starts: worker processes and open files."""
         self.config, self.run, self.device, self.stack = config, run, device, stack
-        self.envs = envs = stack.enter_context(make_vector_env(config))
+        copies = config.train.envs_per_task
+        self.envs = envs = stack.enter_context(make_vector_env(config, copies))
         self._eval_envs: VectorEnv | None = None
         observation_dim, action_dim = envs.observation_dim, envs.action_dim
         self.agent = Agent(config, observation_dim, action_dim, device)
@@ -59,6 +66,7 @@ class Trainer:
             device,
             config.replay.reward_normalization,
             config.replay.ema_alpha,
+            copies,
         )
         self.per_task_batch = config.replay.batch_size // config.num_tasks
         # Whole episodes only: the end is a place where every environment has just been reset.
@@ -66,13 +74,14 @@ class Trainer:
             math.ceil(config.train.total_steps / config.episode_steps) * config.episode_steps
         )
         self.step = 0
-        self.episodes = np.zeros(config.num_tasks, dtype=np.int64)
+        self.episodes = np.zeros(config.num_envs, dtype=np.int64)
         self.recent_success: list[list[float]] = [[] for _ in config.task_names]
         self.best_success = -1.0
         self.last_success = math.nan
         self.elapsed = 0.0
         self.stop_signal = 0
         self._metric_sum: Tensor | None = None
+        self._compiling: Future[None] | None = None
         self.last_evaluation: Evaluation | None = None
         self._new_log_window()
 
@@ -81,20 +90,35 @@ class Trainer:
         self.recorder = Recorder(self.run, self.config, self.step, self.total)
         self.stack.callback(self.recorder.close)
 
+    def start_compiling(self) -> None:
+        """Compile the update in a thread of its own, while the warm-up goes on."""
+        batch = self.replay.sample(self.per_task_batch, torch.Generator(self.device))
+        thread = self.stack.enter_context(ThreadPoolExecutor(1))
+        self._compiling = thread.submit(self.agent.compile, batch, self._return_bound())
+
+    def _finish_compiling(self) -> None:
+        try:
+            if self._compiling is not None:
+                self._compiling.result()
+        except Exception as error:
+            cause = str(error).strip().splitlines()[0]
+            self.recorder.message(f"warning: torch.compile failed, going on without: {cause}")
+        self._compiling = None
+
     # -- the algorithm --------------------------------------------------------------------------
 
     def loop(self) -> None:
         config, agent, replay, envs = self.config, self.agent, self.replay, self.envs
-        m = config.num_tasks
-        warmup = math.ceil(config.train.warmup_steps / m) * m
+        n = config.num_envs
+        warmup = math.ceil(config.train.warmup_steps / n) * n
         observations = self._tensor(envs.reset(self._goals(self.episodes)))
-        solved = np.zeros(m, dtype=np.bool_)
+        solved = np.zeros(n, dtype=np.bool_)
         next_goals = self._goals(self.episodes + 1)
 
         while self.step < self.total:
             learning = self.step >= warmup
             actions = agent.act(observations) if learning else agent.random_actions()
-            envs.send(self._finite(actions.cpu().numpy(), "action"), next_goals)
+            envs.send(self._finite(actions.flatten(0, 1).cpu().numpy(), "action"), next_goals)
             if learning:  # on what is stored, while the workers simulate
                 self._learn(self._updates_due(warmup))
             outcome = envs.receive()
@@ -102,12 +126,12 @@ class Trainer:
             replay.add(
                 observations,
                 actions,
-                outcome.rewards,
-                outcome.next_observations,
-                outcome.terminated,
+                self._per_task(outcome.rewards),
+                self._per_task(outcome.next_observations),
+                self._per_task(outcome.terminated),
             )
             observations = self._tensor(outcome.observations)
-            self.step += m
+            self.step += n
             solved |= outcome.success
             done = outcome.terminated | outcome.truncated
             if done.any():
@@ -119,35 +143,47 @@ class Trainer:
 
     def _updates_due(self, warmup: int) -> int:
         """Updates of this vector step; fractional rates are spread evenly."""
-        index = (self.step - warmup) // self.config.num_tasks
+        index = (self.step - warmup) // self.config.num_envs
         rate = self.config.agent.updates_per_step
         burst = self.config.agent.warmup_updates if index == 0 else 0
         return burst + math.floor((index + 1) * rate) - math.floor(index * rate)
 
     def _learn(self, updates: int) -> None:
+        if self._compiling is not None:
+            self._finish_compiling()
+        if decay := self.config.agent.lr_decay:
+            left = (self.total - self.step) / self.total
+            self.agent.scale_learning_rates(min(1.0, left / decay))
         for _ in range(updates):
             batch = self.replay.sample(self.per_task_batch, self.agent.generator)
-            bound = None
-            if self.config.agent.target_clip:
-                bound = self.replay.return_bound(self.config.agent.gamma)
-            metrics = torch.stack(self.agent.update(batch, bound))
+            metrics = torch.stack(self.agent.update(batch, self._return_bound()))
             self._metric_sum = metrics if self._metric_sum is None else self._metric_sum + metrics
             self._updates += 1
 
+    def _return_bound(self) -> Tensor | None:
+        config = self.config.agent
+        return self.replay.return_bound(config.gamma) if config.target_clip else None
+
     # -- around it ------------------------------------------------------------------------------
 
+    def _per_task(self, lanes: NDArray[Any]) -> NDArray[Any]:
+        """[lane, ...] -> [task, env, ...]"""
+        return lanes.reshape(self.config.num_tasks, -1, *lanes.shape[1:])
+
     def _tensor(self, observations: NDArray[np.float32]) -> Tensor:
-        return torch.tensor(observations, device=self.device)  # a copy: shared memory is reused
+        # A copy: shared memory is reused.
+        return torch.tensor(self._per_task(observations), device=self.device)
 
     def _goals(self, episodes: NDArray[np.int64]) -> list[int]:
-        seed, count = self.config.seed, self.config.env.num_goals
-        pairs = zip(self.config.task_names, episodes.tolist(), strict=True)
-        return [goal_index(seed, name, episode, count) for name, episode in pairs]
+        config = self.config
+        copies, count = config.train.envs_per_task, config.env.num_goals
+        return lane_goals(config.seed, self.envs.names, episodes.tolist(), copies, count)
 
     def _finish_episodes(self, done: NDArray[np.bool_], solved: NDArray[np.bool_]) -> None:
         for lane in np.flatnonzero(done):
-            self.recent_success[lane].append(float(solved[lane]))
-            del self.recent_success[lane][:-SUCCESS_WINDOW]
+            recent = self.recent_success[lane // self.config.train.envs_per_task]
+            recent.append(float(solved[lane]))
+            del recent[:-SUCCESS_WINDOW]
         self.episodes += done
         solved[done] = False
 
@@ -165,13 +201,13 @@ class Trainer:
                 raise Stopped(stop)
 
     def _crossed(self, every: int) -> bool:
-        return every > 0 and self.step // every > (self.step - self.config.num_tasks) // every
+        return every > 0 and self.step // every > (self.step - self.config.num_envs) // every
 
     def _finite(self, values: NDArray[Any], quantity: str) -> NDArray[Any]:
         finite = np.isfinite(values).reshape(len(values), -1).all(1)
         if not finite.all():
             self.log()  # a non-finite loss is the cause, if there is one: it is named instead
-            task = self.config.task_names[int(np.argmin(finite))]
+            task = self.envs.names[int(np.argmin(finite))]
             raise TrainingError(f"non-finite {quantity} of task {task} at step {self.step}")
         return values
 
@@ -326,6 +362,22 @@ def set_up_learner(config: Config) -> torch.device:
     return choose_device(config.learner.device)
 
 
+def decide_compile(config: Config, device: torch.device) -> Config:
+    """`learner.compile: auto` -> on or off, for this run and this machine."""
+    if config.learner.compile != "auto":
+        return config
+    updates = config.train.total_steps / config.num_envs * config.agent.updates_per_step
+    possible = (
+        device.type == "cpu"
+        and updates >= COMPILE_FROM
+        and is_compilable(config.smto_of("critic").name)
+        and is_compilable(config.smto_of("actor").name)
+        and shutil.which(os.environ.get("CXX", "g++")) is not None
+    )
+    learner = dataclasses.replace(config.learner, compile="on" if possible else "off")
+    return dataclasses.replace(config, learner=learner)
+
+
 @contextmanager
 def _signals(trainer: Trainer) -> Iterator[None]:
     """SIGTERM or Ctrl-C: stop at the next episode end. A second Ctrl-C: at once."""
@@ -354,6 +406,9 @@ def train(config: Config, run: RunDirectory, *, resume: bool = False) -> Evaluat
     says why in every case.
     """
     device = set_up_learner(config)
+    config = decide_compile(config, device)
+    if not resume:
+        write_atomically(run.config_file, dump_yaml(config))  # a resumed run keeps the decision
     try:
         with ExitStack() as stack:
             trainer = Trainer(config, run, device, stack)
@@ -362,6 +417,8 @@ def train(config: Config, run: RunDirectory, *, resume: bool = False) -> Evaluat
                 trainer.load(state)
             trainer.open_recorder()
             stack.enter_context(_signals(trainer))
+            if config.learner.compile == "on":
+                trainer.start_compiling()
             for warning in warnings:
                 trainer.recorder.message(f"warning: {warning}")
             began = f"resumed at step {trainer.step:,}" if state else "started"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from mtrl.config import Config, ConfigError, flatten, nearest
 from mtrl.envs import tasks as env_tasks
 from mtrl.smto import available
+from mtrl.smto.base import is_compilable
 
 
 def validate(config: Config) -> None:
@@ -45,12 +46,13 @@ def validate(config: Config) -> None:
     need(1 <= env.num_goals <= 50, "env.num_goals", "must be between 1 and 50")
     need(not env.fast, "env.fast", "the fast step is not available yet; leave it false")
 
-    m = config.num_tasks
+    m, n = config.num_tasks, config.num_envs
     need(train.total_steps >= 1, "train.total_steps", "must be at least 1")
+    need(train.envs_per_task >= 1, "train.envs_per_task", "must be at least 1")
     need(
-        m <= train.warmup_steps,
+        n <= train.warmup_steps,
         "train.warmup_steps",
-        f"must be at least {m} (one step of each task), to fill the first batch",
+        f"must be at least {n} (one step of each environment), to fill the first batch",
     )
     need(
         train.warmup_steps <= train.total_steps,
@@ -63,7 +65,7 @@ def validate(config: Config) -> None:
         f"must be a positive multiple of the {m} tasks, "
         f"e.g. {max(1, round(replay.batch_size / m)) * m}",
     )
-    need(replay.capacity >= m, "replay.capacity", f"must be at least one per task ({m})")
+    need(replay.capacity >= n, "replay.capacity", f"must be at least one per environment ({n})")
     need(0 < replay.ema_alpha <= 1, "replay.ema_alpha", "must be in (0, 1]")
     for key in ("network.width", "network.depth", "checkpoint.keep", "logging.every"):
         need(values[key] >= 1, key, "must be at least 1")
@@ -80,6 +82,7 @@ def validate(config: Config) -> None:
         need(0 < values[key] < float("inf"), key, "must be positive and finite")
     for key in ("agent.temperature_lr", "agent.actor_l2", "agent.target_entropy_scale"):
         need(0 <= values[key] < float("inf"), key, "must be zero or positive, and finite")
+    need(0 <= agent.lr_decay <= 1, "agent.lr_decay", "must be in [0, 1]")
     need(
         agent.max_grad_norm is None or agent.max_grad_norm > 0,
         "agent.max_grad_norm",
@@ -99,7 +102,7 @@ def validate(config: Config) -> None:
     need(
         every >= 1 and every % episode == 0,
         "checkpoint.every",
-        f"must be a multiple of env.horizon * tasks = {episode}, "
+        f"must be a multiple of env.horizon * environments = {episode}, "
         f"e.g. {max(1, round(every / episode)) * episode}",
     )
     need(config.seed >= 0, "seed", "must be zero or positive")
@@ -127,3 +130,8 @@ def _validate_smto(config: Config, need: Callable[[bool, str, str], None]) -> No
             )
         else:
             need(not smto.weights, f"{source}.weights", "only method fixed takes weights")
+        need(
+            config.learner.compile != "on" or is_compilable(smto.name),
+            "learner.compile",
+            f"method {smto.name} cannot be compiled; use auto or off",
+        )

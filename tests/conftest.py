@@ -27,6 +27,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 ENVIRONMENT = os.environ | {
     "OMP_NUM_THREADS": "1",
     "MTRL_CACHE": os.environ.get("MTRL_CACHE", str(REPOSITORY / ".cache")),
+    "TORCHINDUCTOR_CACHE_DIR": str(REPOSITORY / ".cache/inductor"),
     "COLUMNS": "80",
     "PYTHONPATH": str(REPOSITORY),
 }

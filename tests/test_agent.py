@@ -443,6 +443,41 @@ def test_learning_does_not_change_the_exploration_noise():
         assert torch.equal(quiet.random_actions(), active.random_actions())
 
 
+# -- compilation ----------------------------------------------------------------------------------
+
+
+def test_compiled_equals_eager():
+    settings = {
+        "critic_smto": LossSmtoConfig("fixed", (1.0, 2.0, 3.0)),
+        "network": {"observation_norm": True, "layer_norm": True},
+    }
+    eager, compiled = make_agent(**settings), make_agent(**settings)
+    compiled.compile(make_batch(seed=9))
+    assert torch.equal(parameters(eager), parameters(compiled))  # compiling changes nothing
+    for k in range(20):
+        expected, got = eager.update(make_batch(seed=k)), compiled.update(make_batch(seed=k))
+        for a, b in zip(expected, got, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(parameters(eager), parameters(compiled), rtol=1e-3, atol=1e-4)
+    assert not torch.equal(parameters(compiled), parameters(make_agent(**settings)))
+
+
+def test_learning_rates_scale():
+    still, moving = make_agent(), make_agent()
+    still.scale_learning_rates(0.0)
+    before = parameters(still)
+    train(still, 2)
+    for name in ("actor", "critic"):
+        pair = zip(
+            getattr(still, name).parameters(), getattr(moving, name).parameters(), strict=True
+        )
+        assert all(torch.equal(a, b) for a, b in pair)
+    assert torch.equal(still.log_alpha, moving.log_alpha)
+    still.scale_learning_rates(1.0)
+    train(still, 1)
+    assert not torch.equal(parameters(still), before)
+
+
 # -- reproducibility ------------------------------------------------------------------------------
 
 
@@ -506,10 +541,10 @@ def test_update_on_cuda_is_close_to_the_cpu(smto):
     noise = torch.randn(2, SAMPLES, ACTION, generator=torch.Generator().manual_seed(0))
     directions = []
     for agent, device in ((here, CPU), (there, cuda)):
-        observations, actions, rewards = (field.to(device) for field in batch[:3])
-        inputs = agent.encoder(observations)
-        critic = agent.critic_gradients(inputs, actions, rewards)
-        actor = agent.actor_gradients(inputs, noise.to(device), torch.ones(2, device=device))
+        there_batch = Batch(*(field.to(device) for field in batch))
+        alpha = torch.ones(2, device=device)
+        critic = agent.critic_gradients(there_batch, noise.to(device), alpha, None)
+        actor = agent.actor_gradients(there_batch.observations, noise.to(device), alpha)
         for combined in (critic, actor):
             direction = torch.cat([g.detach().flatten() for g in combined.gradients]).cpu()
             directions.append((direction, combined.losses.cpu()))

@@ -18,26 +18,29 @@ def make_buffer(num_tasks=2, slots=50, mode="sample", **options):
     )
 
 
-def coded_transition(num_tasks, step, rewards=None):
-    """Every field says which task and step it belongs to."""
-    code = np.arange(num_tasks)[:, None] * 1000.0 + step
+def coded_transition(num_tasks, step, rewards=None, envs=1):
+    """Every field [task, env, ...] says which task and which of its transitions it is."""
+    transition = step * envs + np.arange(envs)
+    code = np.arange(num_tasks)[:, None, None] * 1000.0 + transition[:, None]
     observations = (code + np.array([0.0, 0.25, 0.5])).astype(np.float32)
     actions = (-code - np.array([0.0, 0.5])).astype(np.float32)
     successors = observations + 100_000.0
-    terminated = (np.arange(num_tasks) + step) % 3 == 0
-    raw = code[:, 0] + 0.125 if rewards is None else np.asarray(rewards, dtype=np.float64)
+    terminated = (np.arange(num_tasks)[:, None] + transition) % 3 == 0
+    raw = code[..., 0] + 0.125
+    if rewards is not None:
+        raw = np.asarray(rewards, dtype=np.float64).reshape(num_tasks, envs)
     return torch.from_numpy(observations), torch.from_numpy(actions), raw, successors, terminated
 
 
 def fill(buffer, steps, start=0):
     for step in range(start, start + steps):
-        buffer.add(*coded_transition(buffer.num_tasks, step))
+        buffer.add(*coded_transition(buffer.num_tasks, step, envs=buffer.envs_per_task))
 
 
 def fill_rewards(buffer, rewards):
-    """rewards [step, task]."""
+    """rewards [step, task] or [step, task, env]."""
     for step, row in enumerate(rewards):
-        buffer.add(*coded_transition(buffer.num_tasks, step, row))
+        buffer.add(*coded_transition(buffer.num_tasks, step, row, buffer.envs_per_task))
 
 
 def exact_sigma(rewards):
@@ -100,6 +103,36 @@ def test_ring_buffer_keeps_the_newest(added, expected):
         assert steps == set(map(float, expected))
 
 
+@pytest.mark.parametrize("envs", [2, 5])
+@pytest.mark.parametrize("mode", ["none", "sample"])
+def test_several_environments_equal_one_after_the_other(envs, mode):
+    """The same transitions, in vector steps of one and of several environments per task."""
+    raw = np.random.default_rng(3).normal([7.0, -1e3], [1.0, 30.0], (20 * envs, 2))
+    one = make_buffer(slots=10 * envs, mode=mode)
+    several = make_buffer(slots=10 * envs + 1, mode=mode, envs_per_task=envs)
+    fill_rewards(one, raw)
+    fill_rewards(several, raw.reshape(20, envs, 2).transpose(0, 2, 1))
+    assert several.size == one.size == 10 * envs
+    batches = [buffer.sample(100, generator()) for buffer in (one, several)]
+    for field, (a, b) in zip(batches[0]._fields, zip(*batches, strict=True), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=0, msg=field)
+    np.testing.assert_allclose(several.moments.sigma.numpy(), exact_sigma(raw), rtol=1e-9)
+    torch.testing.assert_close(several.return_bound(0.9), one.return_bound(0.9))
+
+
+def test_ema_is_shared_by_the_environments_of_a_task():
+    buffer = make_buffer(num_tasks=1, slots=40, mode="ema", ema_alpha=0.5, envs_per_task=2)
+    fill_rewards(buffer, np.array([[[1.0, 3.0]], [[2.0, 6.0]]]))
+    mean, variance = 1.0, 1.0  # after the first step: mean 2 * 0.5, variance (0 + 4) / 2
+    variance = 0.5 * variance + 0.5 * (0.0 + 4.0) / 2
+    first = np.array([1.0, 3.0]) / np.sqrt(variance)
+    mean = 0.5 * mean + 0.5 * 4.0
+    variance = 0.5 * variance + 0.5 * ((2.0 - mean) ** 2 + (6.0 - mean) ** 2) / 2
+    second = np.array([2.0, 6.0]) / np.sqrt(variance)
+    got = np.unique(buffer.sample(200, generator()).rewards.numpy())
+    np.testing.assert_allclose(got, np.unique(np.concatenate([first, second])), rtol=1e-6)
+
+
 def test_capacity_is_shared_evenly_and_rounded_down():
     buffer = ReplayBuffer(3, 11, 3, 2, CPU)
     fill(buffer, 20)
@@ -119,10 +152,10 @@ def test_sampled_rows_are_whole_stored_transitions(mode):
             step = round(float(batch.observations[task, k, 0])) - 1000 * task
             assert steps - 10 <= step < steps
             stored = coded_transition(num_tasks, step)
-            assert batch.observations[task, k].tolist() == stored[0][task].tolist()
-            assert batch.actions[task, k].tolist() == stored[1][task].tolist()
-            assert batch.next_observations[task, k].tolist() == stored[3][task].tolist()
-            assert batch.terminated[task, k].item() == float(stored[4][task])
+            assert batch.observations[task, k].tolist() == stored[0][task, 0].tolist()
+            assert batch.actions[task, k].tolist() == stored[1][task, 0].tolist()
+            assert batch.next_observations[task, k].tolist() == stored[3][task, 0].tolist()
+            assert batch.terminated[task, k].item() == float(stored[4][task, 0])
             # Divided by sigma, but the mean is kept.
             expected = raw[step, task] / scale[task]
             assert batch.rewards[task, k].item() == pytest.approx(expected, rel=1e-6)
@@ -256,7 +289,7 @@ def test_observation_statistics_pool_the_stored_tasks():
     buffer = make_buffer(slots=8)
     for step, row in enumerate(observations):
         _, *rest = coded_transition(2, step)
-        buffer.add(torch.from_numpy(row), *rest)
+        buffer.add(torch.from_numpy(row[:, None]), *rest)
     mean, deviation = buffer.observation_statistics()
     held = observations[-8:].astype(np.float64).reshape(-1, 3)
     np.testing.assert_allclose(mean.numpy(), held.mean(0), rtol=1e-5)

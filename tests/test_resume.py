@@ -21,6 +21,7 @@ from conftest import (
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mtrl import checkpoint, cli
+from mtrl.config import load_yaml
 
 META_WORLD = (
     "--env.horizon 50 --checkpoint.every 600 --logging.every 600 --evaluation.every 600 "
@@ -28,6 +29,9 @@ META_WORLD = (
     "--train.warmup-steps 200 --network.width 16 --replay.batch-size 32 --learner.threads 1 "
     "--learner.device cpu"
 )
+
+
+COMPILED = ("--learner.compile", "on", "--train.envs-per-task", 2, "--checkpoint.every", 800)
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +51,8 @@ def runs(run_mtrl: Mtrl, tmp_path_factory: pytest.TempPathFactory, reference: Pa
 
     at_once(
         toy("half", "--train.total-steps", 800),
+        lambda: run_mtrl.toy(folder / "compiled", *COMPILED),
+        lambda: run_mtrl.toy(folder / "compiled_half", *COMPILED, "--train.total-steps", 800),
         meta_world("mw_half", 600),
         toy("again"),
         toy("seed_2", "--seed", 2),
@@ -54,7 +60,7 @@ def runs(run_mtrl: Mtrl, tmp_path_factory: pytest.TempPathFactory, reference: Pa
         meta_world("mw", 1200),
     )
     assert final_state(folder / "half", 800)["step"] == 800
-    at_once(resume("half", 1600), resume("mw_half", 1200))
+    at_once(resume("half", 1600), resume("mw_half", 1200), resume("compiled_half", 1600))
     return folder
 
 
@@ -91,6 +97,17 @@ def test_training_changes_the_networks(reference: Path) -> None:
 
 def test_resumed_equals_uninterrupted(runs: Path, reference: Path) -> None:
     assert_equal_runs(runs / "half", reference)
+
+
+def test_resumed_equals_uninterrupted_compiled_with_two_environments_per_task(
+    runs: Path,
+) -> None:
+    assert_equal_runs(runs / "compiled_half", runs / "compiled")
+    state = final_state(runs / "compiled")
+    m = len(state["recent_success"])
+    assert state["episodes"] == [10] * 2 * m
+    assert state["replay"]["added"] == 1600 // m
+    assert load_yaml(runs / "compiled" / "config.yaml").learner.compile == "on"
 
 
 def test_resumed_equals_uninterrupted_on_meta_world(runs: Path) -> None:

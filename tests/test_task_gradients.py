@@ -209,9 +209,9 @@ def test_needs_may_change_while_training():
 @pytest.mark.parametrize("smto", ["unitary", "pcgrad"])
 def test_only_the_named_network_gets_gradients(smto):
     agent = make_agent(smto=smto)
-    inputs = agent.encoder(torch.randn(TASKS, SAMPLES, OBSERVATION))
+    observations = torch.randn(TASKS, SAMPLES, OBSERVATION)
     noise = torch.randn(TASKS, SAMPLES, ACTION)
-    combined = agent.actor_gradients(inputs, noise, torch.ones(TASKS))
+    combined = agent.actor_gradients(observations, noise, torch.ones(TASKS))
     assert len(combined.gradients) == len(list(agent.actor.parameters()))
     assert all(p.grad is None for p in [*agent.critic.parameters(), agent.log_alpha])
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mtrl.envs import tasks
-from mtrl.envs.goals import goal_index
+from mtrl.envs.goals import goal_index, lane_goals
 
 metaworld = tasks._import_metaworld()
 
@@ -261,6 +261,20 @@ def test_goal_orders_differ_between_tasks_seeds_and_sweeps() -> None:
         for sweep in (0, 1)
     }
     assert len(orders) == len(tasks.all_tasks()) * 3 * 2
+
+
+@given(seeds, st.integers(1, 12), st.integers(1, 50))
+@settings(max_examples=40, deadline=None)
+def test_lanes_of_a_task_share_its_goals_out(seed: int, copies: int, num_goals: int) -> None:
+    """Every goal once before any comes again, in whichever lane; other tasks' lanes alike."""
+    task_names = [name for name in ("reach-v3", "push-v3") for _ in range(copies)]
+    visited = [
+        lane_goals(seed, task_names, [episode] * 2 * copies, copies, num_goals)
+        for episode in range(num_goals)
+    ]
+    for index, name in enumerate(("reach-v3", "push-v3")):
+        order = [g for row in visited for g in row[index * copies : (index + 1) * copies]]
+        assert order == [goal_index(seed, name, i, num_goals) for i in range(copies * num_goals)]
 
 
 # ---------------------------------------------------------------- make_env

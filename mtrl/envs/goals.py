@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,19 @@ def goal_index(seed: int, task_name: str, episode: int, num_goals: int) -> int:
     """
     sweep, position = divmod(episode, num_goals)
     return int(_goal_order(seed, task_name, sweep, num_goals)[position])
+
+
+def lane_goals(
+    seed: int, names: Sequence[str], episodes: Sequence[int], envs_per_task: int, num_goals: int
+) -> list[int]:
+    """Goal of every lane's episode; the lanes of a task take its goals in turn.
+
+    names, episodes [lane], task-major.
+    """
+    return [
+        goal_index(seed, name, episode * envs_per_task + lane % envs_per_task, num_goals)
+        for lane, (name, episode) in enumerate(zip(names, episodes, strict=True))
+    ]
 
 
 class GoalOrder:

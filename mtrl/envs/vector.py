@@ -298,8 +298,8 @@ def _shut_down(connections: list[Connection], processes: list[BaseProcess]) -> N
             process.join(5)
 
 
-def auto_workers(workers: int | str, num_tasks: int) -> int:
-    """Number of processes: `auto` = min(cores this process may use, tasks)."""
+def auto_workers(workers: int | str, lanes: int) -> int:
+    """Number of processes: `auto` = min(cores this process may use, environments)."""
     if workers == "auto":
-        return min(len(os.sched_getaffinity(0)), num_tasks)
-    return min(int(workers), num_tasks)
+        return min(len(os.sched_getaffinity(0)), lanes)
+    return min(int(workers), lanes)

@@ -28,6 +28,10 @@ class SMTO:
     needs: Needs = "losses"
     """The dearest input of the next step; may change while training."""
 
+    compilable = False
+    """Whether `weights` is a pure function of its tensors, fit for torch.compile: no random
+    numbers, no state that changes."""
+
     def __init__(self, num_tasks: int) -> None:
         if num_tasks < 1:
             raise ValueError(f"num_tasks must be at least 1, not {num_tasks}")
@@ -114,6 +118,10 @@ def describe(name: str) -> tuple[str, str]:
     """(needs, first line of the docstring) of a method."""
     cls = _METHODS[name]
     return cls.needs, (inspect.getdoc(cls) or "").split("\n")[0]
+
+
+def is_compilable(name: str) -> bool:
+    return _METHODS[name].compilable
 
 
 def create(name: str, num_tasks: int, **options: Any) -> SMTO:

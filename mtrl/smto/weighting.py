@@ -22,6 +22,7 @@ class Unitary(SMTO):
     """Plain mean of the task losses (Kurin et al. 2022, eq. 2, divided by m)."""
 
     needs = "losses"
+    compilable = True
 
     def weights(self, *, losses: Tensor | None = None, gramian: Tensor | None = None) -> Tensor:
         given = _like(losses, gramian)
@@ -37,6 +38,7 @@ class Fixed(SMTO):
     """
 
     needs = "losses"
+    compilable = True
 
     def __init__(self, num_tasks: int, *, weights: Sequence[float] = ()) -> None:
         super().__init__(num_tasks)

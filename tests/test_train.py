@@ -1,0 +1,96 @@
+"""What surrounds the loop: compilation and the step-size schedule."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ENVIRONMENT, REPOSITORY, Mtrl, differences, final_state
+
+from mtrl.config import Config, EnvConfig, LearnerConfig, SmtoConfig, TrainConfig, load_yaml
+from mtrl.train import COMPILE_FROM, decide_compile
+
+CPU = torch.device("cpu")
+TOY = load_yaml(REPOSITORY / "configs/toy.yaml").agent
+LONG = Config(
+    env=EnvConfig(benchmark="MT10"),
+    train=TrainConfig(total_steps=10 * COMPILE_FROM),
+)
+
+
+def changed(section: str, **values: Any) -> Config:
+    part = dataclasses.replace(getattr(LONG, section), **values)
+    return dataclasses.replace(LONG, **{section: part})
+
+
+@pytest.fixture
+def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "c++"
+    path.touch(mode=0o755)
+    monkeypatch.setenv("CXX", str(path))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("config", "decision"),
+    [
+        (LONG, "on"),
+        (changed("train", total_steps=10 * COMPILE_FROM - 10), "off"),
+        (changed("train", envs_per_task=2), "off"),  # half as many updates
+        (changed("agent", smto=SmtoConfig("pcgrad")), "off"),
+        (changed("learner", compile="off"), "off"),
+        (changed("agent", updates_per_step=0.1, smto=SmtoConfig("pcgrad")), "off"),
+    ],
+)
+def test_compiles_where_it_pays(config: Config, decision: str, compiler: Path) -> None:
+    assert decide_compile(config, CPU).learner.compile == decision
+
+
+def test_does_not_compile_without_a_compiler(compiler: Path) -> None:
+    compiler.unlink()
+    assert decide_compile(LONG, CPU).learner.compile == "off"
+
+
+def test_a_given_decision_stands(compiler: Path) -> None:
+    compiler.unlink()
+    forced = dataclasses.replace(LONG, learner=LearnerConfig(compile="on"))
+    assert decide_compile(forced, CPU) == forced
+
+
+def test_failed_compilation_falls_back_to_the_same_run(
+    run_mtrl: Mtrl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "c++"
+    broken.write_text("#!/bin/sh\necho no >&2; exit 1\n")
+    broken.chmod(0o755)
+    options = ("--train.total-steps", 800, "--evaluation.every", 0)
+    eager = run_mtrl.toy(tmp_path / "eager", *options)
+    assert eager.returncode == 0, eager.stderr
+    monkeypatch.setitem(ENVIRONMENT, "CXX", str(broken))
+    monkeypatch.setitem(ENVIRONMENT, "TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    done = run_mtrl.toy(tmp_path / "run", *options, "--learner.compile", "on")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("warning: torch.compile failed, going on without: ") == 1
+    assert "Traceback" not in done.stderr
+    one, two = (final_state(tmp_path / name, 800) for name in ("eager", "run"))
+    assert differences(one, two) == []
+
+
+def test_step_sizes_fall_linearly_to_zero(run_mtrl: Mtrl, tmp_path: Path) -> None:
+    options = ("--agent.lr-decay", 0.5, "--checkpoint.keep", 9, "--evaluation.every", 0)
+    done = run_mtrl.toy(tmp_path / "run", *options)
+    assert done.returncode == 0, done.stderr
+    rates = {}
+    for step in (800, 1200, 1600):
+        agent = final_state(tmp_path / "run", step)["agent"]
+        rates[step] = [
+            agent[f"{name}_optimizer"]["param_groups"][0]["lr"]
+            for name in ("actor", "critic", "temperature")
+        ]
+    full = [TOY.actor_lr, TOY.critic_lr, TOY.temperature_lr]
+    # The last update before a checkpoint belongs to the vector step that begins 4 steps before.
+    for step, share in ((800, 1.0), (1200, (400 + 4) / 800), (1600, 4 / 800)):
+        assert rates[step] == pytest.approx([share * lr for lr in full])
