@@ -149,9 +149,11 @@ def train_command(arguments: list[str]) -> None:
     config = _with_overrides(_load_config(name), f"mtrl train {name}", overrides)
 
     from mtrl.run_directory import RunDirectory
-    from mtrl.train import choose_device
 
-    choose_device(config.learner.device)  # refused before anything is written
+    if config.learner.device not in ("auto", "cpu"):
+        from mtrl.train import choose_device
+
+        choose_device(config.learner.device)  # refused before anything is written
     _train(config, RunDirectory.create(config), resume=False)
 
 
@@ -185,12 +187,16 @@ def resume_command(arguments: list[str]) -> None:
 
 
 def _train(config: Config, run: Any, *, resume: bool) -> None:
-    from rich.console import Console
+    from mtrl.envs.vector import make_vector_env
 
-    from mtrl.recorder import success_table
-    from mtrl.train import train
+    with make_vector_env(config, config.train.envs_per_task) as envs:
+        # The workers start meanwhile: torch alone takes seconds.
+        from rich.console import Console
 
-    result = train(config, run, resume=resume)
+        from mtrl.recorder import success_table
+        from mtrl.train import train
+
+        result = train(config, run, envs, resume=resume)
     episodes = result.success.shape[1]
     title = f"final evaluation, {episodes} episodes per task, protocol {config.protocol_stamp}"
     Console().print(success_table(config.task_names, result, title))
@@ -232,7 +238,8 @@ def _evaluate(path: Path, options: EvaluateOptions) -> None:
 
     from mtrl import checkpoint
     from mtrl.agent import Agent
-    from mtrl.evaluate import agent_policy, evaluate, goal_schedule, make_vector_env
+    from mtrl.envs.vector import make_vector_env
+    from mtrl.evaluate import agent_policy, evaluate, goal_schedule
     from mtrl.recorder import evaluation_json, success_table
     from mtrl.run_directory import RunDirectory
     from mtrl.train import set_up_learner

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from mtrl.agent import Agent
 from mtrl.config import Config
-from mtrl.envs import tasks
-from mtrl.envs.vector import IDLE, RESET, STEP, VectorEnv, auto_workers
+from mtrl.envs.vector import IDLE, RESET, STEP, VectorEnv
 
 Policy = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -30,24 +29,6 @@ class Evaluation(NamedTuple):
     @property
     def success_mean(self) -> float:
         return float(self.success.mean())
-
-
-def make_vector_env(config: Config, envs_per_task: int = 1) -> VectorEnv:
-    """The run's environments (training or evaluation), task-major, in worker processes."""
-    task_set = tasks.make_task_set(
-        config.task_names,
-        seed=config.seed,
-        reward_version=config.env.reward_version,
-        horizon=config.env.horizon,
-        num_goals=config.env.num_goals,
-    )
-    return VectorEnv(
-        np.repeat(task_set.names, envs_per_task).tolist(),
-        [factory for factory in task_set.factories for _ in range(envs_per_task)],
-        task_set.observation_dim,
-        task_set.action_dim,
-        auto_workers(config.env.workers, config.num_tasks * envs_per_task),
-    )
 
 
 def goal_schedule(config: Config, episodes: int, first: int = 0) -> NDArray[np.int64]:

@@ -19,8 +19,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from mtrl.config import Config, ConfigError, dump_yaml, load_yaml
 
 Status = Literal["running", "finished", "stopped", "failed"]
@@ -62,7 +60,6 @@ class RunDirectory:
             raise ConfigError("run_dir", str(run.path), f"cannot be made: {error}") from None
         run.lock()
         write_atomically(run.config_file, dump_yaml(config))
-        write_atomically(run.path / "environment.json", json.dumps(environment(), indent=1))
         return run
 
     @classmethod
@@ -104,6 +101,8 @@ def write_atomically(path: Path, text: str) -> None:
 
 def environment() -> dict[str, Any]:
     """Versions, machine and code state, to tell later what produced a run."""
+    import torch  # late: the simulation workers start before
+
     versions = {}
     for name in ("mtrl-smto", "torch", "metaworld", "mujoco", "gymnasium", "numpy", "tensorboard"):
         try:

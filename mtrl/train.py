@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 import shutil
@@ -22,11 +23,11 @@ from mtrl import checkpoint
 from mtrl.agent import Agent, Metrics
 from mtrl.config import Config, ConfigError, dump_yaml
 from mtrl.envs.goals import lane_goals
-from mtrl.envs.vector import Step, VectorEnv
-from mtrl.evaluate import Evaluation, agent_policy, evaluate, goal_schedule, make_vector_env
+from mtrl.envs.vector import Step, VectorEnv, make_vector_env
+from mtrl.evaluate import Evaluation, agent_policy, evaluate, goal_schedule
 from mtrl.recorder import Recorder
 from mtrl.replay import ReplayBuffer
-from mtrl.run_directory import RunDirectory, Status, write_atomically
+from mtrl.run_directory import RunDirectory, Status, environment, write_atomically
 from mtrl.smto.base import is_compilable
 
 SUCCESS_WINDOW = 10  # episodes per task in train/episode_success
@@ -49,12 +50,16 @@ class Trainer:
     """One run. `loop` is the algorithm; everything else serves it."""
 
     def __init__(
-        self, config: Config, run: RunDirectory, device: torch.device, stack: ExitStack
+        self,
+        config: Config,
+        run: RunDirectory,
+        envs: VectorEnv,
+        device: torch.device,
+        stack: ExitStack,
     ) -> None:
-        """`stack` ends what the run starts: worker processes and open files."""
+        """`stack` ends what the run starts: evaluation workers, threads and open files."""
         self.config, self.run, self.device, self.stack = config, run, device, stack
-        copies = config.train.envs_per_task
-        self.envs = envs = stack.enter_context(make_vector_env(config, copies))
+        self.envs = envs
         self._eval_envs: VectorEnv | None = None
         observation_dim, action_dim = envs.observation_dim, envs.action_dim
         self.agent = Agent(config, observation_dim, action_dim, device)
@@ -66,7 +71,7 @@ class Trainer:
             device,
             config.replay.reward_normalization,
             config.replay.ema_alpha,
-            copies,
+            config.train.envs_per_task,
         )
         self.per_task_batch = config.replay.batch_size // config.num_tasks
         # Whole episodes only: the end is a place where every environment has just been reset.
@@ -92,6 +97,8 @@ class Trainer:
 
     def start_compiling(self) -> None:
         """Compile the update in a thread of its own, while the warm-up goes on."""
+        # In this process: a pool of compiler processes is no faster here, and could be left behind.
+        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
         batch = self.replay.sample(self.per_task_batch, torch.Generator(self.device))
         thread = self.stack.enter_context(ThreadPoolExecutor(1))
         self._compiling = thread.submit(self.agent.compile, batch, self._return_bound())
@@ -399,9 +406,12 @@ def _signals(trainer: Trainer) -> Iterator[None]:
             signal.signal(signum, handler)
 
 
-def train(config: Config, run: RunDirectory, *, resume: bool = False) -> Evaluation:
+def train(
+    config: Config, run: RunDirectory, envs: VectorEnv, *, resume: bool = False
+) -> Evaluation:
     """Run to the end (or to a signal); -> the final evaluation.
 
+    envs: `make_vector_env(config, config.train.envs_per_task)`, closed by the caller.
     Raises TrainingError, WorkerError, CheckpointError, MemoryError or Stopped; status.json
     says why in every case.
     """
@@ -409,9 +419,10 @@ def train(config: Config, run: RunDirectory, *, resume: bool = False) -> Evaluat
     config = decide_compile(config, device)
     if not resume:
         write_atomically(run.config_file, dump_yaml(config))  # a resumed run keeps the decision
+        write_atomically(run.path / "environment.json", json.dumps(environment(), indent=1))
     try:
         with ExitStack() as stack:
-            trainer = Trainer(config, run, device, stack)
+            trainer = Trainer(config, run, envs, device, stack)
             state, warnings = checkpoint.load_latest(run.checkpoints) if resume else (None, [])
             if state is not None:
                 trainer.load(state)

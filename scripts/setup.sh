@@ -6,6 +6,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 extra=${1:-}
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 export MTRL_CACHE="$root/.cache"
+export TORCHINDUCTOR_CACHE_DIR="$root/.cache/inductor"
 export MPLCONFIGDIR="$root/.cache/matplotlib"
 
 fail() {

@@ -57,7 +57,7 @@ class Mtrl:
     """Working directory of the commands."""
 
     def __call__(
-        self, *arguments: object, cwd: Path | None = None, timeout: float = 180
+        self, *arguments: object, cwd: Path | None = None, timeout: float = 300
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             self.line(arguments),

@@ -28,6 +28,9 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from mtrl.config import Config
+from mtrl.envs import tasks
+
 IDLE, STEP, RESET = 0, 1, 2
 READY, GO, DONE, CLOSE, ERROR = b"ready", b"go", b"done", b"close", b"error"
 TIMEOUT_S = 300.0  # longest a single step of all lanes may take
@@ -296,6 +299,24 @@ def _shut_down(connections: list[Connection], processes: list[BaseProcess]) -> N
         if process.is_alive():
             process.kill()
             process.join(5)
+
+
+def make_vector_env(config: Config, envs_per_task: int = 1) -> VectorEnv:
+    """The run's environments (training or evaluation), task-major, in worker processes."""
+    task_set = tasks.make_task_set(
+        config.task_names,
+        seed=config.seed,
+        reward_version=config.env.reward_version,
+        horizon=config.env.horizon,
+        num_goals=config.env.num_goals,
+    )
+    return VectorEnv(
+        [name for name in task_set.names for _ in range(envs_per_task)],
+        [factory for factory in task_set.factories for _ in range(envs_per_task)],
+        task_set.observation_dim,
+        task_set.action_dim,
+        auto_workers(config.env.workers, config.num_tasks * envs_per_task),
+    )
 
 
 def auto_workers(workers: int | str, lanes: int) -> int:
