@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrl.envs import fast_metaworld, tasks
+from mtrl.envs import tasks
 
 REWARD_TOLERANCE = 1e-12
 # (kind of actions, seed of the goal list, index of the goal): goals change and come back.
@@ -136,9 +136,16 @@ def compare_task(
     reward_versions: Sequence[str] = ("v1", "v2"),
     episodes: Sequence[tuple[str, int, int]] = EPISODES,
     steps: int = 500,
-    fast_class: Callable[[type], type] = fast_metaworld.fast_class,
+    make_fast: Callable[[type], Any] | None = None,
 ) -> Outcome:
+    """Run both environments side by side until the first difference.
+
+    `make_fast` turns upstream's class into the one compared with it, `fast_class` by default.
+    """
     metaworld = tasks._import_metaworld()
+    from mtrl.envs.fast_metaworld.environment import fast_class
+
+    make_fast = make_fast or fast_class
     env_class = metaworld.env_dict.ALL_V3_ENVIRONMENTS[task]
     started, compared, resets, rewards_bitwise = time.perf_counter(), 0, 0, True
     goals = {seed: tasks.goal_vectors((task,), seed)[task] for _, seed, _ in episodes}
@@ -146,7 +153,7 @@ def compare_task(
     try:
         for version in reward_versions:
             upstream = env_class(reward_function_version=version)
-            fast = fast_class(env_class)(reward_function_version=version)
+            fast = make_fast(env_class)(reward_function_version=version)
             random = np.random.default_rng(0)
             for number, (kind, seed, goal) in enumerate(episodes):
                 where = f"{version} episode {number} ({kind} actions, seed {seed}, goal {goal})"

@@ -21,7 +21,8 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrl.envs import fast_metaworld, toy
+from mtrl.envs import toy
+from mtrl.envs.fast_metaworld.versions import is_verified
 from mtrl.envs.goals import GoalOrder
 
 MAX_GOALS = 50  # Meta-World makes 50 goals per task
@@ -103,7 +104,7 @@ def make_task_set(
         ]
         return TaskSet(tuple(names), tuple(factories), toy.OBSERVATION_DIM, toy.ACTION_DIM)
     goals = goal_vectors(tuple(names), seed)
-    fast = fast and fast_metaworld.is_verified()  # asked here: the workers need not warn again
+    fast = fast and is_verified()  # asked here: the workers need not warn again
     factories = [
         functools.partial(
             MetaWorldTask,
@@ -247,7 +248,11 @@ class MetaWorldTask(gymnasium.Env):
         env_class = metaworld.env_dict.ALL_V3_ENVIRONMENTS[task_name]
         self.task_name = task_name
         self.horizon = horizon
-        make = fast_metaworld.fast_class(env_class) if fast else env_class
+        make = env_class
+        if fast:
+            from mtrl.envs.fast_metaworld.environment import fast_class
+
+            make = fast_class(env_class)
         self.env = make(reward_function_version=reward_version)
         self._tasks = [
             metaworld.types.Task(
