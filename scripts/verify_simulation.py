@@ -13,7 +13,6 @@ task differs.
 from __future__ import annotations
 
 import argparse
-import math
 import multiprocessing
 import pickle
 import sys
@@ -63,44 +62,54 @@ def require_equal(where: str, expected: Any, actual: Any) -> None:
         raise Difference(f"{where}: upstream {expected!r}, fast {actual!r}")
 
 
-def physics_state(env: Any) -> NDArray[np.float64]:
-    """Everything MuJoCo's next step depends on: positions, velocities, controls, mocap, time,
-    warm start and the rest of mjSTATE_INTEGRATION; and the last accelerations."""
-    import mujoco
+class PhysicsState:
+    """Everything MuJoCo's next step depends on, and what observations are made of.
 
-    kind = mujoco.mjtState.mjSTATE_INTEGRATION
-    state = np.empty(mujoco.mj_stateSize(env.model, kind))
-    mujoco.mj_getState(env.model, env.data, state, kind)
-    return np.concatenate((state, env.data.qacc, env.data.xpos.ravel(), env.data.site_xpos.ravel()))
+    mjSTATE_INTEGRATION is the time, positions, velocities, controls, mocap bodies, warm start and
+    the rest that decides the future; accelerations and places follow from it.
+    """
+
+    def __init__(self, env: Any) -> None:
+        import mujoco
+
+        self.kind = mujoco.mjtState.mjSTATE_INTEGRATION
+        self.get, self.model, self.data = mujoco.mj_getState, env.model, env.data
+        self.state = np.empty(mujoco.mj_stateSize(env.model, self.kind))
+        self.derived = (env.data.qacc, env.data.xpos, env.data.xquat, env.data.site_xpos)
+
+    def bits(self) -> bytes:
+        self.get(self.model, self.data, self.state, self.kind)
+        return self.state.tobytes() + b"".join(array.tobytes() for array in self.derived)
 
 
-def compare_settings(where: str, upstream: Any, fast: Any) -> None:
+def compare_settings(upstream: Any, fast: Any) -> None:
     """What a reset may write: the environment's numbers, and its model."""
     for name, value in vars(upstream).items():
         if isinstance(value, bool | int | float | np.generic | np.ndarray):
-            require_equal(f"{where}: env.{name}", value, getattr(fast, name))
+            require_equal(f"env.{name}", value, getattr(fast, name))
     for name in dir(upstream.model):
         value = getattr(upstream.model, name)
         if isinstance(value, np.ndarray) and not name.startswith(NOT_COMPARED):
-            require_equal(f"{where}: model.{name}", value, getattr(fast.model, name))
+            require_equal(f"model.{name}", value, getattr(fast.model, name))
 
 
-def compare_step(where: str, expected: Any, actual: Any) -> bool:
+def compare_step(expected: Any, actual: Any) -> bool:
     """Compare what `step` returned; -> whether the rewards are equal to the bit, too."""
-    for index, name in ((0, "observation"), (2, "terminated"), (3, "truncated")):
-        require_equal(f"{where}: {name}", expected[index], actual[index])
-    if list(expected[4]) != list(actual[4]):
-        raise Difference(f"{where}: info has {list(actual[4])}, not {list(expected[4])}")
-    for key, value in expected[4].items():
-        if key != "unscaled_reward":  # the reward once more
-            require_equal(f"{where}: info[{key!r}]", value, actual[4][key])
-    for theirs, ours in (
-        (expected[1], actual[1]),
-        (expected[4]["unscaled_reward"], actual[4]["unscaled_reward"]),
-    ):
-        if not math.isclose(theirs, ours, rel_tol=REWARD_TOLERANCE):
-            raise Difference(f"{where}: reward: upstream {theirs!r}, fast {ours!r}")
-    return bits(expected[1]) == bits(actual[1])
+    if expected[0].tobytes() != actual[0].tobytes():
+        require_equal("observation", expected[0], actual[0])
+    if expected[2:4] != actual[2:4]:
+        raise Difference(f"terminated, truncated: upstream {expected[2:4]}, fast {actual[2:4]}")
+    theirs, ours = dict(expected[4]), dict(actual[4])
+    rewards = (expected[1], theirs.pop("unscaled_reward")), (actual[1], ours.pop("unscaled_reward"))
+    if list(theirs) != list(ours):
+        raise Difference(f"info: upstream has {list(theirs)}, fast {list(ours)}")
+    if bits(list(theirs.values())) != bits(list(ours.values())):
+        raise Difference(f"info: upstream {theirs}, fast {ours}")
+    if bits(rewards[0]) == bits(rewards[1]):
+        return True
+    if not np.allclose(rewards[0], rewards[1], rtol=REWARD_TOLERANCE, atol=0):
+        raise Difference(f"rewards: upstream {rewards[0]}, fast {rewards[1]}")
+    return False
 
 
 def action_source(
@@ -149,14 +158,15 @@ def compare_task(
     env_class = metaworld.env_dict.ALL_V3_ENVIRONMENTS[task]
     started, compared, resets, rewards_bitwise = time.perf_counter(), 0, 0, True
     goals = {seed: tasks.goal_vectors((task,), seed)[task] for _, seed, _ in episodes}
-    error = ""
+    where = error = ""
     try:
         for version in reward_versions:
             upstream = env_class(reward_function_version=version)
             fast = make_fast(env_class)(reward_function_version=version)
+            states = PhysicsState(upstream), PhysicsState(fast)
             random = np.random.default_rng(0)
             for number, (kind, seed, goal) in enumerate(episodes):
-                where = f"{version} episode {number} ({kind} actions, seed {seed}, goal {goal})"
+                episode = f"{version} episode {number} ({kind} actions, seed {seed}, goal {goal})"
                 data = {
                     "rand_vec": goals[seed][goal],
                     "env_cls": env_class,
@@ -164,24 +174,28 @@ def compare_task(
                 }
                 for env in (upstream, fast):
                     env.set_task(metaworld.types.Task(task, pickle.dumps(data)))
+                where = f"{episode} reset"
                 observation = upstream.reset()[0]
-                require_equal(f"{where} reset: observation", observation, fast.reset()[0])
-                require_equal(f"{where} reset: state", physics_state(upstream), physics_state(fast))
-                compare_settings(f"{where} reset", upstream, fast)
+                require_equal("observation", observation, fast.reset()[0])
+                compare_settings(upstream, fast)
                 resets += 1
                 act = action_source(kind, task, random)
                 for step in range(steps):
-                    at = f"{where} step {step}"
+                    if states[0].bits() != states[1].bits():
+                        raise Difference("physics state")
+                    where = f"{episode} step {step}"
                     action = act(observation)
                     expected, actual = upstream.step(action), fast.step(action)
-                    rewards_bitwise &= compare_step(at, expected, actual)
-                    require_equal(f"{at}: state", physics_state(upstream), physics_state(fast))
+                    rewards_bitwise &= compare_step(expected, actual)
                     observation = expected[0]
                     compared += 1
+                if states[0].bits() != states[1].bits():
+                    raise Difference("physics state")
                 if steps == 500:
-                    must_refuse(fast)
+                    for env in (upstream, fast):
+                        must_refuse(env)
     except Difference as difference:
-        error = str(difference)
+        error = f"{where}: {difference}"
     seconds = time.perf_counter() - started
     return Outcome(task, error, compared, resets, rewards_bitwise, seconds)
 

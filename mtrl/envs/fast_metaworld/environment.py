@@ -51,6 +51,7 @@ def fast_class(upstream: type) -> type:
         fast._reset_hand = rebind(upstream._reset_hand, {}, fast)  # type: ignore[attr-defined]
     # Upstream's decorator only checks that a task is set; `step` has done so already.
     fast._evaluate_state = rebind(undecorated(upstream.evaluate_state), replacements)  # type: ignore[attr-defined]
+    fast.__module__ = __name__
     return fast
 
 
@@ -88,6 +89,10 @@ class Fast(SawyerXYZEnv):
         for name in (*ours, "_mocap_quat", "_ctrl", "_settled", "_physics"):
             del state["state"][name]  # made again with the copy's own model
         return state
+
+    def __reduce__(self) -> Any:
+        # The class is made at run time: a copy in another process makes it again.
+        return _make_empty, (type(self).__bases__[1],), self.__getstate__()
 
     # ---- names looked up once
 
@@ -271,6 +276,11 @@ class Fast(SawyerXYZEnv):
             self._settled.move_to_end(key)
             mujoco.mj_setState(model, data, last, _INTEGRATION)
         mujoco.mj_step(model, data)
+
+
+def _make_empty(upstream: type) -> Any:
+    fast: Any = fast_class(upstream)
+    return fast.__new__(fast)
 
 
 def _options(options: Any) -> list[Any]:
