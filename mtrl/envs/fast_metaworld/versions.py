@@ -1,4 +1,4 @@
-"""Which versions of Meta-World and MuJoCo the fast step was verified for."""
+"""Which versions of Meta-World and MuJoCo the fast step is for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import warnings
 from importlib import metadata
 
 VERIFIED = {"metaworld": ("3.1.1",), "mujoco": ("3.3.0",)}
-"""Versions for which scripts/verify_simulation.py has passed on all tasks."""
+"""Versions compared with upstream; run scripts/verify_simulation.py before adding one."""
 
 
 @functools.cache
