@@ -65,10 +65,11 @@ def require_equal(where: str, expected: Any, actual: Any) -> None:
 
 
 class PhysicsState:
-    """Everything MuJoCo's next step depends on, and what observations are made of.
+    """Everything MuJoCo's next step depends on, and the accelerations and places of all bodies.
 
     mjSTATE_INTEGRATION is the time, positions, velocities, controls, mocap bodies, warm start and
-    the rest that decides the future; accelerations and places follow from it.
+    the rest that decides the future. Sites are left out: until the first step, the drawn goal
+    may stand where the first of upstream's two passes of `reset` put it.
     """
 
     def __init__(self, env: Any) -> None:
@@ -77,7 +78,7 @@ class PhysicsState:
         self.kind = mujoco.mjtState.mjSTATE_INTEGRATION
         self.get, self.model, self.data = mujoco.mj_getState, env.model, env.data
         self.state = np.empty(mujoco.mj_stateSize(env.model, self.kind))
-        self.derived = (env.data.qacc, env.data.xpos, env.data.xquat, env.data.site_xpos)
+        self.derived = (env.data.qacc, env.data.xpos, env.data.xquat)
 
     def bits(self) -> bytes:
         self.get(self.model, self.data, self.state, self.kind)

@@ -231,7 +231,8 @@ class Fast(SawyerXYZEnv):
     ) -> tuple[NDArray[np.float64], dict[str, Any]]:
         # Upstream resets the model twice, with mj_resetData between, which erases all that the
         # first pass did to the simulation. What is left of the first is what reset_model
-        # writes to the model and to `self`; so it runs, but need not settle the hand.
+        # writes to the model and to `self`; so it runs, but need not settle the hand. (Only the
+        # goal's marker, as drawn before the first step, can differ: by the object's settling.)
         self._settling = not self._freeze_rand_vec
         return super().reset(seed=seed, options=options)
 
