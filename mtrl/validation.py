@@ -44,7 +44,6 @@ def validate(config: Config) -> None:
     need(env.workers == "auto" or env.workers >= 1, "env.workers", "must be auto or at least 1")
     need(1 <= env.horizon <= 500, "env.horizon", "must be between 1 and 500")
     need(1 <= env.num_goals <= 50, "env.num_goals", "must be between 1 and 50")
-    need(not env.fast, "env.fast", "the fast step is not available yet; leave it false")
 
     m, n = config.num_tasks, config.num_envs
     need(train.total_steps >= 1, "train.total_steps", "must be at least 1")

@@ -296,11 +296,6 @@ def test_bad_arguments_name_what_is_allowed(arguments: dict[str, Any], said: str
         tasks.make_env(**{"task_name": "reach-v3", **arguments})
 
 
-def test_fast_says_that_it_is_not_available() -> None:
-    with pytest.raises(NotImplementedError, match=r"fast.*not available"):
-        tasks.make_env("reach-v3", fast=True)
-
-
 @pytest.mark.filterwarnings("ignore")
 def test_make_env_follows_the_gymnasium_api() -> None:
     check_env(tasks.make_env("reach-v3", seed=SEED), skip_render_check=True)

@@ -1,0 +1,200 @@
+"""Speed of the simulation: per task, and of the vector environments.
+
+    python scripts/bench_env.py --out docs/performance-env.md
+
+Per task, microseconds: Meta-World's own step, ours, and the physics alone (five MuJoCo steps and
+the forward pass that every step must make); milliseconds: Meta-World's reset, ours to a new goal,
+and ours to a goal visited before. The three steps take turns in short chunks on the same goal and
+actions, so that a busy machine slows all of them; the ratios are medians over the chunks. Then
+environment steps per second of the whole vector environment, against Gymnasium's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+
+from mtrl.envs import tasks
+from mtrl.envs.vector import VectorEnv
+
+CHUNK = 25  # steps
+
+
+class TaskSpeed(NamedTuple):
+    """Steps in microseconds, resets in milliseconds."""
+
+    upstream: float
+    ours: float
+    physics: float
+    upstream_ratio: float
+    ours_ratio: float
+    upstream_reset: float
+    new_goal_reset: float
+    known_goal_reset: float
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def measure_task(name: str, reward_version: str, steps: int) -> TaskSpeed:
+    import mujoco
+
+    goals = tasks.goal_vectors((name,), 1)[name]
+    upstream, ours, physics = (
+        tasks.MetaWorldTask(name, goals, reward_version=reward_version, fast=fast).env
+        for fast in (False, True, True)
+    )
+    for env in (upstream, ours, physics):
+        env.reset()
+    model, data = physics.model, physics.data
+    random = np.random.default_rng(0)
+    chunks = []
+    for _ in range(max(1, steps // CHUNK)):
+        actions = random.uniform(-1, 1, (CHUNK, 4)).astype(np.float32)
+        for env in (upstream, ours, physics):
+            if env.curr_path_length + CHUNK > env.max_path_length:
+                env.reset()
+
+        def run(env: Any, actions: Any = actions) -> None:
+            for action in actions:
+                env.step(action)
+
+        times = [seconds(lambda: run(upstream)), seconds(lambda: run(ours)), 0.0]
+        for action in actions:
+            physics.set_xyz_action(action[:3])
+            data.ctrl[:] = action[3], -action[3]
+            started = time.perf_counter()
+            mujoco.mj_step(model, data, nstep=5)
+            mujoco.mj_forward(model, data)
+            times[2] += time.perf_counter() - started
+        chunks.append(times)
+    spent = np.array(chunks) / CHUNK * 1e6
+    resets = []
+    for goal in (1, 2, 3):
+        for task in (upstream, ours):
+            task.set_task(_task(name, goals[goal]))
+        resets.append([seconds(env.reset) for env in (upstream, ours, ours)])
+    ratios = np.median(spent / spent[:, 2:], 0)[:2]
+    return TaskSpeed._make([*np.median(spent, 0), *ratios, *(np.median(resets, 0) * 1e3)])
+
+
+def _task(name: str, goal: Any) -> Any:
+    metaworld = tasks._import_metaworld()
+    env_class = metaworld.env_dict.ALL_V3_ENVIRONMENTS[name]
+    data = {"rand_vec": goal, "env_cls": env_class, "partially_observable": False}
+    return metaworld.types.Task(name, pickle.dumps(data))
+
+
+def ours_per_second(names: Sequence[str], workers: int, steps: int, fast: bool) -> float:
+    """Environment steps per second of our worker processes, episodes' ends included."""
+    task_set = tasks.make_task_set(names, seed=1, fast=fast)
+    actions = np.random.default_rng(0).uniform(-1, 1, (len(names), 4)).astype(np.float32)
+    with VectorEnv(*task_set, workers=workers) as envs:
+        envs.reset([0] * len(names))
+
+        def run() -> None:
+            for _ in range(steps):
+                envs.send(actions, [0] * len(names))
+                envs.receive()
+
+        return steps * len(names) / seconds(run)
+
+
+def gymnasium_per_second(kind: type, names: Sequence[str], steps: int) -> float:
+    """The same of a Gymnasium vector environment over Meta-World's own step."""
+    factories = tasks.make_task_set(names, seed=1, fast=False).factories
+    envs = kind(list(factories))
+    actions = np.random.default_rng(0).uniform(-1, 1, (len(names), 4)).astype(np.float32)
+    try:
+        envs.reset()
+
+        def run() -> None:
+            for _ in range(steps):
+                envs.step(actions)
+
+        return steps * len(names) / seconds(run)
+    finally:
+        envs.close()
+
+
+def task_table(speeds: dict[str, TaskSpeed]) -> list[str]:
+    lines = [
+        "| task | upstream us | ours us | physics us | upstream / physics | ours / physics "
+        "| reset upstream ms | new goal ms | known goal ms |",
+        "|---|" + "---|" * 8,
+    ]
+    rows = dict(speeds)
+    for title, names in (("MT10", tasks.MT10), ("MT50", tasks.MT50)):
+        if set(names) <= set(speeds):
+            rows[f"**mean {title}**"] = TaskSpeed._make(np.mean([speeds[n] for n in names], 0))
+    for name, speed in rows.items():
+        steps = " | ".join(f"{value:.0f}" for value in speed[:3])
+        ratios = " | ".join(f"{value:.2f}" for value in speed[3:5])
+        resets = " | ".join(f"{value:.1f}" for value in speed[5:])
+        lines.append(f"| {name} | {steps} | {ratios} | {resets} |")
+    return lines
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--tasks", nargs="+", default=tasks.MT50, choices=tasks.MT50, metavar="T")
+    parser.add_argument("--reward-version", default="v2", choices=("v1", "v2"))
+    parser.add_argument("--steps", type=int, default=500, help="steps measured per task")
+    parser.add_argument("--vector-steps", type=int, default=1000, help="0: no vector environments")
+    parser.add_argument("--workers", nargs="+", type=int, help="default: 1 to the number of cores")
+    parser.add_argument("--out", type=Path, help="Markdown file to write")
+    options = parser.parse_args()
+
+    speeds = {}
+    for name in options.tasks:
+        speeds[name] = speed = measure_task(name, options.reward_version, options.steps)
+        print(
+            f"{name:30s} upstream {speed.upstream:5.0f} us  ours {speed.ours:5.0f} us  "
+            f"physics {speed.physics:5.0f} us  x{speed.upstream_ratio:.2f} -> "
+            f"x{speed.ours_ratio:.2f}  reset {speed.upstream_reset:.1f} -> "
+            f"{speed.new_goal_reset:.1f}, {speed.known_goal_reset:.1f} ms",
+            flush=True,
+        )
+    cores = len(os.sched_getaffinity(0))
+    lines = [
+        f"{platform.processor() or platform.machine()}, {cores} cores, Python "
+        f"{platform.python_version()}, reward {options.reward_version}, {options.steps} steps "
+        "per task.",
+        "",
+        *task_table(speeds),
+    ]
+    if options.vector_steps:
+        names, steps = tasks.MT10, options.vector_steps
+        rows = [
+            ("gymnasium SyncVectorEnv", gymnasium.vector.SyncVectorEnv),
+            ("gymnasium AsyncVectorEnv, 10 processes", gymnasium.vector.AsyncVectorEnv),
+        ]
+        rates = {title: gymnasium_per_second(kind, names, steps) for title, kind in rows}
+        for workers in options.workers or range(1, cores + 1):
+            for fast in (False, True):
+                title = f"ours, {workers} workers, env.fast={str(fast).lower()}"
+                rates[title] = ours_per_second(names, workers, steps, fast)
+        lines += ["", "| MT10, vector environment | env steps/s |", "|---|---|"]
+        lines += [f"| {title} | {rate:.0f} |" for title, rate in rates.items()]
+    print("\n".join(["", *lines]))
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text("\n".join(lines) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
