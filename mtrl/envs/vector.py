@@ -309,6 +309,7 @@ def make_vector_env(config: Config, envs_per_task: int = 1) -> VectorEnv:
         reward_version=config.env.reward_version,
         horizon=config.env.horizon,
         num_goals=config.env.num_goals,
+        fast=config.env.fast,
     )
     return VectorEnv(
         [name for name in task_set.names for _ in range(envs_per_task)],
