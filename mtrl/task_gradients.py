@@ -6,9 +6,9 @@ one backward to the layers' outputs, then dW_t = X_t^T D_t for all tasks t at on
 one buffer [task, P] (X: a layer's inputs, D: the loss gradients at its outputs). Any other
 network: vmap over parameters expanded along a task dimension.
 
-Given J, the direction w @ J is one matrix-vector product, a few percent of the backward, where a second,
-weighted backward costs a whole one. So J is kept; only with `chunk_size`, for networks whose J
-does not fit, is it made piecewise for the Gramian and the direction computed anew.
+Given J, the direction w @ J is one matrix-vector product, a few percent of the backward, where a
+second, weighted backward costs a whole one. So J is kept; only with `chunk_size`, for networks
+whose J does not fit, is it made piecewise for the Gramian and the direction computed anew.
 """
 
 from __future__ import annotations
@@ -64,9 +64,7 @@ class Buffer:
                     f"{need / 2**30:.1f} GiB on {like.device}, where {free / 2**30:.1f} GiB are "
                     "free; agent.chunk_size bounds this for methods that need the Gramian"
                 )
-            self._memory = held = torch.empty(
-                tasks * columns, dtype=like.dtype, device=like.device
-            )
+            self._memory = held = torch.empty(tasks * columns, dtype=like.dtype, device=like.device)
         return held[: tasks * columns].view(tasks, columns)
 
 
@@ -104,7 +102,7 @@ def combined_gradients(
         gradients = torch.autograd.grad(
             (weights * losses).sum(), [everything[name] for name in names]
         )
-        matrix = None
+        matrix: Tensor | None = None
         if gramian:
             split = _split(task_loss, network, names, [], inputs)
             matrix = _gramian(split, m, chunk_size or DIAGNOSTIC_CHUNK, buffer)
@@ -126,7 +124,7 @@ def combined_gradients(
         else:
             matrix = gram_matrix(jacobian_matrix) if gramian else None
             weights = None
-            direction = smto.combine(jacobian_matrix, losses)
+            direction = smto.direction(jacobian_matrix, losses)
         parameters = [everything[name] for name in names]
         pieces = direction.split([p.numel() for p in parameters])
         gradients = tuple(d.view_as(p) for d, p in zip(pieces, parameters, strict=True))
@@ -150,6 +148,15 @@ class _Block(NamedTuple):
     size: int
     fill: Callable[[Tensor], object]
     """Writes them into a given [task, size]."""
+
+
+def _product(a: Tensor, b: Tensor) -> Callable[[Tensor], object]:
+    """Fill with a @ b [task, rows, columns], flattened."""
+    return lambda out: torch.bmm(a, b, out=out.unflatten(1, (a.shape[1], b.shape[2])))
+
+
+def _copy(values: Tensor) -> Callable[[Tensor], object]:
+    return lambda out: out.copy_(values)
 
 
 class _Split(Protocol):
@@ -249,13 +256,11 @@ class _LayerSplit:
                     yield _Block(
                         start + (copy * fan_in + first) * fan_out,
                         rows.shape[1] * fan_out,
-                        lambda out, a=rows, b=gradient[copy]: torch.bmm(
-                            a, b, out=out.unflatten(1, (a.shape[1], b.shape[2]))
-                        ),
+                        _product(rows, gradient[copy]),
                     )
         for start, bias, gradient in self.biases:
             sums = gradient.sum(2).transpose(0, 1).flatten(1)
-            yield _Block(start, bias.numel(), lambda out, sums=sums: out.copy_(sums))
+            yield _Block(start, bias.numel(), _copy(sums))
 
     def weighted(self, weights: Tensor) -> tuple[Tensor, ...]:
         """sum_t w_t g_t, one joint product per layer."""
@@ -298,7 +303,7 @@ class _ExpandedSplit:
         split = vmap(one_task, in_dims=(0, *[0] * len(inputs)), randomness="different")
         self.graph, auxiliary = split(self.expanded, *inputs)
         self.losses, self.auxiliary = self.graph.detach(), auxiliary.detach()
-        self.own_gradients = (
+        self.own_gradients: Sequence[Tensor] = (
             torch.autograd.grad(self.graph.mean(), own, retain_graph=True) if own else ()
         )
 
@@ -319,7 +324,7 @@ class _ExpandedSplit:
             pieces = torch.autograd.grad(self.graph.sum(), wanted, retain_graph=keep)
             for piece in pieces:
                 rows = piece.flatten(1)
-                yield _Block(start, rows.shape[1], lambda out, rows=rows: out.copy_(rows))
+                yield _Block(start, rows.shape[1], _copy(rows))
                 start += rows.shape[1]
 
     def weighted(self, weights: Tensor) -> tuple[Tensor, ...]:

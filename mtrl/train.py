@@ -17,6 +17,7 @@ from torch import Tensor
 from mtrl import checkpoint
 from mtrl.agent import Agent, Metrics
 from mtrl.config import Config, ConfigError
+from mtrl.diagnostics import Diagnostics
 from mtrl.envs.goals import goal_index
 from mtrl.envs.vector import Step, VectorEnv
 from mtrl.evaluate import Evaluation, agent_policy, evaluate, goal_schedule, make_vector_env
@@ -73,6 +74,8 @@ class Trainer:
         self.elapsed = 0.0
         self.stop_signal = 0
         self._metric_sum: Tensor | None = None
+        self.updates = 0
+        self.diagnostics = Diagnostics()
         self.last_evaluation: Evaluation | None = None
         self._new_log_window()
 
@@ -130,7 +133,12 @@ class Trainer:
             bound = None
             if self.config.agent.target_clip:
                 bound = self.replay.return_bound(self.config.agent.gamma)
-            metrics = torch.stack(self.agent.update(batch, bound))
+            every = self.config.diagnostics.every
+            look = every > 0 and self.updates % every == 0
+            metrics = torch.stack(self.agent.update(batch, bound, gramians=look))
+            if look:
+                self.diagnostics.add(self.agent.gramians, self.agent.certificates())
+            self.updates += 1
             self._metric_sum = metrics if self._metric_sum is None else self._metric_sum + metrics
             self._updates += 1
 
@@ -199,6 +207,7 @@ class Trainer:
         values |= recorder.per_task("train/episode_success", success)
         sigma = self.replay.moments.sigma.cpu().numpy()
         values |= recorder.per_task("train/reward_std", sigma)
+        values |= self.diagnostics.flush()
         if self._metric_sum is not None:
             means = Metrics(*(self._metric_sum / self._updates).cpu().numpy())
             for quantity in ("critic_loss", "actor_loss", "alpha", "entropy"):
@@ -244,6 +253,8 @@ class Trainer:
         seconds = time.monotonic() - started
         self.last_success = result.success_mean
         self.recorder.evaluation(self.step, result, seconds)
+        for loss, cosines in self.diagnostics.heat_maps.items():
+            self.recorder.heat_map(self.step, f"gradients/{loss}/cosine", cosines)
         self.last_evaluation = result
         if result.success_mean > self.best_success:
             self.best_success = result.success_mean
@@ -280,6 +291,7 @@ class Trainer:
             "best_success": self.best_success,
             "last_success": self.last_success,
             "elapsed": self.elapsed,
+            "updates": self.updates,
             "agent": self.agent.state_dict(),
             "replay": self.replay.state_dict(),
         }
@@ -294,6 +306,7 @@ class Trainer:
         self.best_success = state["best_success"]
         self.last_success = state["last_success"]
         self.elapsed = state["elapsed"]
+        self.updates = state["updates"]
         self.agent.load_state_dict(state["agent"])
         self.replay.load_state_dict(state["replay"])
         self._new_log_window()
@@ -370,6 +383,8 @@ def train(config: Config, run: RunDirectory, *, resume: bool = False) -> Evaluat
                 f"{config.num_tasks} tasks, {config.method}, protocol {config.protocol_stamp}, "
                 f"learner on {device}"
             )
+            for warning in trainer.agent.warnings():
+                trainer.recorder.message(f"warning: {warning}")
             trainer.status("running")
             trainer.loop()
             # None: the run had been finished before. Evaluate again, only to show it.
