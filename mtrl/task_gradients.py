@@ -94,6 +94,8 @@ def combined_gradients(
     names = [name for name in everything if shared is None or name in shared]
     own = [everything[name] for name in everything if name not in set(names)]
     m = inputs[0].shape[0]
+    weights: Tensor | None = None
+    matrix: Tensor | None = None
 
     if smto.needs == "losses":
         losses, auxiliary = task_loss(network, *inputs)
@@ -102,7 +104,6 @@ def combined_gradients(
         gradients = torch.autograd.grad(
             (weights * losses).sum(), [everything[name] for name in names]
         )
-        matrix: Tensor | None = None
         if gramian:
             split = _split(task_loss, network, names, [], inputs)
             matrix = _gramian(split, m, chunk_size or DIAGNOSTIC_CHUNK, buffer)
@@ -123,7 +124,6 @@ def combined_gradients(
             direction = weights.to(like.dtype) @ jacobian_matrix
         else:
             matrix = gram_matrix(jacobian_matrix) if gramian else None
-            weights = None
             direction = smto.direction(jacobian_matrix, losses)
         parameters = [everything[name] for name in names]
         pieces = direction.split([p.numel() for p in parameters])

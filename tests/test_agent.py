@@ -234,7 +234,7 @@ def test_jacobian_method_trains_and_reports_no_weights():
 
         needs = "jacobian"
 
-        def combine(self, jacobian, losses):
+        def direction(self, jacobian, losses):
             return jacobian.mean(0)
 
     one, two = (make_agent(smto=name) for name in ("unitary", "test_jacobian_mean"))
@@ -247,7 +247,7 @@ def test_jacobian_method_trains_and_reports_no_weights():
 
 def test_methods_are_chosen_per_loss():
     weights = (0.5, 0.3, 0.2)
-    agent = make_agent(critic_smto=LossSmtoConfig("fixed", weights))
+    agent = make_agent(critic_smto=LossSmtoConfig("fixed", {"weights": weights}))
     metrics = agent.update(make_batch())
     np.testing.assert_allclose(metrics.critic_weight.numpy(), weights, rtol=1e-6)
     np.testing.assert_allclose(metrics.actor_weight.numpy(), 1 / 3, rtol=1e-6)
@@ -257,7 +257,7 @@ def test_fixed_weights_reach_both_networks():
     weights = (0.6, 0.4, 0.0)  # the last task must leave no trace
     agent, other = (
         make_agent(actor_smto=fixed, critic_smto=fixed)
-        for fixed in [LossSmtoConfig("fixed", weights)] * 2
+        for fixed in [LossSmtoConfig("fixed", {"weights": weights})] * 2
     )
     batch = make_batch()
     changed = Batch(*(field.clone() for field in batch))
