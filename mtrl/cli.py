@@ -393,8 +393,8 @@ def _list_methods() -> None:
             shown = " ".join(f"{key}={value}" for key, value in options.items())
             print(indented(f"options: {shown}"))
     print(
-        "\nUse one with --agent.smto.name NAME --agent.smto.options KEY=VALUE ...; methods that"
-        "\nwant positive losses get losses above a tracked lower bound."
+        "\nChosen by --agent.smto.name NAME --agent.smto.options KEY=VALUE ...; methods"
+        "\nthat want positive losses get losses above a tracked lower bound."
     )
 
 

@@ -323,7 +323,7 @@ class _ExpandedSplit:
             wanted = [self.expanded[index] for index in group]
             pieces = torch.autograd.grad(self.graph.sum(), wanted, retain_graph=keep)
             for piece in pieces:
-                rows = piece.flatten(1)
+                rows = piece.reshape(len(piece), -1)
                 yield _Block(start, rows.shape[1], _copy(rows))
                 start += rows.shape[1]
 

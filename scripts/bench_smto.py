@@ -44,7 +44,7 @@ class Cost(NamedTuple):
     high: float
     """Time of an update over unitary's: median and quartiles."""
     memory: float
-    """Most memory an update holds on top of the agent, MiB; for the loop NaN."""
+    """Most memory an update holds on top of the agent, MiB."""
 
 
 class LoopAgent(Agent):
@@ -104,9 +104,9 @@ def peak_memory(agent: Agent, batch: Batch) -> float:
     gc.collect()
     if agent.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(agent.device)
-        before = torch.cuda.memory_allocated(agent.device)
+        held = torch.cuda.memory_allocated(agent.device)
         seconds(agent, batch)
-        return (torch.cuda.max_memory_allocated(agent.device) - before) / 2**20
+        return (torch.cuda.max_memory_allocated(agent.device) - held) / 2**20
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark to the present
     before = status_mib("VmRSS")
