@@ -18,7 +18,7 @@ from mtrl.networks import Actor, InputEncoder, TwinCritic, sample_action
 from mtrl.replay import Batch
 from mtrl.smto import SMTO, create
 from mtrl.smto.base import options_of
-from mtrl.task_gradients import Buffer, Combined, TaskLoss, combined_gradients
+from mtrl.task_gradients import Buffer, Combined, TaskLoss, combined_gradients, task_gramian
 
 
 class Metrics(NamedTuple):
@@ -70,7 +70,6 @@ class Agent:
         self.temperature_smto = self._create_smto(config, "temperature")
         self._buffer = Buffer()  # critic and actor take turns
         self._smto_names = {loss: config.smto_of(loss).name for loss in ("actor", "temperature")}
-        self._looking = False
         self.gramians: dict[str, Tensor] = {}
         """{loss: [task, task]} of the last update that was asked for them."""
         # Separate streams: exploration must not depend on the number of updates.
@@ -122,7 +121,7 @@ class Agent:
         return_bound [task]: upper clip of the Q targets, if target clipping is on.
         gramians: leave the Gramians of both losses in `self.gramians`; changes nothing else.
         """
-        config, self._looking = self.config, gramians
+        config = self.config
         inputs = self.encoder(batch.observations)
         next_inputs = self.encoder(batch.next_observations)
         alpha = self.log_alpha.detach().exp().expand(self.num_tasks)
@@ -141,10 +140,14 @@ class Agent:
             if return_bound is not None:
                 targets = torch.minimum(targets, return_bound[:, None])
         critic = self.critic_gradients(inputs, batch.actions, targets)
+        if gramians:
+            self._look("critic", critic, (inputs, batch.actions, targets))
         self._step(self.critic_optimizer, self.critic, critic)
 
         noise = self._noise(batch.actions.shape, self.generator)
         actor = self.actor_gradients(inputs, noise, alpha)
+        if gramians:
+            self._look("actor", actor, (inputs, noise, alpha[:, None]))
         self._step(self.actor_optimizer, self.actor, actor)
 
         log_prob = actor.auxiliary
@@ -155,8 +158,6 @@ class Agent:
             torch._foreach_lerp_(
                 list(self.target_critic.parameters()), list(self.critic.parameters()), config.tau
             )
-        if critic.gramian is not None and actor.gramian is not None:
-            self.gramians = {"critic": critic.gramian, "actor": actor.gramian}
         none = torch.full_like(alpha, torch.nan)
         return Metrics(
             critic.losses,
@@ -168,32 +169,38 @@ class Agent:
         )
 
     def critic_gradients(self, inputs: Tensor, actions: Tensor, targets: Tensor) -> Combined:
-        def task_loss(critic: Any, *args: Tensor) -> tuple[Tensor, Tensor]:
-            loss = losses.critic_loss(critic, *args)
-            return loss, loss
-
-        return self._combine(self.critic_smto, task_loss, self.critic, (inputs, actions, targets))
+        return self._combine("critic", (inputs, actions, targets))
 
     def actor_gradients(self, inputs: Tensor, noise: Tensor, alpha: Tensor) -> Combined:
-        def task_loss(actor: Any, *args: Tensor) -> tuple[Tensor, Tensor]:
-            return losses.actor_loss(actor, self.critic, *args)
+        return self._combine("actor", (inputs, noise, alpha[:, None]))
 
-        return self._combine(
-            self.actor_smto, task_loss, self.actor, (inputs, noise, alpha[:, None])
-        )
+    def _critic_loss(self, critic: Any, *args: Tensor) -> tuple[Tensor, Tensor]:
+        loss = losses.critic_loss(critic, *args)
+        return loss, loss
 
-    def _combine(
-        self, smto: SMTO, task_loss: TaskLoss, network: nn.Module, inputs: Sequence[Tensor]
-    ) -> Combined:
+    def _actor_loss(self, actor: Any, *args: Tensor) -> tuple[Tensor, Tensor]:
+        return losses.actor_loss(actor, self.critic, *args)
+
+    def _problem(self, loss: Loss) -> tuple[SMTO, TaskLoss, nn.Module]:
+        if loss == "critic":
+            return self.critic_smto, self._critic_loss, self.critic
+        return self.actor_smto, self._actor_loss, self.actor
+
+    def _combine(self, loss: Loss, inputs: Sequence[Tensor]) -> Combined:
+        smto, task_loss, network = self._problem(loss)
+        chunk_size, buffer = self.config.chunk_size, self._buffer
         return combined_gradients(
-            smto,
-            task_loss,
-            network,
-            inputs,
-            chunk_size=self.config.chunk_size,
-            buffer=self._buffer,
-            gramian=self._looking,
+            smto, task_loss, network, inputs, chunk_size=chunk_size, buffer=buffer
         )
+
+    def _look(self, loss: Loss, combined: Combined, inputs: Sequence[Tensor]) -> None:
+        """Keep the Gramian, the method's own or one made for this."""
+        gramian = combined.gramian
+        if gramian is None:
+            _, task_loss, network = self._problem(loss)
+            chunk_size, buffer = self.config.chunk_size, self._buffer
+            gramian = task_gramian(task_loss, network, inputs, chunk_size=chunk_size, buffer=buffer)
+        self.gramians[loss] = gramian
 
     @torch.no_grad()
     def temperature_gradient(self, log_prob: Tensor) -> Tensor:

@@ -14,11 +14,11 @@ whose J does not fit, is it made piecewise for the Gramian and the direction com
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import functional_call, vjp, vmap
 
 from mtrl.networks import MLP, LayerRecord
 from mtrl.replay import free_memory
@@ -28,7 +28,7 @@ TaskLoss = Callable[..., tuple[Tensor, Tensor]]
 """(network, *inputs) -> (loss, auxiliary). With inputs [task, ...] both are [task]; without the
 task dimension (under vmap) both are scalars."""
 
-DIAGNOSTIC_CHUNK = 1 << 18
+GRAMIAN_CHUNK = 1 << 18
 """Columns of J at a time where only its Gramian is wanted: as fast as all at once, less memory."""
 
 
@@ -42,7 +42,7 @@ class Combined(NamedTuple):
     weights: Tensor | None
     """[task] the SMTO's weights, where it has weights."""
     gramian: Tensor | None = None
-    """[task, task] float64, where it was asked for."""
+    """[task, task] float64, where the SMTO needed it."""
 
 
 class Buffer:
@@ -77,7 +77,6 @@ def combined_gradients(
     shared: Collection[str] | None = None,
     chunk_size: int | None = None,
     buffer: Buffer | None = None,
-    gramian: bool = False,
 ) -> Combined:
     """Per-task losses on `inputs` (each [task, ...]) and the SMTO's direction for `network`.
 
@@ -85,51 +84,63 @@ def combined_gradients(
     get the gradient of the plain mean of the losses, whatever the method.
     chunk_size: at most about this many of J's columns exist at a time (a Jacobian method needs
     all P in any case). Raises MemoryError, before allocating, if the columns do not fit.
-    gramian: return G too; the direction does not depend on it, bit for bit.
     """
     buffer = buffer or Buffer()
+    names, own = _shared_and_own(network, shared)
     everything = dict(network.named_parameters())
-    if shared is not None and (unknown := set(shared) - set(everything)):
-        raise ValueError(f"shared names no parameters of the network: {sorted(unknown)}")
-    names = [name for name in everything if shared is None or name in shared]
-    own = [everything[name] for name in everything if name not in set(names)]
     m = inputs[0].shape[0]
     weights: Tensor | None = None
     matrix: Tensor | None = None
 
     if smto.needs == "losses":
-        losses, auxiliary = task_loss(network, *inputs)
-        weights = smto.weights(losses=losses.detach())
-        own_gradients = torch.autograd.grad(losses.mean(), own, retain_graph=True) if own else ()
-        gradients = torch.autograd.grad(
-            (weights * losses).sum(), [everything[name] for name in names]
-        )
-        if gramian:
-            split = _split(task_loss, network, names, [], inputs)
-            matrix = _gramian(split, m, chunk_size or DIAGNOSTIC_CHUNK, buffer)
-        merged = _in_order(everything, names, gradients, own_gradients)
-        return Combined(losses.detach(), auxiliary.detach(), merged, weights, matrix)
+        values = {name: p.detach() for name, p in everything.items()}
+        with torch.no_grad():  # networks the loss also uses (the actor's critic): no graph
+            losses, backward, auxiliary = vjp(  # type: ignore[misc]
+                lambda v: _call(task_loss, network, v, inputs), values, has_aux=True
+            )
+            weights = smto.weights(losses=losses)
+            (gradients,) = backward(weights.to(losses.dtype))
+            if own:
+                (plain,) = backward(torch.full_like(losses, 1.0 / m))
+                gradients |= {name: plain[name] for name in own}
+        return Combined(losses, auxiliary, tuple(gradients[name] for name in everything), weights)
 
     split = _split(task_loss, network, names, own, inputs)
-    losses, like = split.losses, everything[names[0]]
+    losses, dtype = split.losses, everything[names[0]].dtype
     if smto.needs == "gramian" and chunk_size is not None:
         matrix = _gramian(split, m, chunk_size, buffer)
         weights = smto.weights(losses=losses, gramian=matrix)
-        gradients = split.weighted(weights.to(like.dtype))
+        pieces = split.weighted(weights.to(dtype))
     else:
-        jacobian_matrix = _jacobian(split, m, buffer)
+        rows = _jacobian(split, m, buffer)
         if smto.needs == "gramian":
-            matrix = gram_matrix(jacobian_matrix)
+            matrix = gram_matrix(rows)
             weights = smto.weights(losses=losses, gramian=matrix)
-            direction = weights.to(like.dtype) @ jacobian_matrix
+            direction = weights.to(dtype) @ rows
         else:
-            matrix = gram_matrix(jacobian_matrix) if gramian else None
-            direction = smto.direction(jacobian_matrix, losses)
+            direction = smto.direction(rows, losses)
         parameters = [everything[name] for name in names]
-        pieces = direction.split([p.numel() for p in parameters])
-        gradients = tuple(d.view_as(p) for d, p in zip(pieces, parameters, strict=True))
-    merged = _in_order(everything, names, gradients, split.own_gradients)
-    return Combined(losses, split.auxiliary, merged, weights, matrix if gramian else None)
+        parts = direction.split([p.numel() for p in parameters])
+        pieces = tuple(d.view_as(p) for d, p in zip(parts, parameters, strict=True))
+    found = dict(zip(names, pieces, strict=True)) | dict(zip(own, split.own_gradients, strict=True))
+    return Combined(
+        losses, split.auxiliary, tuple(found[name] for name in everything), weights, matrix
+    )
+
+
+def task_gramian(
+    task_loss: TaskLoss,
+    network: nn.Module,
+    inputs: Sequence[Tensor],
+    *,
+    shared: Collection[str] | None = None,
+    chunk_size: int | None = None,
+    buffer: Buffer | None = None,
+) -> Tensor:
+    """G = J J^T [task, task] in float64, for methods that do without it; as combined_gradients."""
+    names, _ = _shared_and_own(network, shared)
+    split = _split(task_loss, network, names, [], inputs)
+    return _gramian(split, inputs[0].shape[0], chunk_size or GRAMIAN_CHUNK, buffer or Buffer())
 
 
 def jacobian(
@@ -139,6 +150,24 @@ def jacobian(
     names = [name for name, _ in network.named_parameters()]
     split = _split(task_loss, network, names, [], inputs)
     return _jacobian(split, inputs[0].shape[0], Buffer()), split.losses, split.auxiliary
+
+
+def _shared_and_own(
+    network: nn.Module, shared: Collection[str] | None
+) -> tuple[list[str], list[str]]:
+    names = [name for name, _ in network.named_parameters()]
+    if shared is None:
+        return names, []
+    if unknown := set(shared) - set(names):
+        raise ValueError(f"shared names no parameters of the network: {sorted(unknown)}")
+    return [n for n in names if n in shared], [n for n in names if n not in shared]
+
+
+def _call(
+    task_loss: TaskLoss, network: nn.Module, values: dict[str, Tensor], inputs: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The task loss with these values for the network's parameters."""
+    return task_loss(lambda *args: functional_call(network, values, args), *inputs)
 
 
 class _Block(NamedTuple):
@@ -175,7 +204,7 @@ def _split(
     task_loss: TaskLoss,
     network: nn.Module,
     names: Sequence[str],
-    own: Sequence[Tensor],
+    own: Sequence[str],
     inputs: Sequence[Tensor],
 ) -> _Split:
     mlps = [module for module in network.modules() if isinstance(module, MLP)]
@@ -282,7 +311,7 @@ class _ExpandedSplit:
         task_loss: TaskLoss,
         network: nn.Module,
         names: Sequence[str],
-        own: Sequence[Tensor],
+        own: Sequence[str],
         inputs: Sequence[Tensor],
     ) -> None:
         m = inputs[0].shape[0]
@@ -294,17 +323,17 @@ class _ExpandedSplit:
 
         def one_task(values: list[Tensor], *task_inputs: Tensor) -> tuple[Tensor, Tensor]:
             state = dict(zip(names, values, strict=True)) | rest
-
-            def call(*args: Any) -> Any:
-                return functional_call(network, state, args)
-
-            return task_loss(call, *task_inputs)
+            return _call(task_loss, network, state, task_inputs)
 
         split = vmap(one_task, in_dims=(0, *[0] * len(inputs)), randomness="different")
         self.graph, auxiliary = split(self.expanded, *inputs)
         self.losses, self.auxiliary = self.graph.detach(), auxiliary.detach()
         self.own_gradients: Sequence[Tensor] = (
-            torch.autograd.grad(self.graph.mean(), own, retain_graph=True) if own else ()
+            torch.autograd.grad(
+                self.graph.mean(), [everything[name] for name in own], retain_graph=True
+            )
+            if own
+            else ()
         )
 
     def blocks(self, chunk_size: int | None) -> Iterator[_Block]:
@@ -329,14 +358,3 @@ class _ExpandedSplit:
 
     def weighted(self, weights: Tensor) -> tuple[Tensor, ...]:
         return torch.autograd.grad((weights * self.graph).sum(), self.parameters)
-
-
-def _in_order(
-    everything: dict[str, nn.Parameter],
-    names: Sequence[str],
-    gradients: Sequence[Tensor],
-    own_gradients: Sequence[Tensor],
-) -> tuple[Tensor, ...]:
-    shared, own = set(names), iter(own_gradients)
-    given = iter(gradients)
-    return tuple(next(given) if name in shared else next(own) for name in everything)

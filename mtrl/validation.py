@@ -150,7 +150,9 @@ def _validate_smto(config: Config, need: Callable[[bool, str, str], None]) -> No
                     f"{source}.{key}", value, f"must be {describe_type(kind)}"
                 ) from None
         try:
-            create(smto.name, config.num_tasks, **smto.options)
+            run = {"total_steps": max(config.total_updates, 1)}
+            set_by_run = {k: v for k, v in run.items() if k in describe(smto.name).options}
+            create(smto.name, config.num_tasks, **set_by_run, **smto.options)
         except ValueError as error:
             raise ConfigError(source, smto.options, f"method {smto.name}: {error}") from None
 

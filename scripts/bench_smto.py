@@ -22,15 +22,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mtrl.agent import Agent
-from mtrl.config import AgentConfig, Config, EnvConfig, SmtoConfig
+from mtrl.config import AgentConfig, Config, EnvConfig, Loss, SmtoConfig
 from mtrl.envs.tasks import BENCHMARKS
 from mtrl.replay import Batch
-from mtrl.smto import SMTO, available, describe
+from mtrl.smto import available, describe
 from mtrl.smto.base import gram_matrix
-from mtrl.task_gradients import Combined, TaskLoss
+from mtrl.task_gradients import Combined
 from mtrl.train import choose_device
 
 OBSERVATION, ACTION, SAMPLES = 39, 4, 128
@@ -50,14 +50,13 @@ class Cost(NamedTuple):
 class LoopAgent(Agent):
     """The slow way: one backward pass per task and loss."""
 
-    def _combine(
-        self, smto: SMTO, task_loss: TaskLoss, network: nn.Module, inputs: Sequence[Tensor]
-    ) -> Combined:
+    def _combine(self, loss: Loss, inputs: Sequence[Tensor]) -> Combined:
+        smto, task_loss, network = self._problem(loss)
         losses, auxiliary = task_loss(network, *inputs)
         parameters = list(network.parameters())
         rows = []
-        for loss in losses:
-            gradients = torch.autograd.grad(loss, parameters, retain_graph=True)
+        for value in losses:
+            gradients = torch.autograd.grad(value, parameters, retain_graph=True)
             rows.append(torch.cat([g.flatten() for g in gradients]))
         jacobian = torch.stack(rows)
         weights = smto.weights(losses=losses.detach(), gramian=gram_matrix(jacobian))
