@@ -65,6 +65,9 @@ def with_preset(config: Config, chosen: Config) -> Config:
             preset,
             f"has no settings for method {method}; it has them for {', '.join(table)}",
         )
+    if config.agent.smto.name != chosen.agent.smto.name:  # the file's options are another's
+        config = _replace(config, ["agent", "smto", "options"], {})
+        config = _replace(config, ["agent", "smto", "name"], chosen.agent.smto.name)
     for key, value in table[method].items():
         config = _replace(config, key.split("."), value)
     return config
