@@ -282,44 +282,6 @@ def test_the_gramian_is_in_float64_and_symmetric():
     np.testing.assert_allclose(gramian, (jacobian.double() @ jacobian.double().T), atol=1e-4)
 
 
-def test_unitary_is_the_mean():
-    jacobian = random_jacobian(4)
-    direction = create("unitary", 4).combine(jacobian, torch.ones(4).double())
-    np.testing.assert_allclose(direction.numpy(), jacobian.numpy().mean(0), rtol=1e-12)
-
-
-@pytest.mark.parametrize("weights", [(2.0, 6.0, 0.0, 8.0), (1, 3, 0, 4)])
-def test_fixed_is_the_weighted_mean(weights):
-    jacobian = random_jacobian(4)
-    direction = create("fixed", 4, weights=weights).combine(jacobian, torch.ones(4).double())
-    expected = np.average(jacobian.numpy(), axis=0, weights=weights)
-    np.testing.assert_allclose(direction.numpy(), expected, rtol=1e-12)
-
-
-def test_fixed_with_uniform_weights_is_unitary():
-    jacobian, losses = random_jacobian(3), torch.ones(3, dtype=torch.float64)
-    fixed = create("fixed", 3, weights=(7.0, 7.0, 7.0)).combine(jacobian, losses)
-    unitary = create("unitary", 3).combine(jacobian, losses)
-    np.testing.assert_allclose(fixed.numpy(), unitary.numpy(), rtol=1e-12)
-
-
-@pytest.mark.parametrize(
-    "weights",
-    [
-        (),
-        (1.0, 1.0),
-        (1.0, 1.0, 1.0, 1.0),
-        (0.0, 0.0, 0.0),
-        (1.0, -0.1, 1.0),
-        (1.0, float("nan"), 1.0),
-        (1.0, float("inf"), 1.0),
-    ],
-)
-def test_fixed_refuses_impossible_weights(weights):
-    with pytest.raises(ValueError, match="weights"):
-        create("fixed", 3, weights=weights)
-
-
 @pytest.mark.parametrize("name", ALL)
 def test_no_tasks_is_an_error(name):
     with pytest.raises(ValueError, match=r"tasks|weights"):
