@@ -106,7 +106,7 @@ def test_learned_scales_converge_to_one_over_the_loss(name):
     smto = make(name, 3, lr=0.05)
     first = smto.weights(losses=losses)
     np.testing.assert_allclose(first, np.full(3, 1 / 3))
-    for _ in range(600):
+    for _ in range(2000):
         weights = smto.weights(losses=losses)
     np.testing.assert_allclose(3 * weights * losses, np.ones(3), rtol=0.02)
 
@@ -182,11 +182,10 @@ def test_famo_follows_the_published_update():
 @given(losses=positive)
 @settings(max_examples=10)
 def test_famo_leaves_its_logits_when_all_losses_fall_alike(losses):
-    smto = create("famo", len(losses))
+    smto = create("famo", len(losses), decay=0.0)  # Adam would enlarge rounding errors by decay
     for step in range(5):
         smto.weights(losses=losses * 0.9**step)
-    # Adam divides by the gradient's size, here a rounding error: only its 1e-8 keeps it small.
-    assert float(smto.parameter.abs().max()) < 1e-4
+    assert float(smto.parameter.abs().max()) < 1e-7
 
 
 def test_famo_moves_weight_from_fast_tasks_to_slow_ones():
