@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtrl.smto.base import SMTO, Needs, register
-from mtrl.smto.solvers import floored
+from mtrl.smto.solvers import floored, spectrum
 
 Cost = Literal["equal_magnitude", "condition_number", "loss_scale"]
 Combination = Literal["last", "mean", "linear"]
@@ -139,17 +139,15 @@ def best_conditioned(gramian: Tensor, iterations: int = 200) -> Tensor:
     """Weights [m] that make the condition number of diag(w) G diag(w) small; sum is not fixed.
 
     Adam on log w from equal lengths, with the exact derivative 2 (v_max^2 - v_min^2) of
-    log(l_max / l_min); the best iterate. Eigenvalues below l_max m eps(float32) are left out.
+    log(l_max / l_min), l_min the smallest nonzero one; the best iterate.
     """
-    m = len(gramian)
     lengths = floored(gramian.diagonal().clamp(min=0.0).sqrt())
     log_weights = -lengths.log()
     shift, moment, square = (torch.zeros_like(lengths) for _ in range(3))
     best, best_cost = shift, torch.full_like(shift[0], torch.inf)
     for step in range(1, iterations + 1):
         scale = (log_weights + shift).exp()
-        values, vectors = torch.linalg.eigh(gramian * scale * scale[:, None])
-        kept = values > values[-1] * m * torch.finfo(torch.float32).eps
+        values, vectors, kept = spectrum(gramian * scale * scale[:, None])
         lowest = kept.to(torch.uint8).argmax()  # eigenvalues ascend
         cost = (values[-1].clamp(min=1e-300) / values[lowest].clamp(min=1e-300)).log()
         best = torch.where(cost < best_cost, shift, best)

@@ -6,18 +6,15 @@ import torch
 from torch import Tensor
 
 from mtrl.smto.base import GramianSMTO, LearnedSMTO, register
-from mtrl.smto.solvers import NOISE, cosines, floored
+from mtrl.smto.solvers import cosines, floored, spectrum
 
 
 def equal_projections(gramian: Tensor) -> Tensor:
     """Weights [m] with sum 1 and equal projections w @ J . g_i / |g_i|; 0 if there are none."""
     cosine, lengths = cosines(gramian)
-    ones = torch.ones_like(lengths)
-    # C^+ 1 with eigenvalues damped smoothly, from NOISE down: no eigenvectors, no device sync.
-    eye = torch.eye(len(gramian), dtype=gramian.dtype, device=gramian.device)
-    factor = torch.linalg.cholesky_ex(cosine @ cosine + NOISE**2 * eye).L
-    x = torch.cholesky_solve((cosine @ ones)[:, None], factor)[:, 0]
-    # x . 1 is at least 1 when C x = 1 has a solution; else the gradients balance at no direction.
+    values, vectors, kept = spectrum(cosine)
+    x = vectors @ torch.where(kept, vectors.sum(0) / values, 0.0)  # C^+ 1
+    # x . 1 is at least 1 when C x = 1 has a solution; near 0 the gradients cancel.
     solvable = x.sum() > 1e-3
     weights = torch.where(lengths > 0, x / floored(lengths), 0.0)
     total = weights.sum()
@@ -29,11 +26,11 @@ def equal_projections(gramian: Tensor) -> Tensor:
 class IMTLG(GramianSMTO):
     """IMTL-G (Liu et al. 2021, eq. 6): equal projections on all unit gradients, weights of sum 1.
 
-    w is proportional to C^+ 1 / |g|, with C the matrix of cosines, eigenvalues below about 1e-6
-    left out (the authors solve with the first task as reference, and add 1e-6 I to the matrix).
-    For independent gradients that is G^+ |g| as in Quinton & Rey's generalisation; for dependent
-    ones ours does not depend on the gradients' lengths. Zero gradients get weight 0. Weights may be
-    negative and are unbounded when the gradients nearly cancel; zero if they balance nowhere.
+    w is proportional to C^+ 1 / |g|, with C the matrix of cosines (the authors solve with the first
+    task as reference, and add 1e-6 I to the matrix). For independent gradients that is G^+ |g| as
+    in Quinton & Rey's generalisation; for dependent ones ours does not depend on the gradients'
+    lengths. Zero gradients get weight 0. Weights may be negative and are unbounded when the
+    gradients nearly cancel; all are zero if C 1 is. The eigendecomposition waits for a CUDA device.
     """
 
     def solve(self, gramian: Tensor, losses: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Small convex problems on the m x m Gramian: float64 tensors, fixed iteration counts, no sync.
+"""Small convex problems on the m x m Gramian: float64 tensors, fixed iteration counts.
 
 Everything works on cosines, so that gradients of any length are treated alike: with the lengths
 n_i = |g_i| the Gramian is G = D C D, D = diag(n), and C has a unit diagonal.
@@ -36,6 +36,17 @@ def convex(matrix: Tensor, ridge: float = RIDGE) -> Tensor:
     eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
     failed = torch.linalg.cholesky_ex(matrix + ridge * eye).info > 0
     return matrix + torch.where(failed, max(NOISE, ridge), ridge) * eye
+
+
+def spectrum(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Eigenvalues [m] ascending, eigenvectors [m, m], which eigenvalues are not zero [m].
+
+    Up to l_max m eps they count as zero, with the eps of float32, in which Gramians are usually
+    computed. On CUDA torch's eigh waits for the device, which nothing else here does.
+    """
+    values, vectors = torch.linalg.eigh(matrix)
+    kept = values > values[-1] * len(matrix) * torch.finfo(torch.float32).eps
+    return values, vectors, kept
 
 
 Model = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
