@@ -7,18 +7,18 @@ metrics come back as detached tensors.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mtrl import losses
-from mtrl.config import Config
+from mtrl.config import Config, Loss
 from mtrl.networks import Actor, InputEncoder, TwinCritic, sample_action
 from mtrl.replay import Batch
 from mtrl.smto import SMTO, create
 from mtrl.smto.base import options_of
-from mtrl.task_gradients import Combined, combined_gradients
+from mtrl.task_gradients import Buffer, Combined, TaskLoss, combined_gradients, task_gramian
 
 
 class Metrics(NamedTuple):
@@ -68,6 +68,11 @@ class Agent:
         self.temperature_optimizer = self._adam([self.log_alpha], settings.temperature_lr)
         self.critic_smto = self._create_smto(config, "critic")
         self.actor_smto = self._create_smto(config, "actor")
+        self.temperature_smto = self._create_smto(config, "temperature")
+        self._buffer = Buffer()  # critic and actor take turns
+        self._smto_names = {loss: config.smto_of(loss).name for loss in ("actor", "temperature")}
+        self.gramians: dict[str, Tensor] = {}
+        """{loss: [task, task]} of the last update that was asked for them."""
         # Separate streams: exploration must not depend on the number of updates.
         self.exploration = torch.Generator(device).manual_seed(config.seed + 1)
         self.generator = torch.Generator(device).manual_seed(config.seed + 2)
@@ -77,13 +82,17 @@ class Agent:
     def _adam(parameters: Any, lr: float, weight_decay: float = 0.0) -> torch.optim.Adam:
         return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
 
-    def _create_smto(self, config: Config, loss: Literal["critic", "actor"]) -> SMTO:
+    def _create_smto(self, config: Config, loss: Loss) -> SMTO:
         chosen = config.smto_of(loss)
-        options: dict[str, Any] = {"weights": chosen.weights} if chosen.weights else {}
-        if "seed" in options_of(chosen.name):
-            offset = 3 if loss == "critic" else 4
-            options |= {"seed": config.seed + offset, "device": self.device}
-        return create(chosen.name, self.num_tasks, **options)
+        # What only the run knows; a stream of random numbers per loss.
+        offset = {"critic": 3, "actor": 4, "temperature": 5}[loss]
+        known = {
+            "seed": config.seed + offset,
+            "device": self.device,
+            "total_steps": max(config.total_updates, 1),
+        }
+        own = {key: value for key, value in known.items() if key in options_of(chosen.name)}
+        return create(chosen.name, self.num_tasks, **own | chosen.options)
 
     # -- acting ---------------------------------------------------------------------------------
 
@@ -106,10 +115,13 @@ class Agent:
 
     # -- learning -------------------------------------------------------------------------------
 
-    def update(self, batch: Batch, return_bound: Tensor | None = None) -> Metrics:
+    def update(
+        self, batch: Batch, return_bound: Tensor | None = None, *, gramians: bool = False
+    ) -> Metrics:
         """One step of critic, actor, temperature and target critic, in this order.
 
         return_bound [task]: upper clip of the Q targets, if target clipping is on.
+        gramians: leave the Gramians of both losses in `self.gramians`; changes nothing else.
         """
         config = self.config
         alpha = self._alpha()
@@ -117,14 +129,17 @@ class Agent:
         noise = self._noise(batch.actions.shape, self.generator)
 
         critic = self._critic_gradients(batch, next_noise, alpha, return_bound)
+        if gramians:
+            self._look("critic", critic, self.critic_inputs(batch, next_noise, alpha, return_bound))
         self._step(self.critic_optimizer, self.critic, critic)
 
         actor = self._actor_gradients(batch.observations, noise, alpha)
+        if gramians:
+            self._look("actor", actor, self.actor_inputs(batch.observations, noise, alpha))
         self._step(self.actor_optimizer, self.actor, actor)
 
         log_prob = actor.auxiliary
-        temperature = losses.temperature_loss(self.log_alpha, log_prob, self.target_entropy)
-        (self.log_alpha.grad,) = torch.autograd.grad(temperature.mean(), [self.log_alpha])
+        self.log_alpha.grad = self.temperature_gradient(log_prob)
         self.temperature_optimizer.step()
 
         with torch.no_grad():
@@ -166,15 +181,10 @@ class Agent:
     def _alpha(self) -> Tensor:
         return self.log_alpha.detach().exp().expand(self.num_tasks)
 
-    def critic_gradients(
+    def critic_inputs(
         self, batch: Batch, noise: Tensor, alpha: Tensor, return_bound: Tensor | None
-    ) -> Combined:
-        """Direction of the critic; noise [task, sample, action] of the next actions."""
-
-        def task_loss(critic: Any, *args: Tensor) -> tuple[Tensor, Tensor]:
-            loss = losses.critic_loss(critic, *args)
-            return loss, loss
-
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs of the critic's loss; noise [task, sample, action] of the next actions."""
         with torch.no_grad():
             targets = losses.bellman_target(
                 self.actor,
@@ -188,17 +198,77 @@ class Agent:
             )
             if return_bound is not None:
                 targets = torch.minimum(targets, return_bound[:, None])
-        inputs = (self.encoder(batch.observations), batch.actions, targets)
-        return combined_gradients(self.critic_smto, task_loss, self.critic, inputs)
+        return self.encoder(batch.observations), batch.actions, targets
+
+    def actor_inputs(
+        self, observations: Tensor, noise: Tensor, alpha: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs of the actor's loss; noise [task, sample, action]."""
+        return self.encoder(observations), noise, alpha[:, None]
+
+    def critic_gradients(
+        self, batch: Batch, noise: Tensor, alpha: Tensor, return_bound: Tensor | None
+    ) -> Combined:
+        """Direction of the critic."""
+        return self._combine("critic", self.critic_inputs(batch, noise, alpha, return_bound))
 
     def actor_gradients(self, observations: Tensor, noise: Tensor, alpha: Tensor) -> Combined:
-        """Direction of the actor; noise [task, sample, action]; auxiliary: log-probability."""
+        """Direction of the actor; auxiliary: the mean log-probability."""
+        return self._combine("actor", self.actor_inputs(observations, noise, alpha))
 
-        def task_loss(actor: Any, *args: Tensor) -> tuple[Tensor, Tensor]:
-            return losses.actor_loss(actor, self.critic, *args)
+    def _critic_loss(self, critic: Any, *args: Tensor) -> tuple[Tensor, Tensor]:
+        loss = losses.critic_loss(critic, *args)
+        return loss, loss
 
-        inputs = (self.encoder(observations), noise, alpha[:, None])
-        return combined_gradients(self.actor_smto, task_loss, self.actor, inputs)
+    def _actor_loss(self, actor: Any, *args: Tensor) -> tuple[Tensor, Tensor]:
+        return losses.actor_loss(actor, self.critic, *args)
+
+    def _problem(self, loss: Loss) -> tuple[SMTO, TaskLoss, nn.Module]:
+        if loss == "critic":
+            return self.critic_smto, self._critic_loss, self.critic
+        return self.actor_smto, self._actor_loss, self.actor
+
+    def _combine(self, loss: Loss, inputs: Sequence[Tensor]) -> Combined:
+        smto, task_loss, network = self._problem(loss)
+        chunk_size, buffer = self.config.chunk_size, self._buffer
+        return combined_gradients(
+            smto, task_loss, network, inputs, chunk_size=chunk_size, buffer=buffer
+        )
+
+    def _look(self, loss: Loss, combined: Combined, inputs: Sequence[Tensor]) -> None:
+        """Keep the Gramian, the method's own or one made for this."""
+        gramian = combined.gramian
+        if gramian is None:
+            _, task_loss, network = self._problem(loss)
+            chunk_size, buffer = self.config.chunk_size, self._buffer
+            gramian = task_gramian(task_loss, network, inputs, chunk_size=chunk_size, buffer=buffer)
+        self.gramians[loss] = gramian
+
+    @torch.no_grad()
+    def temperature_gradient(self, log_prob: Tensor) -> Tensor:
+        """The SMTO's direction for log alpha, from log-probabilities [task]."""
+        loss = losses.temperature_loss(self.log_alpha, log_prob, self.target_entropy)
+        # -exp(log alpha) c is its own derivative. One temperature: all tasks move it; a
+        # temperature per task: the Jacobian is diagonal.
+        jacobian = loss[:, None] if len(self.log_alpha) == 1 else loss.diag()
+        return self.temperature_smto.direction(jacobian, loss)
+
+    def warnings(self) -> list[str]:
+        """What a user of the chosen methods should know at the start."""
+        return [
+            f"method {self._smto_names[loss]} wants positive losses, but the {loss} loss can be "
+            "negative: it gets losses above a lower bound tracked from those seen so far"
+            for loss, smto in (("actor", self.actor_smto), ("temperature", self.temperature_smto))
+            if smto.wants_positive_losses
+        ]
+
+    def certificates(self) -> dict[str, Tensor]:
+        """{"<loss>/<name>": scalar}: how well the solvers did in the last update."""
+        return {
+            f"{loss}/{name}": value
+            for loss, smto in (("critic", self.critic_smto), ("actor", self.actor_smto))
+            for name, value in smto.certificates().items()
+        }
 
     def _step(self, optimizer: torch.optim.Optimizer, network: nn.Module, given: Combined) -> None:
         limit = self.config.max_grad_norm
@@ -213,7 +283,7 @@ class Agent:
     def _stateful(self) -> dict[str, Any]:
         names = (
             "encoder", "actor", "critic", "target_critic", "critic_smto", "actor_smto",
-            "actor_optimizer", "critic_optimizer", "temperature_optimizer",
+            "temperature_smto", "actor_optimizer", "critic_optimizer", "temperature_optimizer",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 

@@ -126,14 +126,82 @@ def _load_config(name: str) -> Config:
 
 
 def _with_overrides(default: Config, program: str, arguments: list[str]) -> Config:
+    """Preset of the method on top of the file, command line on top of both; validated."""
+    import dataclasses
+
+    from mtrl.method_presets import with_preset
+    from mtrl.plugins import load_plugins
+    from mtrl.validation import validate
+
+    config = _parse(default, program, arguments)
+    if config.agent.smto.preset:
+        config = _parse(with_preset(default, config), program, arguments)
+        smto = dataclasses.replace(config.agent.smto, preset="")
+        config = dataclasses.replace(config, agent=dataclasses.replace(config.agent, smto=smto))
+    config = load_plugins(config)
+    validate(config)
+    return config
+
+
+def _parse(default: Config, program: str, arguments: list[str]) -> Config:
+    import dataclasses
+
     import tyro
 
     from mtrl.config import Config
-    from mtrl.validation import validate
 
-    config = tyro.cli(Config, default=default, prog=program, args=arguments)
-    validate(config)
-    return config
+    config = tyro.cli(
+        Config, default=default, prog=program, args=arguments, registry=_mappings_as_pairs()
+    )
+    given = {word.replace("_", "-").split("=")[0] for word in arguments}
+    agent = config.agent
+    for key in ("smto", "critic_smto", "actor_smto", "temperature_smto"):
+        before, now = getattr(default.agent, key), getattr(agent, key)
+        options = now.options if f"--agent.{key}.options".replace("_", "-") in given else {}
+        if now.name == before.name:  # another method's options mean nothing to this one
+            options = before.options | options
+        agent = dataclasses.replace(agent, **{key: dataclasses.replace(now, options=options)})
+    return dataclasses.replace(config, agent=agent)
+
+
+def _mappings_as_pairs() -> Any:
+    """How mappings (a method's options) are written on the command line: key=value ..."""
+    import yaml
+    from tyro.constructors import (
+        ConstructorRegistry,
+        PrimitiveConstructorSpec,
+        PrimitiveTypeInfo,
+    )
+
+    from mtrl.config import coerce
+
+    def parse(words: list[str]) -> dict[str, Any]:
+        pairs = [word.partition("=") for word in words]
+        for key, equals, _ in pairs:
+            if not (key and equals):
+                raise ValueError(f"{key!r} is not key=value")
+        try:
+            values = {key: yaml.safe_load(value) for key, _, value in pairs}
+        except yaml.YAMLError as error:
+            raise ValueError(f"not a YAML value: {' '.join(str(error).split())}") from None
+        options: dict[str, Any] = coerce(values, dict[str, Any])
+        return options
+
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def pairs(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, Any]] | None:
+        if info.type != dict[str, Any]:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs="*",
+            metavar="KEY=VALUE ...",
+            instance_from_str=parse,
+            is_instance=lambda value: isinstance(value, dict),
+            str_from_instance=lambda value: [f"{key}={item}" for key, item in value.items()],
+        )
+
+    return registry
 
 
 def train_command(arguments: list[str]) -> None:
@@ -240,11 +308,13 @@ def _evaluate(path: Path, options: EvaluateOptions) -> None:
     from mtrl.agent import Agent
     from mtrl.envs.vector import make_vector_env
     from mtrl.evaluate import agent_policy, evaluate, goal_schedule
+    from mtrl.plugins import load_plugins
     from mtrl.recorder import evaluation_json, success_table
     from mtrl.run_directory import RunDirectory
     from mtrl.train import set_up_learner
 
     run, config = RunDirectory.open(path)
+    config = load_plugins(config)
     state: dict[str, Any] | None
     if options.checkpoint == "latest":
         state, warnings = checkpoint.load_latest(run.checkpoints)
@@ -312,11 +382,27 @@ def _list_benchmarks() -> None:
 
 
 def _list_methods() -> None:
+    import textwrap
+
     from mtrl.smto import available, describe
+    from mtrl.validation import method_options
+
+    def indented(text: str) -> str:
+        return textwrap.fill(text, 80, initial_indent=" " * 4, subsequent_indent=" " * 6)
 
     for name in available():
-        needs, text = describe(name)
-        print(f"{name:10} needs {needs:9} {text}")
+        method = describe(name)
+        positive = ", wants positive losses" if method.wants_positive_losses else ""
+        aliases = f" (or {', '.join(method.aliases)})" if method.aliases else ""
+        print(f"{name}{aliases}: needs {method.needs}{positive}")
+        print(indented(method.text))
+        if options := method_options(name):
+            shown = " ".join(f"{key}={value}" for key, value in options.items())
+            print(indented(f"options: {shown}"))
+    print(
+        "\nChosen by --agent.smto.name NAME --agent.smto.options KEY=VALUE ...; methods"
+        "\nthat want positive losses get losses above a tracked lower bound."
+    )
 
 
 def _list_presets() -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +31,9 @@ PROTOCOLS: dict[str, dict[str, object]] = {
         "replay.capacity": 4_000_000,
     },
 }
+
+
+Loss = Literal["critic", "actor", "temperature"]
 
 
 class ConfigError(ValueError):
@@ -122,8 +126,12 @@ class SmtoConfig:
 
     name: str = "unitary"
     """Multi-task optimiser of the actor and critic losses; see `mtrl list methods`."""
-    weights: tuple[float, ...] = ()
-    """Method fixed: one weight per task, normalised to mean 1."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """The method's own options, e.g. c=0.4 update_every=10, or "weights=[1, 2, 1]" for fixed.
+    On top of the file's for the same method."""
+    preset: Literal["", "kurin"] = ""
+    """kurin: the settings Kurin et al. 2022 used with this method (l2, step sizes, options);
+    they replace the file's, options on the command line replace them. See docs/smto.md."""
 
 
 @dataclass(frozen=True)
@@ -132,8 +140,18 @@ class LossSmtoConfig:
 
     name: str | None = None
     """Overrides agent.smto.name for this loss alone."""
-    weights: tuple[float, ...] = ()
-    """Overrides agent.smto.weights for this loss alone."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of this loss's method; for the same method, on top of agent.smto.options."""
+
+
+@dataclass(frozen=True)
+class TemperatureSmtoConfig:
+    """The multi-task optimiser of the temperature loss."""
+
+    name: str = "unitary"
+    """Multi-task optimiser of the temperature loss; a per_task temperature has no conflicts."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of this loss's method."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +189,10 @@ class AgentConfig:
     smto: SmtoConfig = field(default_factory=SmtoConfig)
     critic_smto: LossSmtoConfig = field(default_factory=LossSmtoConfig)
     actor_smto: LossSmtoConfig = field(default_factory=LossSmtoConfig)
+    temperature_smto: TemperatureSmtoConfig = field(default_factory=TemperatureSmtoConfig)
+    chunk_size: int | None = None
+    """Parameters whose task gradients are in memory at a time, for methods that need the Gramian.
+    None = all (fastest). For networks whose gradients times tasks do not fit."""
 
 
 @dataclass(frozen=True)
@@ -222,6 +244,15 @@ class LoggingConfig:
 
 
 @dataclass(frozen=True)
+class DiagnosticsConfig:
+    """Gradient conflict metrics."""
+
+    every: int = 200
+    """Updates between two looks at the task gradients, whatever the method; 0 = off. A look costs
+    a plain method one more backward per loss, so the default costs about 0.5% of its time."""
+
+
+@dataclass(frozen=True)
 class Config:
     """One run."""
 
@@ -235,6 +266,8 @@ class Config:
     """Where the run is written; runs/<name>/<method>/seed_<seed> if empty."""
     overwrite: bool = False
     """Delete an existing run directory first."""
+    plugins: tuple[str, ...] = ()
+    """Python files that register methods of your own; see docs/smto.md."""
     env: EnvConfig = field(default_factory=EnvConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
@@ -244,6 +277,7 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+    diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -263,12 +297,24 @@ class Config:
         """Environment steps of one episode of every training environment."""
         return self.env.horizon * self.num_envs
 
-    def smto_of(self, loss: Literal["critic", "actor"]) -> SmtoConfig:
+    @property
+    def total_updates(self) -> int:
+        """Updates of the whole run."""
+        episodes = math.ceil(self.train.total_steps / self.episode_steps)
+        vector_steps = episodes * self.env.horizon
+        warmup = math.ceil(self.train.warmup_steps / self.num_envs)
+        learning = max(vector_steps - warmup, 0)
+        return self.agent.warmup_updates + math.floor(learning * self.agent.updates_per_step)
+
+    def smto_of(self, loss: Loss) -> SmtoConfig:
         """The SMTO of one loss: agent.smto, where agent.<loss>_smto does not override it."""
-        own = self.agent.critic_smto if loss == "critic" else self.agent.actor_smto
+        own = getattr(self.agent, f"{loss}_smto")
         both = self.agent.smto
-        name = own.name or both.name
-        return SmtoConfig(name, own.weights or (both.weights if name == both.name else ()))
+        if loss == "temperature":
+            return SmtoConfig(own.name, own.options)
+        if own.name in (None, both.name):
+            return SmtoConfig(both.name, both.options | own.options)
+        return SmtoConfig(own.name, own.options)
 
     @property
     def method(self) -> str:
@@ -308,33 +354,48 @@ def flatten(config: object, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _describe(kind: Any) -> str:
+def describe_type(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return "one of " + ", ".join(map(str, typing.get_args(kind)))
-    if typing.get_origin(kind) is tuple:
+    if typing.get_origin(kind) in (tuple, Sequence):
         return f"a list of {typing.get_args(kind)[0].__name__}"
+    if typing.get_origin(kind) is dict:
+        return "a mapping of names to values"
     if typing.get_origin(kind) in (types.UnionType, typing.Union):
-        return " or ".join(_describe(k) for k in typing.get_args(kind))
+        return " or ".join(describe_type(k) for k in typing.get_args(kind))
     return {int: "an integer", float: "a number", bool: "true or false", str: "text"}.get(
         kind, "empty (null)"
     )
 
 
-def _coerce(value: Any, kind: Any) -> Any:
+def number_or_as_is(value: Any) -> Any:
+    """3e-4, which YAML reads as text, as a number."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def coerce(value: Any, kind: Any) -> Any:
     """`value` as type `kind`, or ValueError. YAML reads 3e-4 as text, so floats accept text."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
     if origin is Literal:
         if value in args and not isinstance(value, bool):
             return value
     elif origin in (types.UnionType, typing.Union):
         for option in args:
             try:
-                return _coerce(value, option)
+                return coerce(value, option)
             except ValueError:
                 pass
-    elif origin is tuple:
-        if isinstance(value, list):
-            return tuple(_coerce(v, args[0]) for v in value)
+    elif origin in (tuple, Sequence):
+        if isinstance(value, list | tuple):
+            return tuple(coerce(v, args[0]) for v in value)
+    elif origin is dict:
+        if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+            return {key: number_or_as_is(item) for key, item in value.items()}
     elif kind is float:
         if isinstance(value, int | float | str) and not isinstance(value, bool):
             return float(value)
@@ -368,9 +429,9 @@ def _build(cls: Any, data: Any, prefix: str) -> Any:
             values[key] = _build(hints[key], value, full + ".")
             continue
         try:
-            values[key] = _coerce(value, hints[key])
+            values[key] = coerce(value, hints[key])
         except ValueError:
-            raise ConfigError(full, value, f"must be {_describe(hints[key])}") from None
+            raise ConfigError(full, value, f"must be {describe_type(hints[key])}") from None
     return cls(**values)
 
 

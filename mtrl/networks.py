@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,19 @@ def _xavier(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
 
 
+class LayerRecord(NamedTuple):
+    """What per-task gradients of one layer are made of; rows are [task * sample]."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter
+    inputs: Tensor
+    """[copies, row, in]"""
+    product: Tensor
+    """inputs @ weight, [copies, row, out]; without LayerNorm the bias is in it."""
+    output: Tensor
+    """With the bias, before the ReLU, [copies, row, out]."""
+
+
 class MLP(nn.Module):
     """`copies` independent ReLU networks on the same input, as one batched product per layer.
 
@@ -74,6 +87,8 @@ class MLP(nn.Module):
 
     unit: Tensor
     zero: Tensor
+    tape: list[LayerRecord] | None = None
+    """Where the forward records its layers, if somebody wants per-task gradients."""
 
     def __init__(
         self, copies: int, input_dim: int, output_dim: int, width: int, depth: int, layer_norm: bool
@@ -93,13 +108,16 @@ class MLP(nn.Module):
         x = x.reshape(1, -1, x.shape[-1]).expand(copies, -1, -1)
         last = len(self.weights) - 1
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            inputs = x
             if layer == last or not self.layer_norm:
-                x = torch.baddbmm(bias, x, weight)
+                x = product = torch.baddbmm(bias, x, weight)
             else:
-                x = torch.bmm(x, weight)
-                x = F.layer_norm(x, x.shape[-1:], self.unit, self.zero) + bias
+                product = torch.bmm(x, weight)
+                x = F.layer_norm(product, product.shape[-1:], self.unit, self.zero) + bias
+            if self.tape is not None:
+                self.tape.append(LayerRecord(weight, bias, inputs, product, x))
             if layer < last:
-                x = F.relu(x, inplace=True)
+                x = F.relu(x, inplace=self.tape is None)
         return x.view(copies, *leading, -1)
 
 

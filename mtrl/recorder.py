@@ -11,6 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -84,6 +87,11 @@ class Recorder:
         self.message(f"step {step:,}  evaluation: mean success {result.success_mean:.3f}")
         self._tensorboard.flush()
 
+    def heat_map(self, step: int, tag: str, cosines: NDArray[np.float64]) -> None:
+        """A TensorBoard image of values in [-1, 1], [task, task]."""
+        self._tensorboard.add_image(tag, draw_heat_map(self.names, cosines), step)
+        self._tensorboard.flush()
+
     def progress(
         self,
         step: int,
@@ -116,6 +124,22 @@ class Recorder:
             self._progress.stop()
         self._file.close()
         self._tensorboard.close()
+
+
+def draw_heat_map(names: Sequence[str], cosines: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """RGB pixels [3, height, width]; red where tasks agree, blue where they conflict."""
+    m = len(names)
+    side = 3.0 + 0.18 * m  # inches: room for the names, then a cell per task
+    figure = Figure(figsize=(side + 0.6, side), dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    image = axes.imshow(cosines, cmap="coolwarm", vmin=-1.0, vmax=1.0)
+    axes.set_xticks(range(m), names, rotation=90, fontsize=7)
+    axes.set_yticks(range(m), names, fontsize=7)
+    figure.colorbar(image, ax=axes, shrink=0.8)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def success_table(names: Sequence[str], result: Evaluation, title: str) -> Table:

@@ -22,6 +22,7 @@ from torch import Tensor
 from mtrl import checkpoint
 from mtrl.agent import Agent, Metrics
 from mtrl.config import Config, ConfigError, dump_yaml
+from mtrl.diagnostics import Diagnostics
 from mtrl.envs.goals import lane_goals
 from mtrl.envs.vector import Step, VectorEnv, make_vector_env
 from mtrl.evaluate import Evaluation, agent_policy, evaluate, goal_schedule
@@ -87,6 +88,8 @@ class Trainer:
         self.stop_signal = 0
         self._metric_sum: Tensor | None = None
         self._compiling: Future[None] | None = None
+        self.updates = 0
+        self.diagnostics = Diagnostics()
         self.last_evaluation: Evaluation | None = None
         self._new_log_window()
 
@@ -163,7 +166,12 @@ class Trainer:
             self.agent.scale_learning_rates(min(1.0, left / decay))
         for _ in range(updates):
             batch = self.replay.sample(self.per_task_batch, self.agent.generator)
-            metrics = torch.stack(self.agent.update(batch, self._return_bound()))
+            every = self.config.diagnostics.every
+            look = every > 0 and self.updates % every == 0
+            metrics = torch.stack(self.agent.update(batch, self._return_bound(), gramians=look))
+            if look:
+                self.diagnostics.add(self.agent.gramians, self.agent.certificates())
+            self.updates += 1
             self._metric_sum = metrics if self._metric_sum is None else self._metric_sum + metrics
             self._updates += 1
 
@@ -242,6 +250,7 @@ class Trainer:
         values |= recorder.per_task("train/episode_success", success)
         sigma = self.replay.moments.sigma.cpu().numpy()
         values |= recorder.per_task("train/reward_std", sigma)
+        values |= self.diagnostics.flush()
         if self._metric_sum is not None:
             means = Metrics(*(self._metric_sum / self._updates).cpu().numpy())
             for quantity in ("critic_loss", "actor_loss", "alpha", "entropy"):
@@ -287,6 +296,8 @@ class Trainer:
         seconds = time.monotonic() - started
         self.last_success = result.success_mean
         self.recorder.evaluation(self.step, result, seconds)
+        for loss, cosines in self.diagnostics.heat_maps.items():
+            self.recorder.heat_map(self.step, f"gradients/{loss}/cosine", cosines)
         self.last_evaluation = result
         if result.success_mean > self.best_success:
             self.best_success = result.success_mean
@@ -323,6 +334,7 @@ class Trainer:
             "best_success": self.best_success,
             "last_success": self.last_success,
             "elapsed": self.elapsed,
+            "updates": self.updates,
             "agent": self.agent.state_dict(),
             "replay": self.replay.state_dict(),
         }
@@ -337,6 +349,7 @@ class Trainer:
         self.best_success = state["best_success"]
         self.last_success = state["last_success"]
         self.elapsed = state["elapsed"]
+        self.updates = state["updates"]
         self.agent.load_state_dict(state["agent"])
         self.replay.load_state_dict(state["replay"])
         self._new_log_window()
@@ -373,10 +386,9 @@ def decide_compile(config: Config, device: torch.device) -> Config:
     """`learner.compile: auto` -> on or off, for this run and this machine."""
     if config.learner.compile != "auto":
         return config
-    updates = config.train.total_steps / config.num_envs * config.agent.updates_per_step
     possible = (
         device.type == "cpu"
-        and updates >= COMPILE_FROM
+        and config.total_updates >= COMPILE_FROM
         and is_compilable(config.smto_of("critic").name)
         and is_compilable(config.smto_of("actor").name)
         and shutil.which(os.environ.get("CXX", "g++")) is not None
@@ -438,6 +450,8 @@ def train(
                 f"{config.num_tasks} tasks, {config.method}, protocol {config.protocol_stamp}, "
                 f"learner on {device}"
             )
+            for warning in trainer.agent.warnings():
+                trainer.recorder.message(f"warning: {warning}")
             trainer.status("running")
             trainer.loop()
             # None: the run had been finished before. Evaluate again, only to show it.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from mtrl.config import Config, ConfigError, flatten, nearest
+from mtrl.config import Config, ConfigError, Loss, coerce, describe_type, flatten, nearest
 from mtrl.envs import tasks as env_tasks
-from mtrl.smto import available
+from mtrl.smto import available, create, describe
 from mtrl.smto.base import is_compilable
 
 
@@ -95,7 +96,13 @@ def validate(config: Config) -> None:
         "learner.threads",
         "must be auto or at least 1",
     )
-    need(config.evaluation.every >= 0, "evaluation.every", "must be zero (off) or positive")
+    for key in ("evaluation.every", "diagnostics.every"):
+        need(values[key] >= 0, key, "must be zero (off) or positive")
+    need(
+        agent.chunk_size is None or agent.chunk_size >= 1,
+        "agent.chunk_size",
+        "must be None (all at once) or at least 1",
+    )
     episode = config.episode_steps
     every = config.checkpoint.every
     need(
@@ -107,30 +114,58 @@ def validate(config: Config) -> None:
     need(config.seed >= 0, "seed", "must be zero or positive")
 
 
+LOSSES: tuple[Loss, ...] = ("critic", "actor", "temperature")
+SET_BY_THE_RUN = ("seed", "device", "total_steps")
+
+
+def method_options(name: str) -> dict[str, Any]:
+    """{option: default} of a method, without those that the run itself sets."""
+    options = describe(name).options
+    return {key: value for key, value in options.items() if key not in SET_BY_THE_RUN}
+
+
 def _validate_smto(config: Config, need: Callable[[bool, str, str], None]) -> None:
-    for loss, key in (("critic", "critic_smto"), ("actor", "actor_smto")):
-        own = getattr(config.agent, key)
-        smto = config.smto_of(loss)  # type: ignore[arg-type]
-        source = "agent.smto" if own.name is None else f"agent.{key}"
+    known = [word for name in available() for word in (name, *describe(name).aliases)]
+    for loss in LOSSES:
+        smto, own = config.smto_of(loss), getattr(config.agent, f"{loss}_smto")
+        source = "agent.smto" if own.name is None else f"agent.{loss}_smto"
         need(
-            smto.name in available(),
+            smto.name in known,
             f"{source}.name",
-            f"must be one of {', '.join(available())}{nearest(smto.name, available())}",
+            f"must be one of {', '.join(available())}{nearest(smto.name, known)}",
         )
-        source = "agent.smto" if not own.weights else f"agent.{key}"
-        if smto.name == "fixed":
-            need(
-                len(smto.weights) == config.num_tasks
-                and all(0 <= w < float("inf") for w in smto.weights)
-                and sum(smto.weights) > 0,
-                f"{source}.weights",
-                f"method fixed wants {config.num_tasks} weights (one per task), none negative, "
-                "not all zero",
-            )
-        else:
-            need(not smto.weights, f"{source}.weights", "only method fixed takes weights")
+        source = f"agent.{loss}_smto.options" if own.options else "agent.smto.options"
+        defaults = method_options(smto.name)
+        for key, value in smto.options.items():
+            if key not in defaults:
+                raise ConfigError(
+                    f"{source}.{key}",
+                    value,
+                    f"method {smto.name} has no such option; it has: "
+                    f"{', '.join(defaults) or 'none'}{nearest(key, defaults)}",
+                )
+            kind = _kind(defaults[key])
+            try:
+                coerce(value, kind)
+            except ValueError:
+                raise ConfigError(
+                    f"{source}.{key}", value, f"must be {describe_type(kind)}"
+                ) from None
+        try:
+            run = {"total_steps": max(config.total_updates, 1)}
+            set_by_run = {k: v for k, v in run.items() if k in describe(smto.name).options}
+            create(smto.name, config.num_tasks, **set_by_run, **smto.options)
+        except ValueError as error:
+            raise ConfigError(source, smto.options, f"method {smto.name}: {error}") from None
         need(
-            config.learner.compile != "on" or is_compilable(smto.name),
+            config.learner.compile != "on" or loss == "temperature" or is_compilable(smto.name),
             "learner.compile",
             f"method {smto.name} cannot be compiled; use auto or off",
         )
+
+
+def _kind(default: Any) -> Any:
+    """The type of an option, by its default."""
+    if isinstance(default, tuple | list):
+        return tuple[float, ...]
+    return type(default) if isinstance(default, bool | int | float | str) else Any

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from mtrl import checkpoint
 from mtrl.agent import Agent
 from mtrl.config import (
     AgentConfig,
@@ -13,11 +14,14 @@ from mtrl.config import (
     LossSmtoConfig,
     NetworkConfig,
     SmtoConfig,
+    TemperatureSmtoConfig,
+    TrainConfig,
 )
 from mtrl.envs import toy
 from mtrl.replay import Batch
-from mtrl.smto import SMTO, register
+from mtrl.smto import SMTO, available, register
 from mtrl.smto import base as smto_base
+from mtrl.smto.base import options_of
 
 OBSERVATION, ACTION, SAMPLES = 5, 2, 8
 CPU = torch.device("cpu")
@@ -28,7 +32,7 @@ def make_agent(*, tasks=3, seed=1, smto="unitary", network=None, device=CPU, **s
         seed=seed,
         env=EnvConfig(tasks=toy.TASKS[:tasks]),
         network=NetworkConfig(**({"width": 16, "depth": 2} | (network or {}))),
-        agent=AgentConfig(smto=SmtoConfig(smto), **settings),
+        agent=AgentConfig(smto=SmtoConfig(smto) if isinstance(smto, str) else smto, **settings),
     )
     return Agent(config, OBSERVATION, ACTION, device)
 
@@ -234,7 +238,7 @@ def test_jacobian_method_trains_and_reports_no_weights():
 
         needs = "jacobian"
 
-        def combine(self, jacobian, losses):
+        def direction(self, jacobian, losses):
             return jacobian.mean(0)
 
     one, two = (make_agent(smto=name) for name in ("unitary", "test_jacobian_mean"))
@@ -247,7 +251,7 @@ def test_jacobian_method_trains_and_reports_no_weights():
 
 def test_methods_are_chosen_per_loss():
     weights = (0.5, 0.3, 0.2)
-    agent = make_agent(critic_smto=LossSmtoConfig("fixed", weights))
+    agent = make_agent(critic_smto=LossSmtoConfig("fixed", {"weights": weights}))
     metrics = agent.update(make_batch())
     np.testing.assert_allclose(metrics.critic_weight.numpy(), weights, rtol=1e-6)
     np.testing.assert_allclose(metrics.actor_weight.numpy(), 1 / 3, rtol=1e-6)
@@ -257,7 +261,7 @@ def test_fixed_weights_reach_both_networks():
     weights = (0.6, 0.4, 0.0)  # the last task must leave no trace
     agent, other = (
         make_agent(actor_smto=fixed, critic_smto=fixed)
-        for fixed in [LossSmtoConfig("fixed", weights)] * 2
+        for fixed in [LossSmtoConfig("fixed", {"weights": weights})] * 2
     )
     batch = make_batch()
     changed = Batch(*(field.clone() for field in batch))
@@ -524,6 +528,85 @@ def test_restored_agent_continues_bitwise(smto, tmp_path):
     assert torch.equal(parameters(original), parameters(restored))
     observations = torch.randn(3, OBSERVATION)
     assert torch.equal(original.act(observations), restored.act(observations))
+
+
+def options_for(name, tasks):
+    """Options with which every method has as much state as it can have."""
+    options = {"weights": [1.0] * tasks} if name == "fixed" else {}
+    return options | ({"update_every": 2} if "update_every" in options_of(name) else {})
+
+
+@pytest.mark.parametrize("name", available())
+def test_every_method_resumes_bitwise(name, tmp_path):
+    """Through the checkpoint file; the temperature has the method too."""
+    smto = SmtoConfig(name, options_for(name, 3))
+    temperature = TemperatureSmtoConfig(name, smto.options)
+    original, restored = (
+        make_agent(smto=smto, temperature_smto=temperature, seed=seed) for seed in (1, 77)
+    )
+    train(original, 3)
+    checkpoint.save(tmp_path / "agent.pt", original.state_dict())
+    expected = train(original, 3, first=3)
+    restored.load_state_dict(checkpoint.load(tmp_path / "agent.pt"))
+    got = train(restored, 3, first=3)
+    assert parameters(original).isfinite().all()
+    assert torch.equal(parameters(original), parameters(restored))
+    for one, two in zip(expected, got, strict=True):
+        for a, b in zip(one, two, strict=True):
+            np.testing.assert_array_equal(a.numpy(), b.numpy())
+
+
+def test_losses_have_methods_and_streams_of_their_own():
+    agent = make_agent(smto="rlw_normal", temperature_smto=TemperatureSmtoConfig("rlw_normal"))
+    smtos = (agent.critic_smto, agent.actor_smto, agent.temperature_smto)
+    draws = [smto.weights(losses=torch.ones(3)) for smto in smtos]
+    assert all(not torch.equal(draws[i], draws[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+
+
+def test_autoscale_is_told_how_many_updates_there_are():
+    config = Config(
+        env=EnvConfig(tasks=toy.TASKS[:3], horizon=10),
+        train=TrainConfig(total_steps=3 * 100, warmup_steps=3 * 20),
+        network=NetworkConfig(width=16, depth=2),
+        agent=AgentConfig(
+            smto=SmtoConfig("autoscale", {"windows": 4}), updates_per_step=0.5, warmup_updates=10
+        ),
+    )
+    agent = Agent(config, OBSERVATION, ACTION, CPU)
+    assert config.total_updates == 10 + 40
+    needs = []
+    for k in range(config.total_updates):
+        needs.append(agent.critic_smto.needs)
+        agent.update(make_batch(3, k))
+    explored = needs.count("gramian")
+    assert needs == ["gramian"] * explored + ["losses"] * (50 - explored)
+    assert 0.15 * 50 <= explored <= 0.25 * 50
+
+
+@pytest.mark.parametrize(("temperature", "frozen"), [("shared", True), ("per_task", False)])
+def test_pcgrad_freezes_a_shared_temperature_whose_tasks_conflict(temperature, frozen):
+    """Opposed scalars project to zero; temperatures of their own have nothing to project."""
+    agent = agent_with_known_spread(
+        [-5.0, 0.5],
+        temperature=temperature,
+        temperature_smto=TemperatureSmtoConfig("pcgrad"),
+    )
+    plain = agent_with_known_spread([-5.0, 0.5], temperature=temperature)
+    for one in (agent, plain):
+        one.update(make_batch(2))
+    assert plain.log_alpha.grad.abs().min() > 0.01
+    if frozen:
+        assert agent.log_alpha.grad.abs().max() < 1e-6
+    else:
+        np.testing.assert_allclose(agent.log_alpha.grad, plain.log_alpha.grad, rtol=1e-6)
+
+
+def test_methods_that_want_positive_losses_say_so_at_the_start():
+    assert make_agent(smto="pcgrad").warnings() == []
+    (warning,) = make_agent(smto="famo").warnings()
+    assert "famo" in warning
+    assert "lower bound" in warning
+    assert make_agent(critic_smto=LossSmtoConfig("famo")).warnings() == []
 
 
 # -- GPU ----------------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mtrl import checkpoint, cli
 from mtrl.config import load_yaml
+from mtrl.diagnostics import GradientMetrics
+from mtrl.smto import available, create
 
 TOY = str(REPOSITORY / "configs/toy.yaml")
 TOY_TASKS = ("toy-east", "toy-north", "toy-west", "toy-south")
@@ -99,14 +101,56 @@ BAD_OPTIONS = {
         ["env.tasks", "exactly one task"],
     ),
     "too few fixed weights": (
-        "--agent.smto.name fixed --agent.smto.weights 1 2",
-        ["agent.smto.weights = (1.0, 2.0)", "4 weights"],
+        "--agent.smto.name fixed --agent.smto.options weights=[1,2]",
+        ["agent.smto.options = {'weights': [1, 2]}", "method fixed", "4 "],
     ),
     "negative fixed weight": (
-        "--agent.smto.name fixed --agent.smto.weights 1 2 3 -1",
-        ["agent.smto.weights", "none negative"],
+        "--agent.smto.name fixed --agent.smto.options weights=[1,2,3,-1]",
+        ["agent.smto.options", "method fixed", "negative"],
     ),
-    "weights for another method": ("--agent.smto.weights 1 1 1 1", ["only method fixed"]),
+    "option of another method": (
+        "--agent.smto.options weights=[1,1,1,1]",
+        ["agent.smto.options.weights = [1, 1, 1, 1]", "unitary has no such option", "none"],
+    ),
+    "misspelt option": (
+        "--agent.smto.name cagrad --agent.smto.options update_evry=2",
+        ["agent.smto.options.update_evry = 2", "update_every", "did you mean 'update_every'"],
+    ),
+    "text for an option's number": (
+        "--agent.critic-smto.name cagrad --agent.critic-smto.options c=much",
+        ["agent.critic_smto.options.c = 'much'", "must be a number"],
+    ),
+    "option out of range": (
+        "--agent.smto.name rgd --agent.smto.options p=0",
+        ["agent.smto.options = {'p': 0}", "method rgd", "p must be"],
+    ),
+    "option of the temperature's method": (
+        "--agent.temperature-smto.name pcgrad --agent.temperature-smto.options p=1",
+        ["agent.temperature_smto.options.p = 1", "update_every"],
+    ),
+    "an option that the run sets": (
+        "--agent.smto.name pcgrad --agent.smto.options seed=3",
+        ["agent.smto.options.seed = 3", "no such option"],
+    ),
+    "an option without a value": (
+        "--agent.smto.name rgd --agent.smto.options p",
+        ["--agent.smto.options", "'p' is not key=value"],
+    ),
+    "preset without settings": (
+        "--agent.smto.name famo --agent.smto.preset kurin",
+        ["agent.smto.preset = 'kurin'", "no settings for method famo", "pcgrad"],
+    ),
+    "preset for two methods": (
+        "--agent.critic-smto.name pcgrad --agent.smto.preset kurin",
+        ["agent.smto.preset = 'kurin'", "one method"],
+    ),
+    "unknown preset": ("--agent.smto.preset kuran", ["kuran", "kurin"]),
+    "negative look": ("--diagnostics.every -1", ["diagnostics.every = -1", "zero (off)"]),
+    "no chunk": ("--agent.chunk-size 0", ["agent.chunk_size = 0", "at least 1"]),
+    "missing plug-in": (
+        "--plugins no/such.py",
+        ["plugins = 'no/such.py'", "no such file"],
+    ),
     "gamma 1": ("--agent.gamma 1.0", ["agent.gamma = 1.0", "[0, 1)"]),
     "negative lr": ("--agent.actor-lr -1e-3", ["agent.actor_lr = -0.001", "positive"]),
     "infinite lr": ("--agent.critic-lr inf", ["agent.critic_lr = inf", "finite"]),
@@ -258,9 +302,18 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     assert sizes == {"MT10": 10, "MT25": 25, "MT50": 50, "toy": 4}
 
     cli.main(["list", "methods"])
-    methods = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
-    assert "needs losses" in words(methods["unitary"])
-    assert "needs gramian" in words(methods["pcgrad"])
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    heads = [line for line in text.splitlines() if re.match(r"\w.*: needs ", line)]
+    assert [re.split(r"[ :]", line)[0] for line in heads] == list(available())
+    shown = {line.split(":")[0]: line for line in heads}
+    assert "needs losses" in shown["unitary (or mean)"]
+    assert "needs gramian" in shown["pcgrad"]
+    assert shown["graddrop (or gradient_sign_dropout)"].endswith("needs jacobian")
+    assert shown["famo"].endswith("wants positive losses")
+    cagrad = words(text).split("cagrad: ")[1].split(": needs")[0]
+    assert f"c={create('cagrad', 2).c}" in cagrad
+    assert "seed=" not in text, "the run sets it"
 
     cli.main(["list", "presets"])
     listed = {line.split()[0] for line in capsys.readouterr().out.splitlines()}
@@ -335,6 +388,9 @@ def test_metrics_hold_the_documented_tags(toy_run: Path) -> None:
     ):
         for task in TOY_TASKS:
             assert f"{prefix}/{task}" in tags
+    for loss in ("critic", "actor"):
+        for name in GradientMetrics._fields:
+            assert f"gradients/{loss}/{name}" in tags
     for tag in ("eval/success_mean", "time/env_steps_per_s", "time/updates_per_s", "time/eval_s"):
         assert tag in tags
     for tag, points in tags.items():
@@ -358,6 +414,15 @@ def test_metrics_agree_with_each_other(toy_run: Path) -> None:
     deviations = [tags[f"train/reward_std/{task}"][-1][1] for task in TOY_TASKS]
     for small, large in itertools.pairwise(deviations):
         assert 3 < large / small < 30
+
+
+def test_heat_maps_at_every_evaluation(toy_run: Path) -> None:
+    events = EventAccumulator(str(toy_run / "tensorboard"), size_guidance={"images": 0})
+    events.Reload()
+    for loss in ("critic", "actor"):
+        images = events.Images(f"gradients/{loss}/cosine")
+        assert [image.step for image in images] == [800, 1600]
+        assert min(image.width for image in images) > 100
 
 
 def test_tensorboard_equals_metrics(toy_run: Path) -> None:

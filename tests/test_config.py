@@ -42,7 +42,9 @@ floats = st.floats(allow_nan=False, allow_infinity=False)
     steps=st.integers(0, 10**15),
     lr=floats,
     clip=st.none() | floats,
-    weights=st.lists(floats, max_size=5).map(tuple),
+    options=st.dictionaries(
+        st.sampled_from("abc"), floats | st.booleans() | st.lists(floats, max_size=3), max_size=2
+    ),
     tasks=st.lists(st.sampled_from(["reach-v3", "on", "1", "null"]), max_size=3).map(tuple),
     workers=st.just("auto") | st.integers(1, 64),
     encoding=st.sampled_from(["one_hot", "none"]),
@@ -57,7 +59,7 @@ def test_dump_then_load_is_the_identity(
     steps: int,
     lr: float,
     clip: float | None,
-    weights: tuple[float, ...],
+    options: dict[str, Any],
     tasks: tuple[str, ...],
     workers: Any,
     encoding: Any,
@@ -69,7 +71,7 @@ def test_dump_then_load_is_the_identity(
         default.agent,
         critic_lr=lr,
         max_grad_norm=clip,
-        smto=dataclasses.replace(default.agent.smto, weights=weights),
+        smto=dataclasses.replace(default.agent.smto, options=options),
         actor_smto=dataclasses.replace(default.agent.actor_smto, name=smto),
     )
     config = dataclasses.replace(
@@ -140,7 +142,7 @@ def test_preset_is_valid_minimal_and_commented(path: Path) -> None:
         ("env: {reward_version: v3}", "env.reward_version = 'v3'", ["v1, v2"]),
         ("env: {workers: many}", "env.workers = 'many'", ["auto", "an integer"]),
         ("env: {tasks: reach-v3}", "env.tasks = 'reach-v3'", ["a list"]),
-        ("agent: {smto: {weights: [1, x]}}", "agent.smto.weights = [1, 'x']", ["a list of"]),
+        ("agent: {smto: {options: [1]}}", "agent.smto.options = [1]", ["a mapping"]),
         ("env: 3", "env = 3", ["mapping"]),
         ("- env", "config = ['env']", ["mapping"]),
         ("env: {horizon: [", "CONFIG = ", ["not valid YAML"]),
@@ -198,13 +200,13 @@ def test_each_loss_may_have_a_method_of_its_own(tmp_path: Path) -> None:
         env: {tasks: [toy-east, toy-west]}
         agent:
           smto: {name: pcgrad}
-          actor_smto: {name: fixed, weights: [1, 3]}
+          actor_smto: {name: fixed, options: {weights: [1, 3]}}
         """,
     )
     assert config.smto_of("critic").name == "pcgrad"
-    assert config.smto_of("critic").weights == ()
+    assert config.smto_of("critic").options == {}
     assert config.smto_of("actor").name == "fixed"
-    assert config.smto_of("actor").weights == (1.0, 3.0)
+    assert config.smto_of("actor").options == {"weights": [1, 3]}
     assert config.method == "pcgrad+fixed"
     assert config.run_path == Path("runs/run/pcgrad+fixed/seed_1")
 
@@ -216,12 +218,12 @@ def test_override_of_the_method_alone_keeps_no_foreign_weights(tmp_path: Path) -
         env: {tasks: [toy-east, toy-west]}
         protocol: none
         agent:
-          smto: {name: fixed, weights: [1, 3]}
+          smto: {name: fixed, options: {weights: [1, 3]}}
           critic_smto: {name: pcgrad}
         """,
     )
-    assert config.smto_of("actor").weights == (1.0, 3.0)
-    assert config.smto_of("critic").weights == (), "pcgrad takes no weights"
+    assert config.smto_of("actor").options == {"weights": [1, 3]}
+    assert config.smto_of("critic").options == {}, "pcgrad takes no weights"
     validate(config)
 
 

@@ -1,199 +1,22 @@
+"""The contract of all multi-task optimisers, and the registry."""
+
 import copy
-import itertools
 
 import numpy as np
 import pytest
 import torch
-from torchjd.aggregation import PCGrad as ReferencePCGrad
+from hypothesis import given, settings
+from smto_cases import ALL, cases, direction, make, random_jacobian
 
-from mtrl.smto import SMTO, available, create, register
+from mtrl.smto import SMTO, available, create, describe, register
 from mtrl.smto import base as smto_base
+from mtrl.smto.base import gram_matrix, options_of
 
-GOLDEN = torch.tensor([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]], dtype=torch.float64)
-ALL = ("unitary", "fixed", "pcgrad")
-
-
-def make(name, num_tasks, **options):
-    if name == "fixed":
-        options.setdefault("weights", [1.0 + 0.5 * i for i in range(num_tasks)])
-    return create(name, num_tasks, **options)
-
-
-def random_jacobian(num_tasks, dim=3, seed=0):
-    """Few dimensions, so that many pairs of tasks conflict."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(num_tasks, dim, dtype=torch.float64, generator=generator)
-
-
-def random_orders(num_tasks, seed=0):
-    rng = np.random.default_rng(seed)
-    return [rng.permutation(num_tasks).tolist() for _ in range(num_tasks)]
-
-
-def published_pcgrad(jacobian, orders):
-    """Yu et al. 2020, Algorithm 1, on the gradient vectors; the mean instead of the sum."""
-    original = [row.numpy() for row in jacobian]
-    projected = []
-    for i, own_order in enumerate(orders):
-        g = original[i].copy()
-        for j in own_order:
-            if j == i or not original[j].any():
-                continue
-            product = g @ original[j]
-            if product < 0:
-                g = g - product / (original[j] @ original[j]) * original[j]
-        projected.append(g)
-    return np.mean(projected, axis=0)
-
-
-def pcgrad_direction(jacobian, orders):
-    smto = create("pcgrad", len(jacobian))
-    return (smto.project(jacobian @ jacobian.T, torch.tensor(orders)) @ jacobian).numpy()
-
-
-def pcgrad_weights(jacobian, **options):
-    return create("pcgrad", len(jacobian), **options).weights(gramian=jacobian @ jacobian.T)
-
-
-def test_pcgrad_golden_values():
-    weights = pcgrad_weights(GOLDEN).numpy()
-    np.testing.assert_allclose(2 * weights, [1 + 22 / 18, 1 + 22 / 38], rtol=1e-12)
-    np.testing.assert_allclose(2 * weights, [2.2222, 1.5789], atol=5e-5)
-
-
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("num_tasks", [1, 2, 3, 10])
-def test_pcgrad_equals_the_published_loop(num_tasks, seed):
-    jacobian = random_jacobian(num_tasks, seed=seed)
-    orders = random_orders(num_tasks, seed)
-    expected = published_pcgrad(jacobian, orders)
-    np.testing.assert_allclose(pcgrad_direction(jacobian, orders), expected, rtol=1e-8, atol=1e-10)
-
-
-def test_pcgrad_equals_the_published_loop_with_a_zero_gradient():
-    jacobian = random_jacobian(5, seed=3)
-    jacobian[2] = 0.0
-    orders = random_orders(5, 3)
-    np.testing.assert_allclose(
-        pcgrad_direction(jacobian, orders), published_pcgrad(jacobian, orders), rtol=1e-8
-    )
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_pcgrad_of_two_tasks_equals_torchjd(seed):
-    jacobian = random_jacobian(2, seed=seed)
-    jacobian[1] *= -torch.sign(jacobian[0] @ jacobian[1])  # make them conflict
-    ours = create("pcgrad", 2).combine(jacobian, torch.zeros(2, dtype=torch.float64))
-    np.testing.assert_allclose(2 * ours.numpy(), ReferencePCGrad()(jacobian).numpy(), rtol=1e-9)
-    assert not np.allclose(ours.numpy(), jacobian.mean(0).numpy())
-
-
-@pytest.fixture(scope="module")
-def conflicting():
-    """Three tasks in the plane for which all 8 combinations of orders give other directions."""
-    angles = torch.tensor([0.0, 1.9, 4.0], dtype=torch.float64)
-    lengths = torch.tensor([[1.0], [2.0], [0.7]], dtype=torch.float64)
-    return lengths * torch.stack([angles.cos(), angles.sin()], dim=1)
-
-
-def possible_directions(jacobian):
-    """One direction for every combination of the rows' own orders."""
-    orders = list(itertools.permutations(range(len(jacobian))))
-    combinations = itertools.product(orders, repeat=len(jacobian))
-    return np.array([published_pcgrad(jacobian, own) for own in combinations])
-
-
-def distinct(rows):
-    return np.unique(np.round(rows, 9), axis=0)
-
-
-def test_pcgrad_reaches_every_combination_of_orders_as_torchjd_does(conflicting):
-    # Eight: one order shared by all rows would reach at most the six permutations.
-    expected = distinct(possible_directions(conflicting))
-    assert len(expected) == 8
-    smto, losses = create("pcgrad", 3), torch.zeros(3, dtype=torch.float64)
-    ours = distinct([smto.combine(conflicting, losses).numpy() for _ in range(200)])
-    np.testing.assert_allclose(ours, expected, atol=1e-8)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        reference = ReferencePCGrad()
-        theirs = distinct([reference(conflicting).numpy() / 3 for _ in range(200)])
-    np.testing.assert_allclose(ours, theirs, atol=1e-8)
-
-
-def test_pcgrad_draws_all_orders_equally_often(conflicting):
-    # Orders are uniform and rows independent, so each of the 8 directions has probability 1/8.
-    expected = possible_directions(conflicting)
-    smto, losses = create("pcgrad", 3, seed=1), torch.zeros(3, dtype=torch.float64)
-    draws = np.array([smto.combine(conflicting, losses).numpy() for _ in range(2000)])
-    error = np.abs(draws.mean(0) - expected.mean(0))
-    assert (error <= 5 * expected.std(0) / np.sqrt(len(draws))).all()
-    counts = np.unique(np.round(draws, 9), axis=0, return_counts=True)[1]
-    assert (np.abs(counts - 250) < 5 * np.sqrt(2000 * 7 / 64)).all()
-
-
-def test_pcgrad_seeds(conflicting):
-    def sequence(seed):
-        smto = create("pcgrad", 3, seed=seed)
-        gramian = conflicting @ conflicting.T
-        return torch.stack([smto.weights(gramian=gramian) for _ in range(10)])
-
-    assert torch.equal(sequence(4), sequence(4))
-    assert not torch.equal(sequence(4), sequence(5))
-
-
-def test_pcgrad_leaves_the_global_random_stream_alone(conflicting):
-    before = torch.get_rng_state()
-    pcgrad_weights(conflicting)
-    assert torch.equal(before, torch.get_rng_state())
-
-
-def test_pcgrad_state_continues_the_random_stream(conflicting):
-    gramian = conflicting @ conflicting.T
-    original, restored = create("pcgrad", 3, seed=2), create("pcgrad", 3, seed=99)
-    for _ in range(5):
-        original.weights(gramian=gramian)
-    state = copy.deepcopy(original.state_dict())
-    uninterrupted = [original.weights(gramian=gramian) for _ in range(10)]
-    restored.load_state_dict(state)
-    resumed = [restored.weights(gramian=gramian) for _ in range(10)]
-    assert torch.equal(torch.stack(uninterrupted), torch.stack(resumed))
-
-
-def test_pcgrad_does_not_change_the_gramian(conflicting):
-    gramian = conflicting @ conflicting.T
-    before = gramian.clone()
-    create("pcgrad", 3).weights(gramian=gramian)
-    assert torch.equal(gramian, before)
-
-
-@pytest.mark.parametrize("num_tasks", [1, 2, 5])
-def test_pcgrad_without_conflict_is_the_plain_mean(num_tasks):
-    jacobian = random_jacobian(num_tasks, dim=6).abs()  # all inner products positive
-    ours = create("pcgrad", num_tasks).combine(jacobian, torch.zeros(num_tasks).double())
-    np.testing.assert_allclose(ours.numpy(), jacobian.numpy().mean(0), rtol=1e-12)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_pcgrad_of_orthogonal_conflicts_does_not_depend_on_the_order(seed):
-    # Opposite pairs in orthogonal planes: each gradient meets exactly one conflict.
-    pair = torch.tensor([[1.0, 0.0], [-1.0, 1.0]], dtype=torch.float64)
-    jacobian = torch.block_diag(pair, 3.0 * pair)
-    projected = np.array([[0.5, 0.5], [0.0, 1.0]]).sum(0) / 4
-    expected = np.concatenate([projected, 3.0 * projected])
-    ours = create("pcgrad", 4, seed=seed).combine(jacobian, torch.zeros(4).double())
-    np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-12)
-
-
-def test_pcgrad_relabelling_the_tasks_relabels_the_weights():
-    jacobian, orders = random_jacobian(5, seed=8), random_orders(5, 8)
-    labels = [3, 0, 4, 1, 2]  # new task i is old task labels[i]
-    moved_orders = [[labels.index(j) for j in orders[old]] for old in labels]
-    moved = jacobian[labels]
-    smto = create("pcgrad", 5)
-    before = smto.project(jacobian @ jacobian.T, torch.tensor(orders))
-    after = smto.project(moved @ moved.T, torch.tensor(moved_orders))
-    np.testing.assert_allclose(after.numpy(), before[labels].numpy(), rtol=1e-9)
+RANDOM = {name for name in ALL if "seed" in options_of(name)}
+OWN_LENGTH = {"nash_mtl", "fairgrad"}
+"""Their direction's length does not follow that of the gradients."""
+OTHER_SCALE = OWN_LENGTH | {"cagrad", "rgd", "graddrop_random", "si"}
+"""Equal gradients do not come back unchanged (UW and others leave that scale by learning)."""
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -211,9 +34,9 @@ def test_zero_gradients_are_finite(name, zero_rows, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("scale", [1e-15, 1e-10, 1e-3, 1e10, 1e15])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", sorted(set(ALL) - OWN_LENGTH))
 def test_direction_scales_with_the_gradients(name, scale, dtype):
-    jacobian, losses = random_jacobian(6, seed=1).to(dtype), torch.zeros(6, dtype=dtype)
+    jacobian, losses = random_jacobian(6, dim=9, seed=1).to(dtype), torch.ones(6, dtype=dtype)
     plain = make(name, 6).combine(jacobian, losses)
     scaled = make(name, 6).combine(jacobian * scale, losses)
     tolerance = 1e-3 if dtype == torch.float32 else 1e-9
@@ -221,76 +44,240 @@ def test_direction_scales_with_the_gradients(name, scale, dtype):
     np.testing.assert_allclose((scaled / scale).numpy(), plain.numpy(), rtol=tolerance, atol=1e-5)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_pcgrad_with_gradients_of_very_different_lengths(seed):
-    scales = torch.tensor([[1e-15], [1e-7], [1.0], [1e7], [1e15]], dtype=torch.float64)
-    jacobian, orders = scales * random_jacobian(5, dim=4, seed=seed), random_orders(5, seed)
-    expected = published_pcgrad(jacobian, orders)
-    np.testing.assert_allclose(
-        pcgrad_direction(jacobian, orders), expected, rtol=1e-6, atol=1e-9 * np.abs(expected).max()
-    )
+@pytest.mark.parametrize("name", ALL)
+@given(case=cases())
+@settings(max_examples=15)
+def test_directions_are_finite_and_zero_for_zero_gradients(name, case):
+    ours = make(name, case.num_tasks).combine(case.jacobian, case.losses)
+    assert ours.shape == case.jacobian[0].shape
+    assert ours.isfinite().all()
+    if case.kind == "all zero":
+        assert (ours == 0).all()
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_equal_gradients_come_back_unchanged(name):
-    gradient = random_jacobian(1, dim=7, seed=5)
-    direction = make(name, 6).combine(gradient.expand(6, 7), torch.zeros(6, dtype=torch.float64))
-    np.testing.assert_allclose(direction.numpy(), gradient[0].numpy(), rtol=1e-12)
+@given(case=cases(num_tasks=(3, 10)))
+@settings(max_examples=8)
+def test_float32_gradients_are_handled_too(name, case):
+    smto = make(name, case.num_tasks)
+    for _ in range(3):
+        ours = smto.combine(case.jacobian.float(), case.losses.float())
+        assert ours.dtype == torch.float32
+        assert ours.isfinite().all()
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", sorted(set(ALL) - OTHER_SCALE))
+@given(case=cases(("equal",)))
+@settings(max_examples=10)
+def test_equal_gradients_come_back_unchanged(name, case):
+    ours = make(name, case.num_tasks).combine(case.jacobian, case.losses)
+    np.testing.assert_allclose(ours.numpy(), case.jacobian[0].numpy(), rtol=2e-6)
+
+
+@pytest.mark.parametrize("name", sorted(set(ALL) - RANDOM - {"fixed"}))
+@given(case=cases(("random", "agreeing", "low rank"), num_tasks=(2, 3, 10), scales=(1.0,)))
+@settings(max_examples=6)
+def test_relabelling_the_tasks_changes_nothing(name, case):
+    labels = torch.randperm(case.num_tasks, generator=torch.Generator().manual_seed(3))
+    plain, moved = make(name, case.num_tasks), make(name, case.num_tasks)
+    for progress in (1.0, 0.7, 0.9):
+        losses = case.losses**progress
+        before = plain.combine(case.jacobian, losses)
+        after = moved.combine(case.jacobian[labels], losses[labels])
+    size = float(before.abs().max()) + 0.01 * float(case.jacobian.norm(dim=1).max())
+    np.testing.assert_allclose(after.numpy(), before.numpy(), rtol=1e-5, atol=1e-5 * size)
+
+
+@pytest.mark.parametrize("name", sorted(set(ALL) - {"graddrop", "graddrop_random"}))
 def test_combine_is_weights_times_jacobian(name):
     jacobian, losses = random_jacobian(5, seed=2), torch.arange(5, dtype=torch.float64) - 2.0
     weights = make(name, 5).weights(losses=losses, gramian=jacobian @ jacobian.T)
+    assert weights.shape == (5,)
     expected = (weights[:, None] * jacobian).sum(0)
-    direction = make(name, 5).combine(jacobian, losses)
-    assert direction.shape == (3,)
-    np.testing.assert_allclose(direction.numpy(), expected.numpy(), rtol=1e-12)
+    np.testing.assert_allclose(direction(name, jacobian, losses), expected, rtol=1e-9)
 
 
-def test_combine_in_float32_follows_the_float64_direction():
-    jacobian = random_jacobian(10, dim=40, seed=6)
-    exact = create("pcgrad", 10).combine(jacobian, torch.zeros(10).double())
-    single = create("pcgrad", 10).combine(jacobian.float(), torch.zeros(10))
-    np.testing.assert_allclose(single.numpy(), exact.numpy(), rtol=1e-3, atol=1e-5)
+@pytest.mark.parametrize("name", ALL)
+def test_inputs_stay_as_they_are(name):
+    jacobian, losses = random_jacobian(4), torch.tensor([0.5, -1.0, 2.0, 3.0]).double()
+    before = jacobian.clone(), losses.clone()
+    smto = make(name, 4)
+    for _ in range(3):
+        smto.combine(jacobian, losses)
+    assert torch.equal(jacobian, before[0])
+    assert torch.equal(losses, before[1])
 
 
-def test_unitary_is_the_mean():
-    jacobian = random_jacobian(4)
-    direction = create("unitary", 4).combine(jacobian, torch.ones(4).double())
-    np.testing.assert_allclose(direction.numpy(), jacobian.numpy().mean(0), rtol=1e-12)
+# -- state --------------------------------------------------------------------------------------
+
+STATEFUL = RANDOM | {
+    "uw", "imtl_l", "imtl", "dwa", "famo", "gradnorm", "cdtt", "si", "autoscale", "gradvac",
+}  # fmt: skip
+SHORT = {"dwa": {"window": 2}, "autoscale": {"total_steps": 40, "windows": 3}}
 
 
-@pytest.mark.parametrize("weights", [(2.0, 6.0, 0.0, 8.0), (1, 3, 0, 4)])
-def test_fixed_is_the_weighted_mean(weights):
-    jacobian = random_jacobian(4)
-    direction = create("fixed", 4, weights=weights).combine(jacobian, torch.ones(4).double())
-    expected = np.average(jacobian.numpy(), axis=0, weights=weights)
-    np.testing.assert_allclose(direction.numpy(), expected, rtol=1e-12)
+def steps(smto, first, last):
+    """Directions of the steps first..last of one fixed stream of gradients and losses."""
+    outputs = []
+    for step in range(first, last):
+        losses = random_jacobian(4, dim=1, seed=100 + step)[:, 0] + 1.0
+        outputs.append(smto.combine(random_jacobian(4, dim=6, seed=step), losses))
+    return torch.stack(outputs)
 
 
-def test_fixed_with_uniform_weights_is_unitary():
-    jacobian, losses = random_jacobian(3), torch.ones(3, dtype=torch.float64)
-    fixed = create("fixed", 3, weights=(7.0, 7.0, 7.0)).combine(jacobian, losses)
-    unitary = create("unitary", 3).combine(jacobian, losses)
-    np.testing.assert_allclose(fixed.numpy(), unitary.numpy(), rtol=1e-12)
+GRAMIAN = tuple(n for n in ALL if "update_every" in options_of(n))
 
 
 @pytest.mark.parametrize(
-    "weights",
-    [
-        (),
-        (1.0, 1.0),
-        (1.0, 1.0, 1.0, 1.0),
-        (0.0, 0.0, 0.0),
-        (1.0, -0.1, 1.0),
-        (1.0, float("nan"), 1.0),
-        (1.0, float("inf"), 1.0),
-    ],
+    ("name", "options"), [*((n, {}) for n in ALL), *((n, {"update_every": 4}) for n in GRAMIAN)]
 )
-def test_fixed_refuses_impossible_weights(weights):
-    with pytest.raises(ValueError, match="weights"):
-        create("fixed", 3, weights=weights)
+def test_a_restored_method_continues_bit_for_bit(name, options):
+    options = options | SHORT.get(name, {})
+    original, restored = make(name, 4, **options), make(name, 4, **options)
+    if "seed" in options_of(name):
+        restored = make(name, 4, seed=99, **options)
+    steps(original, 0, 14)
+    state = copy.deepcopy(original.state_dict())
+    assert bool(state) == (name in STATEFUL or "update_every" in options)
+    uninterrupted = steps(original, 14, 24)
+    restored.load_state_dict(state)
+    assert torch.equal(steps(restored, 14, 24), uninterrupted)
+    if state and name != "si":  # the state matters: a fresh instance goes elsewhere
+        assert not torch.equal(steps(make(name, 4, **options), 14, 24), uninterrupted)
+
+
+@pytest.mark.parametrize("name", sorted(STATEFUL))
+def test_a_state_dict_is_a_snapshot(name):
+    smto = make(name, 4, **SHORT.get(name, {}))
+    steps(smto, 0, 12)
+    state = smto.state_dict()
+    kept = copy.deepcopy(state)
+    steps(smto, 12, 15)
+    for key, value in kept.items():
+        assert torch.equal(
+            torch.as_tensor(state[key]).nan_to_num(), torch.as_tensor(value).nan_to_num()
+        )
+
+
+def test_a_state_of_another_number_of_tasks_is_refused():
+    with pytest.raises(ValueError, match=r"lower_bound must have shape \(3,\), not \(4,\)"):
+        create("uw", 3).load_state_dict(create("uw", 4).state_dict())
+
+
+@pytest.mark.parametrize("name", sorted(RANDOM))
+def test_seeds_decide_the_random_numbers(name):
+    sequences = [steps(make(name, 4, seed=seed), 0, 6) for seed in (1, 1, 2)]
+    assert torch.equal(sequences[0], sequences[1])
+    assert not torch.equal(sequences[0], sequences[2])
+
+
+@pytest.mark.parametrize("name", sorted(RANDOM))
+def test_the_global_random_stream_is_left_alone(name):
+    before = torch.get_rng_state()
+    steps(make(name, 4), 0, 2)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+# -- reuse of weights ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", GRAMIAN)
+def test_weights_are_reused_between_updates(name):
+    smto, reference = make(name, 3, update_every=3), make(name, 3)
+    losses = torch.tensor([1.0, 2.0, 3.0]).double()
+    for step in range(7):
+        jacobian = random_jacobian(3, dim=5, seed=step)
+        if step % 3 == 0:
+            assert smto.needs == "gramian"
+            gramian = jacobian @ jacobian.T
+            expected = reference.weights(losses=losses, gramian=gramian)
+            weights = smto.weights(losses=losses, gramian=gramian)
+        else:
+            assert smto.needs == "losses"
+            weights = smto.weights(losses=losses)
+        assert torch.equal(weights, expected)
+
+
+def test_update_every_needs_a_positive_number():
+    with pytest.raises(ValueError, match="update_every must be at least 1, not 0"):
+        create("mgda", 3, update_every=0)
+
+
+# -- losses of any sign -------------------------------------------------------------------------
+
+POSITIVE = tuple(name for name in ALL if describe(name).wants_positive_losses)
+
+
+def test_these_methods_want_positive_losses():
+    assert set(POSITIVE) == {"uw", "imtl_l", "si", "dwa", "famo", "imtl", "cdtt", "gradnorm"}
+    assert create("mgda", 2, normalisation="loss+").wants_positive_losses
+    assert not create("mgda", 2, normalisation="l2").wants_positive_losses
+    assert create("autoscale", 2, cost="loss_scale").wants_positive_losses
+
+
+@pytest.mark.parametrize("name", POSITIVE)
+def test_falling_negative_losses_are_survived(name):
+    smto, jacobian = make(name, 3, **SHORT.get(name, {})), random_jacobian(3, dim=6)
+    for step in range(40):
+        losses = torch.tensor([5.0 - step, -1e4 * step, 0.5]).double()
+        assert smto.combine(jacobian, losses).isfinite().all()
+    if "weights" in vars(type(smto)):
+        weights = smto.weights(losses=losses)
+        assert (weights > 0).all()
+
+
+def test_positive_losses_are_shifted_only_after_a_negative_one():
+    smto = create("si", 2)
+    for losses, expected in [
+        ((3.0, 5.0), (3.0, 5.0)),  # untouched
+        ((-2.0, 4.0), (0.2, 4.0)),  # the first task's lower bound is now -2, with a margin of 10 %
+        ((3.0, 4.0), (5.2, 4.0)),
+        ((-1.0, 0.0), (1.2, 1e-8)),
+        ((-4.0, 1.0), (0.4, 1.0)),
+    ]:
+        weights = smto.weights(losses=torch.tensor(losses).double())
+        np.testing.assert_allclose(1.0 / (2.0 * weights), expected, rtol=1e-12)
+    np.testing.assert_allclose(smto.state_dict()["lower_bound"], [-4.0, 0.0])
+
+
+# -- the public entry point ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["unitary", "mgda", "graddrop"])
+def test_combine_names_the_task_with_a_non_finite_input(name, bad):
+    jacobian, losses = random_jacobian(4), torch.ones(4).double()
+    jacobian[2, 1] = bad
+    with pytest.raises(ValueError, match="non-finite gradient of task 2"):
+        make(name, 4).combine(jacobian, losses)
+    losses[1] = bad
+    with pytest.raises(ValueError, match="non-finite loss of task 1"):
+        make(name, 4).combine(random_jacobian(4), losses)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (4,), (4, 5, 1)])
+def test_combine_names_a_wrong_shape(shape):
+    with pytest.raises(ValueError, match=r"Jacobian \[4, P\]"):
+        create("unitary", 4).combine(torch.ones(shape), torch.ones(4))
+
+
+@pytest.mark.parametrize("name", sorted(set(GRAMIAN) | {"autoscale"}))
+def test_a_missing_gramian_is_named(name):
+    with pytest.raises(ValueError, match=r"(?i)wants the gramian"):
+        make(name, 2).weights(losses=torch.ones(2))
+
+
+@pytest.mark.parametrize("name", [*POSITIVE, "stch"])
+def test_missing_losses_are_named(name):
+    with pytest.raises(ValueError, match="wants the losses"):
+        make(name, 2).weights(gramian=torch.eye(2).double())
+
+
+def test_the_gramian_is_in_float64_and_symmetric():
+    jacobian = random_jacobian(5, dim=300).float()
+    gramian = gram_matrix(jacobian)
+    assert gramian.dtype == torch.float64
+    np.testing.assert_allclose(gramian, (jacobian.double() @ jacobian.double().T), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -324,6 +311,7 @@ def test_a_stateless_method_refuses_foreign_state():
 @pytest.fixture
 def clean_registry(monkeypatch):
     monkeypatch.setattr(smto_base, "_METHODS", dict(smto_base._METHODS))
+    monkeypatch.setattr(smto_base, "_ALIASES", dict(smto_base._ALIASES))
 
 
 @pytest.mark.usefixtures("clean_registry")
@@ -348,7 +336,53 @@ def test_a_users_method_becomes_available():
 
 
 @pytest.mark.usefixtures("clean_registry")
+def test_a_user_method_on_the_gramian_gets_the_common_options():
+    @register("test_shortest", "test_alias")
+    class Shortest(smto_base.GramianSMTO):
+        """Only the task with the shortest gradient."""
+
+        def solve(self, gramian, losses):
+            return torch.nn.functional.one_hot(gramian.diagonal().argmin(), self.num_tasks).double()
+
+    assert describe("test_alias") == (
+        "test_shortest",
+        ("test_alias",),
+        "gramian",
+        False,
+        {"update_every": 1},
+        "Only the task with the shortest gradient.",
+    )
+    jacobian = torch.tensor([[3.0, 0.0], [0.0, 2.0]])
+    ours = create("test_alias", 2, update_every=2).combine(jacobian, torch.ones(2))
+    assert torch.equal(ours, jacobian[1])
+
+
+def test_aliases_create_the_same_method():
+    assert describe("nash").name == "nash_mtl"
+    assert type(create("nash", 2)) is type(create("nash_mtl", 2))
+    assert not set(describe("nash_mtl").aliases) & set(available())
+
+
+def test_methods_are_listed_by_what_they_need():
+    needs = [describe(name).needs for name in available()]
+    assert needs == sorted(needs, key=["losses", "gramian", "jacobian"].index)
+    assert len(needs) == 28
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_method_is_described_by_its_paper_and_its_options(name):
+    method = describe(name)
+    assert method.text.endswith(".")
+    assert method.text[:-1].isprintable()
+    assert ("20" in method.text) or name in ("unitary", "fixed", "si")  # a year
+    smto = make(name, 3, **{k: v for k, v in method.options.items() if k != "weights"})
+    assert smto.needs == method.needs
+
+
+@pytest.mark.usefixtures("clean_registry")
 def test_a_taken_name_is_refused():
     with pytest.raises(ValueError, match="pcgrad"):
         register("pcgrad")(SMTO)
+    with pytest.raises(ValueError, match="'nash' is taken by NashMTL"):
+        register("test_mine", "nash")(SMTO)
     assert create("pcgrad", 2).needs == "gramian"

@@ -1,12 +1,15 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from mtrl import losses
 from mtrl.agent import Agent
 from mtrl.config import AgentConfig, Config, EnvConfig, NetworkConfig, SmtoConfig
-from mtrl.smto import SMTO, create
-from mtrl.task_gradients import combined_gradients, jacobian
+from mtrl.networks import MLP
+from mtrl.smto import SMTO, available, create
+from mtrl.smto.base import options_of
+from mtrl.task_gradients import Buffer, combined_gradients, jacobian, task_gramian
 
 TASKS, SAMPLES, OBSERVATION, ACTION = 4, 6, 5, 2
 
@@ -138,7 +141,7 @@ class Majority(SMTO):
 
     needs = "jacobian"
 
-    def combine(self, jacobian, losses):
+    def direction(self, jacobian, losses):
         agree = jacobian.sign() == jacobian.sum(0).sign()
         return (jacobian * agree).sum(0) * losses.max()
 
@@ -228,3 +231,207 @@ def test_each_row_uses_the_noise_of_its_own_task():
     assert not torch.allclose(before[0], after[0])
     again, *_ = jacobian(task_loss, agent.actor, inputs)
     assert torch.equal(before, again)
+
+
+# -- any network, heads, memory -------------------------------------------------------------------
+
+
+class Heads(nn.Module):
+    """A convolution and a trunk for all tasks; a head and a scale that only some tasks use."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.7))
+        self.convolution = nn.Conv1d(1, 3, 2)
+        self.trunk = nn.Linear(12, 8)
+        self.heads = nn.Parameter(torch.randn(TASKS, 8))
+
+    def forward(self, x, task):
+        features = self.convolution(x.reshape(-1, 1, OBSERVATION)).relu().flatten(1)
+        features = self.trunk(features).tanh().unflatten(0, x.shape[:-1])
+        values = (features * self.heads[task].unsqueeze(-2)).sum(-1)
+        return values * torch.where(task == 0, self.scale, 1.0).unsqueeze(-1)
+
+
+SHARED = ["convolution.weight", "convolution.bias", "trunk.weight", "trunk.bias"]
+
+
+def heads_problem():
+    torch.manual_seed(5)
+    network = Heads()
+    inputs = (torch.randn(TASKS, SAMPLES, OBSERVATION), torch.arange(TASKS))
+    targets = torch.randn(TASKS, SAMPLES)
+
+    def task_loss(network, x, task, target):
+        loss = (network(x, task) - target).square().mean(-1)
+        return loss, loss
+
+    return task_loss, network, (*inputs, targets)
+
+
+def rows_of(task_loss, network, inputs, names):
+    """[task, P] of the named parameters, by one backward per task."""
+    losses, _ = task_loss(network, *inputs)
+    chosen = [dict(network.named_parameters())[name] for name in names]
+    rows = []
+    for loss in losses:
+        gradients = torch.autograd.grad(loss, chosen, retain_graph=True)
+        rows.append(torch.cat([g.flatten() for g in gradients]))
+    return torch.stack(rows).numpy()
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1, 50])
+@pytest.mark.parametrize("smto", ["unitary", "inverse norm", "majority"])
+def test_task_specific_parameters_stay_out_of_the_gramian(smto, chunk_size):
+    task_loss, network, inputs = heads_problem()
+    own = ["scale", "heads"]
+    rows = rows_of(task_loss, network, inputs, SHARED)
+    plain = rows_of(task_loss, network, inputs, own).mean(0)
+    method = {"inverse norm": InverseNorm, "majority": Majority}.get(smto)
+    method = method(TASKS) if method else create(smto, TASKS)
+    combined = combined_gradients(
+        method, task_loss, network, inputs, shared=SHARED, chunk_size=chunk_size
+    )
+    gramian = combined.gramian
+    if gramian is None:
+        gramian = task_gramian(task_loss, network, inputs, shared=SHARED, chunk_size=chunk_size)
+    np.testing.assert_allclose(gramian.numpy(), rows @ rows.T, rtol=1e-4, atol=1e-6)
+    got = dict(zip(dict(network.named_parameters()), combined.gradients, strict=True))
+    assert_close(flat([got[name] for name in own]), plain)
+    if smto == "majority":
+        expected = Majority(TASKS).direction(torch.from_numpy(rows), combined.losses).numpy()
+        assert np.median(np.abs(flat([got[name] for name in SHARED]) - expected)) < 1e-5
+    else:
+        lengths = np.linalg.norm(rows, axis=1)
+        weights = 1 / lengths if smto == "inverse norm" else np.full(TASKS, 1 / TASKS)
+        assert_close(flat([got[name] for name in SHARED]), weights @ rows, 1e-4)
+
+
+def test_unknown_shared_parameter():
+    task_loss, network, inputs = heads_problem()
+    with pytest.raises(ValueError, match=r"trunk\.wieght"):
+        combined_gradients(
+            create("unitary", TASKS), task_loss, network, inputs, shared=["trunk.wieght"]
+        )
+
+
+@every_problem
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_networks_of_mlps_agree_with_the_general_way(which, layer_norm):
+    """A wrapper with a parameter of its own takes the general way, by vmap."""
+    task_loss, network, inputs = problem(make_agent(layer_norm), which)
+
+    class Wrapper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network
+            self.gain = nn.Parameter(torch.ones(()))
+
+        def forward(self, *args):
+            outputs = self.inner(*args)
+            return (
+                outputs * self.gain if which == "critic" else (outputs[0] * self.gain, outputs[1])
+            )
+
+    fast, fast_losses, _ = jacobian(task_loss, network, inputs)
+    general, losses_there, _ = jacobian(task_loss, Wrapper(), inputs)
+    assert general.shape[1] == fast.shape[1] + 1
+    assert_close(general[:, 1:].detach().numpy(), fast.numpy())
+    np.testing.assert_allclose(losses_there.numpy(), fast_losses.numpy(), rtol=1e-5)
+
+
+@every_problem
+@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("chunk_size", [1, 7, 100, 10**6])
+def test_chunks_do_not_change_the_result(which, layer_norm, chunk_size):
+    task_loss, network, inputs = problem(make_agent(layer_norm), which)
+    whole = combined_gradients(InverseNorm(TASKS), task_loss, network, inputs)
+    parts = combined_gradients(
+        InverseNorm(TASKS), task_loss, network, inputs, chunk_size=chunk_size
+    )
+    np.testing.assert_allclose(parts.weights.numpy(), whole.weights.numpy(), rtol=1e-5)
+    assert_close(flat(parts.gradients), flat(whole.gradients), 1e-4)
+
+
+class Recording(Buffer):
+    """Remembers the largest request."""
+
+    largest = 0
+
+    def take(self, tasks, columns, like):
+        self.largest = max(self.largest, tasks * columns)
+        return super().take(tasks, columns, like)
+
+
+def test_chunk_size_bounds_the_memory():
+    task_loss, network, inputs = problem(make_agent(), "critic")
+    columns = sum(p.numel() for p in network.parameters())
+    widest = 16  # one input unit's weights: the smallest piece of a layer
+    for chunk_size, expected in ((None, columns), (100, 100), (1, 2 * widest)):
+        buffer = Recording()
+        combined_gradients(
+            InverseNorm(TASKS), task_loss, network, inputs, chunk_size=chunk_size, buffer=buffer
+        )
+        assert buffer.largest <= TASKS * expected
+        assert buffer.largest > 0
+    assert columns > 200
+
+
+def test_memory_that_is_not_there_is_refused_before_it_is_taken():
+    with pytest.raises(MemoryError) as message:
+        Buffer().take(50, 10**11, torch.zeros(1))
+    assert "18626.5 GiB" in str(message.value)
+    assert "chunk_size" in str(message.value)
+
+
+def test_a_network_called_twice_is_refused():
+    task_loss, network, inputs = problem(make_agent(), "critic")
+
+    def twice(critic, *args):
+        one, two = task_loss(critic, *args), task_loss(critic, *args)
+        return one[0] + two[0], one[1]
+
+    with pytest.raises(ValueError, match="exactly once"):
+        jacobian(twice, network, inputs)
+    assert all(module.tape is None for module in network.modules() if hasattr(module, "tape"))
+
+
+# -- every method learns --------------------------------------------------------------------------
+
+CANNOT_LEARN: dict[str, str] = {}
+"""Methods that do not solve the regression below, and why."""
+
+
+@pytest.mark.parametrize("name", available())
+def test_every_method_fits_conflicting_regressions(name):
+    """Three linear targets in one network, which is told the task: jointly solvable, with
+    conflicting gradients on the way."""
+    if reason := CANNOT_LEARN.get(name):
+        pytest.skip(reason)
+    tasks, samples = 3, 16
+    torch.manual_seed(0)
+    mlp = MLP(1, 4 + tasks, 1, 24, 2, True)
+    teacher = nn.functional.normalize(torch.randn(tasks, 4, 1), dim=1)
+    teacher *= torch.tensor([1.0, 1.5, 2.0])[:, None, None]
+    options = {"weights": [1.0, 2.0, 1.0]} if name == "fixed" else {}
+    if "total_steps" in options_of(name):
+        options["total_steps"] = 150
+    smto = create(name, tasks, **options)
+    optimizer = torch.optim.Adam(mlp.parameters(), lr=2e-2)
+    identity = torch.eye(tasks)[:, None].expand(tasks, samples, tasks)
+
+    def task_loss(network, x, y):
+        loss = (network(x)[0] - y).square().mean((-1, -2))
+        return loss, loss
+
+    losses, buffer = [], Buffer()
+    for _ in range(150):
+        x = torch.randn(tasks, samples, 4)
+        inputs = (torch.cat([x, identity], -1), x @ teacher)
+        combined = combined_gradients(smto, task_loss, mlp, inputs, buffer=buffer)
+        for parameter, gradient in zip(mlp.parameters(), combined.gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+        losses.append(combined.losses)
+    before, after = torch.stack(losses[:5]).mean(0), torch.stack(losses[-20:]).mean(0)
+    assert (after < 0.5 * before).all(), f"{before.tolist()} -> {after.tolist()}"

@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 TOY = load_yaml(REPOSITORY / "configs/toy.yaml").agent
 LONG = Config(
     env=EnvConfig(benchmark="MT10"),
-    train=TrainConfig(total_steps=10 * COMPILE_FROM),
+    train=TrainConfig(total_steps=10 * COMPILE_FROM + 5_000, warmup_steps=10),
 )
 
 
@@ -38,7 +38,7 @@ def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("config", "decision"),
     [
         (LONG, "on"),
-        (changed("train", total_steps=10 * COMPILE_FROM - 10), "off"),
+        (changed("train", total_steps=10 * COMPILE_FROM), "off"),
         (changed("train", envs_per_task=2), "off"),  # half as many updates
         (changed("agent", smto=SmtoConfig("pcgrad")), "off"),
         (changed("learner", compile="off"), "off"),

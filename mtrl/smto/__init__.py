@@ -1,7 +1,74 @@
 """Specialised multi-task optimisers: how the tasks' losses or gradients become one direction."""
 
-from mtrl.smto.base import SMTO, available, create, describe, register
-from mtrl.smto.pcgrad import PCGrad
+from mtrl.smto.aligned import AlignedMTL
+from mtrl.smto.autoscale import AutoScale
+from mtrl.smto.base import (
+    SMTO,
+    GramianSMTO,
+    LearnedSMTO,
+    Method,
+    RandomSMTO,
+    available,
+    create,
+    describe,
+    register,
+)
+from mtrl.smto.cagrad import CAGrad
+from mtrl.smto.graddrop import GradDrop, RandomGradDropout
+from mtrl.smto.gradnorm import GradNorm
+from mtrl.smto.imtl import IMTL, IMTLG
+from mtrl.smto.loss_balancing import (
+    FAMO,
+    IMTLL,
+    DynamicWeightAverage,
+    ScaleInvariant,
+    SmoothTchebycheff,
+    UncertaintyWeighting,
+)
+from mtrl.smto.min_norm import CDTT, EDM, MGDA
+from mtrl.smto.nash import FairGrad, NashMTL
+from mtrl.smto.projection import GradVac, PCGrad
+from mtrl.smto.random_weighting import RandomGradDrop, RLWDirichlet, RLWNormal
+from mtrl.smto.sdmgrad import SDMGrad
+from mtrl.smto.upgrad import UPGrad
 from mtrl.smto.weighting import Fixed, Unitary
 
-__all__ = ["SMTO", "Fixed", "PCGrad", "Unitary", "available", "create", "describe", "register"]
+__all__ = [
+    "CDTT",
+    "EDM",
+    "FAMO",
+    "IMTL",
+    "IMTLG",
+    "IMTLL",
+    "MGDA",
+    "SMTO",
+    "AlignedMTL",
+    "AutoScale",
+    "CAGrad",
+    "DynamicWeightAverage",
+    "FairGrad",
+    "Fixed",
+    "GradDrop",
+    "GradNorm",
+    "GradVac",
+    "GramianSMTO",
+    "LearnedSMTO",
+    "Method",
+    "NashMTL",
+    "PCGrad",
+    "RLWDirichlet",
+    "RLWNormal",
+    "RandomGradDrop",
+    "RandomGradDropout",
+    "RandomSMTO",
+    "SDMGrad",
+    "ScaleInvariant",
+    "SmoothTchebycheff",
+    "UPGrad",
+    "UncertaintyWeighting",
+    "Unitary",
+    "available",
+    "create",
+    "describe",
+    "register",
+]

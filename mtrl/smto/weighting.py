@@ -17,7 +17,7 @@ def _like(losses: Tensor | None, gramian: Tensor | None) -> Tensor:
     return given
 
 
-@register("unitary")
+@register("unitary", "mean")
 class Unitary(SMTO):
     """Plain mean of the task losses (Kurin et al. 2022, eq. 2, divided by m)."""
 

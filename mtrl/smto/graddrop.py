@@ -1,0 +1,66 @@
+"""Coordinate-wise random gradient dropping."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtrl.smto.base import RandomSMTO, register
+
+
+@register("graddrop", "gradient_sign_dropout")
+class GradDrop(RandomSMTO):
+    """GradDrop (Chen et al. 2020, Algorithm 1): per coordinate, only entries of one sign.
+
+    With positive purity p = (1 + sum_i g_i / sum_i |g_i|) / 2 and u uniform in [0, 1], one per
+    coordinate, the positive entries are kept if p > u, else the negative ones; a share `leak` of
+    the dropped ones survives. The direction is the sum over tasks (expected: the sum of the
+    gradients) divided by m. On the parameter gradients, as in Kurin et al. 2022 (who rescale the
+    result to the norm of the plain sum; the paper drops gradients of activations).
+    """
+
+    needs = "jacobian"
+
+    def __init__(self, num_tasks: int, *, leak: float = 0.0, **options: Any) -> None:
+        super().__init__(num_tasks, **options)
+        if not 0 <= leak <= 1:
+            raise ValueError(f"leak must be in [0, 1], not {leak}")
+        self.leak = leak
+
+    def direction(self, jacobian: Tensor, losses: Tensor) -> Tensor:
+        total = jacobian.sum(0)
+        size = torch.linalg.vector_norm(jacobian, ord=1, dim=0)
+        # Sums of the positive and of the negative entries; no [m, P] mask is needed.
+        positive, negative = (0.5 * (total + size)).clamp(min=0.0), 0.5 * (total - size)
+        u = torch.rand(
+            total.shape, generator=self.generator, device=total.device, dtype=total.dtype
+        )
+        kept = torch.where(positive > u * size, positive, negative.clamp(max=0.0))
+        return (self.leak * total + (1.0 - self.leak) * kept) / self.num_tasks
+
+
+@register("graddrop_random", "sign_agnostic_graddrop")
+class RandomGradDropout(RandomSMTO):
+    """Sign-agnostic GradDrop (Kurin et al. 2022, Appendix D.3): each entry dropped at random.
+
+    Each of the m x P entries is kept with probability 1 - p, whatever its sign. The direction is
+    the sum divided by m (1 - p), so that the mean gradient is expected for every p in [0, 1).
+    """
+
+    needs = "jacobian"
+
+    def __init__(self, num_tasks: int, *, p: float = 0.5, **options: Any) -> None:
+        super().__init__(num_tasks, **options)
+        if not 0 <= p < 1:
+            raise ValueError(f"p must be in [0, 1), not {p}")
+        self.p = p
+
+    def direction(self, jacobian: Tensor, losses: Tensor) -> Tensor:
+        total = torch.zeros_like(jacobian[0])
+        mask = torch.empty_like(total)
+        for row in jacobian:  # one mask at a time: m x P numbers are never stored
+            mask.bernoulli_(1.0 - self.p, generator=self.generator)
+            total.addcmul_(row, mask)
+        return total / (self.num_tasks * (1.0 - self.p))

@@ -1,0 +1,47 @@
+"""Gradient normalisation with learned task weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtrl.smto.base import GramianSMTO, LearnedSMTO, register
+from mtrl.smto.solvers import floored
+
+
+@register("gradnorm")
+class GradNorm(LearnedSMTO, GramianSMTO):
+    """GradNorm (Chen et al. 2018, Algorithm 1): weights that balance the tasks' gradient norms.
+
+    Learns w, from all 1, to minimise sum_i | w_i |g_i| - mean_j(w_j |g_j|) r_i^alpha |, the target
+    held constant; r_i is l_i / (first l_i), relative to its mean over tasks. After each Adam step w
+    is kept above 1e-3 and scaled to sum m, and the direction is the weighted mean. Norms are of
+    all shared parameters (the paper: of the last shared layer), relative to their mean.
+    """
+
+    wants_positive_losses = True
+    initial: Tensor
+
+    def __init__(
+        self, num_tasks: int, *, alpha: float = 1.5, lr: float = 0.025, **options: Any
+    ) -> None:
+        super().__init__(num_tasks, lr=lr, **options)
+        self.alpha = alpha
+        self.parameter.fill_(1.0)
+        self.keep(initial=torch.full((num_tasks,), torch.nan, dtype=torch.float64))
+
+    def solve(self, gramian: Tensor, losses: Tensor | None) -> Tensor:
+        losses = self.take(losses)
+        weights = self.parameter / self.num_tasks
+        self.initial.copy_(torch.where(self.initial.isnan(), losses, self.initial))
+        progress = losses / self.initial
+        lengths = floored(gramian.diagonal().clamp(min=0.0).sqrt())
+        lengths = lengths / lengths.mean()
+        norms = self.parameter * lengths
+        target = norms.mean() * (progress / progress.mean()) ** self.alpha
+        self.descend(lengths * torch.sign(norms - target))
+        self.parameter.clamp_(min=1e-3)
+        self.parameter *= self.num_tasks / self.parameter.sum()
+        return weights

@@ -1,0 +1,54 @@
+"""Impartial multi-task learning on gradients, alone and with learned loss scales."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mtrl.smto.base import GramianSMTO, LearnedSMTO, register
+from mtrl.smto.solvers import cosines, floored, spectrum
+
+
+def equal_projections(gramian: Tensor) -> Tensor:
+    """Weights [m] with sum 1 and equal projections w @ J . g_i / |g_i|; 0 if there are none."""
+    cosine, lengths = cosines(gramian)
+    values, vectors, kept = spectrum(cosine)
+    x = vectors @ torch.where(kept, vectors.sum(0) / values, 0.0)  # C^+ 1
+    # x . 1 is at least 1 when C x = 1 has a solution; near 0 the gradients cancel.
+    solvable = x.sum() > 1e-3
+    weights = torch.where(lengths > 0, x / floored(lengths), 0.0)
+    total = weights.sum()
+    usable = solvable & (total.abs() > 1e-12 * weights.abs().sum())
+    return torch.where(usable, weights / torch.where(usable, total, 1.0), 0.0)
+
+
+@register("imtl_g")
+class IMTLG(GramianSMTO):
+    """IMTL-G (Liu et al. 2021, eq. 6): equal projections on all unit gradients, weights of sum 1.
+
+    w is proportional to C^+ 1 / |g|, with C the matrix of cosines (the authors solve with the first
+    task as reference, and add 1e-6 I to the matrix). For independent gradients that is G^+ |g| as
+    in Quinton & Rey's generalisation; for dependent ones ours does not depend on the gradients'
+    lengths. Zero gradients get weight 0. Weights may be negative and are unbounded when the
+    gradients nearly cancel; all are zero if C 1 is. The eigendecomposition waits for a CUDA device.
+    """
+
+    def solve(self, gramian: Tensor, losses: Tensor | None) -> Tensor:
+        return equal_projections(gramian)
+
+
+@register("imtl")
+class IMTL(LearnedSMTO, GramianSMTO):
+    """IMTL (Liu et al. 2021, Algorithm 1): IMTL-G on the gradients of the losses scaled by IMTL-L.
+
+    Weights e^s a, with a the IMTL-G weights of the scaled gradients e^(s_i) g_i. IMTL-G's direction
+    depends on gradient lengths by its length only, so s changes just that. s as in `imtl_l`.
+    """
+
+    wants_positive_losses = True
+
+    def solve(self, gramian: Tensor, losses: Tensor | None) -> Tensor:
+        losses = self.take(losses)
+        scale = self.parameter.exp()
+        self.descend(scale * losses - 1.0)
+        return scale * equal_projections(gramian * scale * scale[:, None])

@@ -1,0 +1,185 @@
+"""Task weights from the losses alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtrl.smto.base import SMTO, LearnedSMTO, register
+
+
+@register("uw", "uncertainty_weighting")
+class UncertaintyWeighting(LearnedSMTO):
+    """Uncertainty Weighting (Kendall et al. 2018, Section 3.2): learned task variances.
+
+    Minimises sum_i e^(-s_i) l_i / 2 + s_i / 2 over s = log sigma^2 too, from s = 0; the optimum is
+    e^s = l. Weights e^(-s) / m: at first those of `unitary` (the factor 1/2 is left out), later
+    about 1 / (m l), not on the mean scale. s has its own Adam, one step after each use, instead of
+    being one of the network's parameters.
+    """
+
+    needs = "losses"
+    wants_positive_losses = True
+
+    def weights(self, *, losses: Tensor | None = None, gramian: Tensor | None = None) -> Tensor:
+        losses = self.take(losses)
+        precision = torch.exp(-self.parameter)
+        self.descend(0.5 - 0.5 * precision * losses)
+        return precision / self.num_tasks
+
+
+@register("imtl_l")
+class IMTLL(LearnedSMTO):
+    """IMTL-L (Liu et al. 2021, Section 3.2): learned scales that make all scaled losses equal.
+
+    Minimises sum_i e^(s_i) l_i - s_i over s too, from s = 0; the optimum is e^s = 1 / l. Weights
+    e^s / m, later about 1 / (m l), not on the mean scale. s has its own Adam, one step after each
+    use, instead of being one of the network's parameters.
+    """
+
+    needs = "losses"
+    wants_positive_losses = True
+
+    def weights(self, *, losses: Tensor | None = None, gramian: Tensor | None = None) -> Tensor:
+        losses = self.take(losses)
+        scale = self.parameter.exp()
+        self.descend(scale * losses - 1.0)
+        return scale / self.num_tasks
+
+
+@register("si", "scale_invariant")
+class ScaleInvariant(SMTO):
+    """Scale-invariant loss (1/m) sum_i log l_i, the baseline of Navon et al. 2022 (Section 5).
+
+    Weights 1 / (m l): the direction does not change when a loss is multiplied by a constant. Not
+    on the mean scale. Losses below 1e-8 count as 1e-8.
+    """
+
+    needs = "losses"
+    wants_positive_losses = True
+
+    def weights(self, *, losses: Tensor | None = None, gramian: Tensor | None = None) -> Tensor:
+        return 1.0 / (self.num_tasks * self.take(losses))
+
+
+@register("dwa", "dynamic_weight_average")
+class DynamicWeightAverage(SMTO):
+    """Dynamic Weight Average (Liu et al. 2019, eq. 7): more weight for losses that fall slowly.
+
+    w = softmax(r / T), r = mean loss of the last window / of the window before it; uniform until
+    two windows are complete. The weights sum to 1 (the paper: m). `window`: steps per average, for
+    the paper's epoch; temperature: the paper's T.
+    """
+
+    needs = "losses"
+    wants_positive_losses = True
+    total: Tensor
+    last: Tensor
+    ratio: Tensor
+    count: Tensor
+
+    def __init__(self, num_tasks: int, *, temperature: float = 2.0, window: int = 1000) -> None:
+        super().__init__(num_tasks)
+        if not temperature > 0:
+            raise ValueError(f"temperature must be positive, not {temperature}")
+        if window < 1:
+            raise ValueError(f"window must be at least 1, not {window}")
+        self.temperature, self.window = temperature, window
+        nothing = torch.full((num_tasks,), torch.nan, dtype=torch.float64)
+        self.keep(total=torch.zeros_like(nothing), last=nothing, ratio=torch.ones_like(nothing))
+        self.keep(count=torch.zeros((), dtype=torch.float64))
+
+    def weights(self, *, losses: Tensor | None = None, gramian: Tensor | None = None) -> Tensor:
+        losses = self.take(losses)
+        weights = (self.ratio / self.temperature).softmax(0)
+        self.total += losses
+        self.count += 1.0
+        complete = self.count == self.window
+        mean = self.total / self.count
+        ratio = (mean / self.last).nan_to_num(nan=1.0)  # no window before the first
+        self.ratio.copy_(torch.where(complete, ratio, self.ratio))
+        self.last.copy_(torch.where(complete, mean, self.last))
+        self.total *= ~complete
+        self.count *= ~complete
+        return weights
+
+
+@register("famo")
+class FAMO(LearnedSMTO):
+    """FAMO (Liu et al. 2023, Algorithm 1): logits that slow down the fastest improving tasks.
+
+    z = softmax(xi); weights c z / l with c = 1 / sum(z / l), so they sum to 1. xi follows
+    delta = log l_before - log l_after through the softmax, with Adam and the weight decay
+    `decay` (the paper's gamma). Differences: l_after is the loss at the NEXT call, of another
+    mini-batch, which saves the second forward pass; the lower bound of each loss is tracked, not
+    given; c divides the weights as in the paper (the authors' code multiplies the loss by it).
+    """
+
+    needs = "losses"
+    wants_positive_losses = True
+    previous: Tensor
+    calls: int
+
+    def __init__(
+        self, num_tasks: int, *, lr: float = 0.025, decay: float = 1e-3, **options: Any
+    ) -> None:
+        super().__init__(num_tasks, lr=lr, **options)
+        if decay < 0:
+            raise ValueError(f"decay must not be negative, but is {decay}")
+        self.decay = decay
+        self.keep(previous=torch.ones(num_tasks, dtype=torch.float64), calls=0)
+
+    def weights(self, *, losses: Tensor | None = None, gramian: Tensor | None = None) -> Tensor:
+        positive = self.take(losses)
+        assert losses is not None  # or `take` has raised
+        if self.calls > 0:
+            share = self.parameter.softmax(0)
+            gain = self.shift(self.previous).log() - positive.log()
+            self.descend(share * (gain - share @ gain) + self.decay * self.parameter)
+        self.calls += 1
+        self.previous.copy_(losses)
+        weights = self.parameter.softmax(0) / positive
+        return weights / weights.sum()
+
+
+@register("stch", "smooth_tchebycheff")
+class SmoothTchebycheff(SMTO):
+    """Smooth Tchebycheff scalarisation (Lin et al. 2024, eq. 8): a smooth maximum of the losses.
+
+    Gradient weights of mu log sum_i exp(lambda_i (l_i - z_i) / mu): lambda softmax(lambda (l - z)
+    / mu). For mu -> 0 only the largest loss counts, for mu -> infinity all alike. mu has the unit
+    of the losses. preference: lambda [m], normalised to mean 1 (default: all 1, the weights then
+    sum to 1); ideal: z [m] (default 0). Losses of any sign; no warm-up and no logarithm of the
+    losses, which the authors' supervised code has.
+    """
+
+    needs = "losses"
+
+    def __init__(
+        self,
+        num_tasks: int,
+        *,
+        mu: float = 1.0,
+        preference: Sequence[float] = (),
+        ideal: Sequence[float] = (),
+    ) -> None:
+        super().__init__(num_tasks)
+        if not mu > 0:
+            raise ValueError(f"mu must be positive, not {mu}")
+        self.mu = mu
+        weight = torch.as_tensor(preference or [1.0] * num_tasks, dtype=torch.float64)
+        point = torch.as_tensor(ideal or [0.0] * num_tasks, dtype=torch.float64)
+        if weight.shape != (num_tasks,) or not (weight.isfinite() & (weight > 0)).all():
+            raise ValueError(f"preference must be {num_tasks} positive numbers: {preference}")
+        if point.shape != (num_tasks,) or not point.isfinite().all():
+            raise ValueError(f"ideal must be {num_tasks} finite numbers: {ideal}")
+        self.preference, self.ideal = weight / weight.mean(), point
+
+    def weights(self, *, losses: Tensor | None = None, gramian: Tensor | None = None) -> Tensor:
+        losses = self.take(losses)
+        self.preference = self.preference.to(losses.device)
+        self.ideal = self.ideal.to(losses.device)
+        return self.preference * (self.preference * (losses - self.ideal) / self.mu).softmax(0)

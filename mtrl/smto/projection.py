@@ -1,0 +1,109 @@
+"""Gradient projection: every task's gradient is altered where it meets another one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtrl.smto.base import GramianSMTO, RandomSMTO, register
+from mtrl.smto.solvers import cosines
+
+
+class _Projection(RandomSMTO, GramianSMTO):
+    """Rows g_i' start as unit gradients g_i / |g_i| and meet the others in an order of their own.
+
+    g_i' = sum_k A_ik g_k / |g_k|; only A and the products with all unit gradients are kept, so
+    the m - 1 meetings of all rows i take m steps of [m, m] work.
+    """
+
+    def solve(self, gramian: Tensor, losses: Tensor | None) -> Tensor:
+        m = self.num_tasks
+        order = torch.rand(m, m, generator=self.generator, device=self.generator.device)
+        return self.project(gramian, order.argsort(dim=1))
+
+    def project(self, gramian: Tensor, order: Tensor) -> Tensor:
+        """Weights [m] for given orders [m, m]; row i: in which order task i meets the others."""
+        cosine, lengths = cosines(gramian)
+        rows = torch.arange(len(order), device=order.device)
+        exists = cosine.diagonal() > 0
+        meets = (
+            exists[:, None] & exists & ~torch.eye(len(order), dtype=torch.bool, device=order.device)
+        )
+        added = self.meet(cosine, order, meets.to(cosine)[rows[:, None], order])
+        coefficients = torch.eye(len(order), dtype=cosine.dtype, device=cosine.device)
+        coefficients = coefficients.scatter_add(1, order, added)
+        inverse = torch.where(exists, 1.0 / lengths, 0.0)
+        return (lengths @ coefficients) * inverse / len(order)
+
+    def meet(self, cosine: Tensor, order: Tensor, meets: Tensor) -> Tensor:
+        """Coefficients [m, m] that each meeting adds, as ordered; meets: 0 where there is none."""
+        raise NotImplementedError
+
+
+@register("pcgrad")
+class PCGrad(_Projection):
+    """PCGrad (Yu et al. 2020, Algorithm 1), as weights on the Gramian.
+
+    g_i' starts as g_i; for every other task j in random order, if g_i'.g_j < 0:
+    g_i' -= (g_i'.g_j / |g_j|^2) g_j. The direction is the MEAN of the g_i' (the paper sums; Kurin
+    et al. 2022 average, as here). Every task has its own order, as in the paper (some public code
+    shares one); a zero g_j is skipped.
+    """
+
+    def meet(self, cosine: Tensor, order: Tensor, meets: Tensor) -> Tensor:
+        products = cosine.clone()  # g_i' . g_k / |g_k|
+        added = []
+        steps = zip(order.unbind(1), meets.unbind(1), cosine[order].unbind(1), strict=True)
+        for j, met, others in steps:
+            product = products.gather(1, j[:, None])[:, 0]
+            change = product.clamp(max=0.0) * met
+            products.addcmul_(change[:, None], others, value=-1.0)
+            added.append(-change)
+        return torch.stack(added, dim=1)
+
+
+@register("gradvac", "gradient_vaccine")
+class GradVac(_Projection):
+    """Gradient Vaccine (Wang et al. 2021, Algorithm 1): cosines are raised to a running target.
+
+    For every other task j in random order: with phi = cos(g_i', g_j) below the target phi_ij,
+    g_j is added to g_i' until their cosine is the target (eq. 4); then phi_ij moves to phi by
+    the share beta. The targets start at 0, where the method is PCGrad. The direction is the MEAN
+    of the g_i' (the paper sums); all parameters are one group. Targets stay below 1 - 1e-6.
+    """
+
+    targets: Tensor
+
+    def __init__(self, num_tasks: int, *, beta: float = 0.5, **options: Any) -> None:
+        super().__init__(num_tasks, **options)
+        if not 0 <= beta <= 1:
+            raise ValueError(f"beta must be in [0, 1], not {beta}")
+        self.beta = beta
+        self.keep(targets=torch.zeros(num_tasks, num_tasks, dtype=torch.float64))
+
+    def meet(self, cosine: Tensor, order: Tensor, meets: Tensor) -> Tensor:
+        targets = self.targets.gather(1, order)
+        wanted = targets.clamp(-1.0 + 1e-6, 1.0 - 1e-6)
+        tangents = wanted / (1.0 - wanted * wanted).sqrt()
+        products = cosine.clone()
+        squares = cosine.diagonal().clone()  # |g_i'|^2
+        added, measured = [], []
+        steps = zip(
+            order.unbind(1), meets.unbind(1), cosine[order].unbind(1),
+            targets.unbind(1), tangents.unbind(1), strict=True,
+        )  # fmt: skip
+        for j, met, others, target, tangent in steps:
+            product = products.gather(1, j[:, None])[:, 0]
+            length = squares.clamp(min=1e-24).sqrt()  # of a vanished g_i': cosine 0
+            phi = (product / length).clamp(-1.0, 1.0)
+            change = length * ((1.0 - phi * phi).sqrt() * tangent - phi)
+            change = change * (phi < target) * met
+            products.addcmul_(change[:, None], others)
+            squares = squares + change * (2.0 * product + change)
+            added.append(change)
+            measured.append(phi)
+        moved = targets + self.beta * (torch.stack(measured, dim=1) - targets) * meets
+        self.targets.scatter_(1, order, moved)
+        return torch.stack(added, dim=1)

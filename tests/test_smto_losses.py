@@ -1,0 +1,235 @@
+"""Methods that need nothing but the losses."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from smto_cases import make, random_jacobian
+
+from mtrl.smto import create
+
+
+def test_unitary_is_the_mean():
+    jacobian = random_jacobian(4)
+    direction = create("unitary", 4).combine(jacobian, torch.ones(4).double())
+    np.testing.assert_allclose(direction.numpy(), jacobian.numpy().mean(0), rtol=1e-12)
+
+
+@pytest.mark.parametrize("weights", [(2.0, 6.0, 0.0, 8.0), (1, 3, 0, 4)])
+def test_fixed_is_the_weighted_mean(weights):
+    jacobian = random_jacobian(4)
+    direction = create("fixed", 4, weights=weights).combine(jacobian, torch.ones(4).double())
+    expected = np.average(jacobian.numpy(), axis=0, weights=weights)
+    np.testing.assert_allclose(direction.numpy(), expected, rtol=1e-12)
+
+
+def test_fixed_with_uniform_weights_is_unitary():
+    jacobian, losses = random_jacobian(3), torch.ones(3, dtype=torch.float64)
+    fixed = create("fixed", 3, weights=(7.0, 7.0, 7.0)).combine(jacobian, losses)
+    unitary = create("unitary", 3).combine(jacobian, losses)
+    np.testing.assert_allclose(fixed.numpy(), unitary.numpy(), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        (),
+        (1.0, 1.0),
+        (1.0, 1.0, 1.0, 1.0),
+        (0.0, 0.0, 0.0),
+        (1.0, -0.1, 1.0),
+        (1.0, float("nan"), 1.0),
+        (1.0, float("inf"), 1.0),
+    ],
+)
+def test_fixed_refuses_impossible_weights(weights):
+    with pytest.raises(ValueError, match="weights"):
+        create("fixed", 3, weights=weights)
+
+
+positive = st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=10).map(
+    lambda values: torch.tensor(values, dtype=torch.float64)
+)
+
+
+def draws(name, count, num_tasks=4, **options):
+    smto, losses = make(name, num_tasks, **options), torch.ones(num_tasks)
+    return torch.stack([smto.weights(losses=losses) for _ in range(count)]).numpy()
+
+
+# -- random weights -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["rlw_normal", "rlw_dirichlet"])
+def test_rlw_weights_are_positive_with_sum_one_and_uniform_mean(name):
+    weights = draws(name, 3000)
+    assert (weights > 0).all()
+    np.testing.assert_allclose(weights.sum(1), 1.0)
+    error = np.abs(weights.mean(0) - 0.25)
+    assert (error < 5 * weights.std(0) / np.sqrt(3000)).all()
+
+
+def test_rlw_distributions():
+    # Dirichlet(1) of m = 4: variance (1/m)(1 - 1/m) / (m + 1).
+    assert draws("rlw_dirichlet", 3000).var() == pytest.approx(0.0375, rel=0.1)
+    logs = np.log(draws("rlw_normal", 3000))
+    differences = logs[:, 0] - logs[:, 1]  # of two standard normal numbers
+    assert differences.std() == pytest.approx(2**0.5, rel=0.1)
+    assert np.mean(np.abs(differences) < 2**0.5) == pytest.approx(0.6827, abs=0.04)
+
+
+@pytest.mark.parametrize("p", [0.2, 0.5, 1.0])
+def test_rgd_keeps_each_task_with_probability_p(p):
+    weights = draws("rgd", 3000, p=p)
+    assert np.isclose(weights * p * 4, 0).mean() == pytest.approx(1 - p, abs=0.02)
+    assert set(np.unique(np.round(weights * p * 4, 9))) <= {0.0, 1.0}
+    np.testing.assert_allclose(
+        weights.mean(0), 0.25, atol=5 * 0.25 * (1 / p - 1) ** 0.5 / 3000**0.5
+    )
+
+
+@pytest.mark.parametrize("p", [0.0, 1.1, -0.5])
+def test_rgd_refuses_impossible_probabilities(p):
+    with pytest.raises(ValueError, match=r"p must be in \(0, 1\]"):
+        create("rgd", 2, p=p)
+
+
+# -- learned scales -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["uw", "imtl_l"])
+def test_learned_scales_converge_to_one_over_the_loss(name):
+    losses = torch.tensor([0.1, 1.0, 40.0]).double()
+    smto = make(name, 3, lr=0.05)
+    first = smto.weights(losses=losses)
+    np.testing.assert_allclose(first, np.full(3, 1 / 3))
+    for _ in range(2000):
+        weights = smto.weights(losses=losses)
+    np.testing.assert_allclose(3 * weights * losses, np.ones(3), rtol=0.02)
+
+
+@pytest.mark.parametrize(("name", "sign"), [("uw", -1.0), ("imtl_l", 1.0)])
+def test_learned_scales_follow_torchs_adam_on_the_published_loss(name, sign):
+    def published(s, losses):
+        if name == "uw":
+            return (0.5 * torch.exp(-s) * losses + 0.5 * s).sum()
+        return (torch.exp(s) * losses - s).sum()
+
+    s = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    adam = torch.optim.Adam([s], lr=0.02)
+    smto = make(name, 3, lr=0.02)
+    for step in range(30):
+        losses = random_jacobian(3, 1, seed=step)[:, 0].square() + 0.1
+        weights = smto.weights(losses=losses)
+        np.testing.assert_allclose(3 * weights, torch.exp(sign * s.detach()), rtol=1e-9)
+        adam.zero_grad()
+        published(s, losses).backward()
+        adam.step()
+
+
+@given(losses=positive)
+@settings(max_examples=20)
+def test_scale_invariant_weights_are_the_gradient_of_the_mean_logarithm(losses):
+    leaf = losses.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(leaf.log().mean(), [leaf])
+    np.testing.assert_allclose(create("si", len(losses)).weights(losses=losses), expected)
+
+
+# -- ratios of losses ---------------------------------------------------------------------------
+
+
+def test_dwa_follows_the_ratio_of_the_last_two_windows():
+    smto = create("dwa", 2, window=3, temperature=2.0)
+    means = [(4.0, 10.0), (2.0, 9.0), (2.0, 3.0)]
+    expected = [(0.5, 0.5)] * 2
+    for older, newer in itertools.pairwise(means):
+        ratio = np.divide(newer, older)
+        expected.append(np.exp(ratio / 2) / np.exp(ratio / 2).sum())
+    for mean, weights in zip([*means, (1.0, 1.0)], expected, strict=True):
+        for offset in (-0.5, 0.0, 0.5):
+            ours = smto.weights(losses=torch.tensor(mean).double() + offset)
+            np.testing.assert_allclose(ours, weights, rtol=1e-12)
+
+
+@given(losses=positive)
+@settings(max_examples=10)
+def test_dwa_of_losses_that_fall_alike_is_uniform(losses):
+    smto = create("dwa", len(losses), window=2)
+    for step in range(9):
+        weights = smto.weights(losses=losses * 0.9**step)
+    np.testing.assert_allclose(weights, np.full(len(losses), 1 / len(losses)))
+
+
+def test_famo_follows_the_published_update():
+    xi = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    adam = torch.optim.Adam([xi], lr=0.025, weight_decay=1e-3)
+    smto, before = create("famo", 3), None
+    for step in range(20):
+        losses = random_jacobian(3, 1, seed=step)[:, 0].square() + 0.1
+        if before is not None:
+            gain = before.log() - losses.log()
+            (xi.grad,) = torch.autograd.grad(xi.softmax(0), [xi], grad_outputs=gain)
+            adam.step()
+        expected = xi.detach().softmax(0) / losses
+        ours = smto.weights(losses=losses)
+        np.testing.assert_allclose(ours, expected / expected.sum(), rtol=1e-9)
+        before = losses
+
+
+@given(losses=positive)
+@settings(max_examples=10)
+def test_famo_leaves_its_logits_when_all_losses_fall_alike(losses):
+    smto = create("famo", len(losses), decay=0.0)  # Adam would enlarge rounding errors by decay
+    for step in range(5):
+        smto.weights(losses=losses * 0.9**step)
+    assert float(smto.parameter.abs().max()) < 1e-7
+
+
+def test_famo_moves_weight_from_fast_tasks_to_slow_ones():
+    smto = create("famo", 2)
+    for step in range(50):
+        smto.weights(losses=torch.tensor([0.9**step, 1.0]).double())
+    assert float(smto.parameter[0]) < -0.5 < 0.5 < float(smto.parameter[1])
+
+
+# -- smooth Tchebycheff -------------------------------------------------------------------------
+
+
+@given(losses=positive, mu=st.floats(0.5, 100.0))
+@settings(max_examples=20)
+def test_stch_weights_are_the_gradient_of_the_smooth_maximum(losses, mu):
+    preference = [1.0 + i for i in range(len(losses))]
+    mean_one = torch.tensor(preference).double() / np.mean(preference)
+    leaf = losses.clone().requires_grad_()
+    smooth = mu * torch.logsumexp(mean_one * (leaf - 0.5) / mu, 0)
+    (expected,) = torch.autograd.grad(smooth, [leaf])
+    smto = create("stch", len(losses), mu=mu, preference=preference, ideal=[0.5] * len(losses))
+    np.testing.assert_allclose(smto.weights(losses=losses), expected, atol=1e-9)
+
+
+def test_stch_goes_from_the_maximum_to_the_mean():
+    losses = torch.tensor([1.0, -3.0, 2.0, 1.9]).double()
+    sharp = create("stch", 4, mu=1e-3).weights(losses=losses)
+    np.testing.assert_allclose(sharp, [0, 0, 1, 0], atol=1e-9)
+    flat = create("stch", 4, mu=1e6).weights(losses=losses)
+    np.testing.assert_allclose(flat, np.full(4, 0.25), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "match"),
+    [
+        ("stch", {"mu": 0.0}, "mu must be positive"),
+        ("stch", {"preference": [1.0]}, "preference must be 2 positive numbers"),
+        ("stch", {"ideal": [1.0, float("nan")]}, "ideal must be 2 finite numbers"),
+        ("dwa", {"temperature": -1.0}, "temperature must be positive"),
+        ("dwa", {"window": 0}, "window must be at least 1"),
+        ("famo", {"lr": 0.0}, "lr must be positive"),
+        ("famo", {"decay": -1.0}, "decay must not be negative"),
+    ],
+)
+def test_impossible_options_are_refused(name, options, match):
+    with pytest.raises(ValueError, match=match):
+        create(name, 2, **options)
