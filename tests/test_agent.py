@@ -452,7 +452,7 @@ def test_learning_does_not_change_the_exploration_noise():
 
 def test_compiled_equals_eager():
     settings = {
-        "critic_smto": LossSmtoConfig("fixed", (1.0, 2.0, 3.0)),
+        "critic_smto": LossSmtoConfig("fixed", {"weights": [1.0, 2.0, 3.0]}),
         "network": {"observation_norm": True, "layer_norm": True},
     }
     eager, compiled = make_agent(**settings), make_agent(**settings)
