@@ -27,7 +27,7 @@ from mtrl.envs.goals import lane_goals
 from mtrl.envs.vector import Step, VectorEnv, make_vector_env
 from mtrl.evaluate import Evaluation, agent_policy, evaluate, goal_schedule
 from mtrl.recorder import Recorder
-from mtrl.replay import ReplayBuffer
+from mtrl.replay import Batch, ReplayBuffer
 from mtrl.run_directory import RunDirectory, Status, environment, write_atomically
 from mtrl.smto.base import is_compilable
 
@@ -165,15 +165,21 @@ class Trainer:
             left = (self.total - self.step) / self.total
             self.agent.scale_learning_rates(min(1.0, left / decay))
         for _ in range(updates):
-            batch = self.replay.sample(self.per_task_batch, self.agent.generator)
+            for _ in range(self.config.agent.critic_updates - 1):
+                self.agent.update_critic(self._batch(), self._return_bound())
             every = self.config.diagnostics.every
             look = every > 0 and self.updates % every == 0
-            metrics = torch.stack(self.agent.update(batch, self._return_bound(), gramians=look))
+            metrics = torch.stack(
+                self.agent.update(self._batch(), self._return_bound(), gramians=look)
+            )
             if look:
                 self.diagnostics.add(self.agent.gramians, self.agent.certificates())
             self.updates += 1
             self._metric_sum = metrics if self._metric_sum is None else self._metric_sum + metrics
             self._updates += 1
+
+    def _batch(self) -> Batch:
+        return self.replay.sample(self.per_task_batch, self.agent.generator)
 
     def _return_bound(self) -> Tensor | None:
         config = self.config.agent

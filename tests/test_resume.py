@@ -42,8 +42,9 @@ def runs(run_mtrl: Mtrl, tmp_path_factory: pytest.TempPathFactory, reference: Pa
     def toy(name: str, *options: object):
         return lambda: run_mtrl.toy(folder / name, *PCGRAD, *options)
 
-    def meta_world(name: str, steps: int):
+    def meta_world(name: str, steps: int, *more: str):
         options = [*META_WORLD.split(), "--train.total-steps", steps, "--run-dir", folder / name]
+        options += more
         return lambda: run_mtrl("train", REPOSITORY / "configs/smoke.yaml", *options)
 
     def resume(name: str, steps: int):
@@ -58,6 +59,7 @@ def runs(run_mtrl: Mtrl, tmp_path_factory: pytest.TempPathFactory, reference: Pa
         toy("seed_2", "--seed", 2),
         toy("no_evaluation", "--evaluation.every", 0),
         meta_world("mw", 1200),
+        meta_world("mw_upstream", 1200, "--env.no-fast"),
     )
     assert final_state(folder / "half", 800)["step"] == 800
     at_once(resume("half", 1600), resume("mw_half", 1200), resume("compiled_half", 1600))
@@ -112,6 +114,10 @@ def test_resumed_equals_uninterrupted_compiled_with_two_environments_per_task(
 
 def test_resumed_equals_uninterrupted_on_meta_world(runs: Path) -> None:
     assert_equal_runs(runs / "mw_half", runs / "mw", 1200)
+
+
+def test_the_fast_simulation_gives_the_same_training(runs: Path) -> None:
+    assert_equal_runs(runs / "mw_upstream", runs / "mw", 1200)
 
 
 def test_tensorboard_of_a_resumed_run_has_every_step_once(runs: Path, reference: Path) -> None:

@@ -79,8 +79,18 @@ def test_failed_compilation_falls_back_to_the_same_run(
     assert differences(one, two) == []
 
 
-def test_step_sizes_fall_linearly_to_zero(run_mtrl: Mtrl, tmp_path: Path) -> None:
-    options = ("--agent.lr-decay", 0.5, "--checkpoint.keep", 9, "--evaluation.every", 0)
+def test_critic_steps_per_update_and_step_sizes(run_mtrl: Mtrl, tmp_path: Path) -> None:
+    """The critic steps three times as often; all step sizes fall linearly to zero."""
+    options = (
+        "--agent.critic-updates",
+        3,
+        "--agent.lr-decay",
+        0.5,
+        "--checkpoint.keep",
+        9,
+        "--evaluation.every",
+        0,
+    )
     done = run_mtrl.toy(tmp_path / "run", *options)
     assert done.returncode == 0, done.stderr
     rates = {}
@@ -90,6 +100,8 @@ def test_step_sizes_fall_linearly_to_zero(run_mtrl: Mtrl, tmp_path: Path) -> Non
             agent[f"{name}_optimizer"]["param_groups"][0]["lr"]
             for name in ("actor", "critic", "temperature")
         ]
+        taken = [int(agent[f"{n}_optimizer"]["state"][0]["step"]) for n in ("actor", "critic")]
+        assert taken == [(step - 400) // 4, 3 * (step - 400) // 4]
     full = [TOY.actor_lr, TOY.critic_lr, TOY.temperature_lr]
     # The last update before a checkpoint belongs to the vector step that begins 4 steps before.
     for step, share in ((800, 1.0), (1200, (400 + 4) / 800), (1600, 4 / 800)):

@@ -16,11 +16,13 @@ import gymnasium
 import numpy as np
 import psutil
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mtrl.envs import tasks, toy
 from mtrl.envs.toy import PointMass
-from mtrl.envs.vector import IDLE, RESET, STEP, Step, VectorEnv, WorkerError
+from mtrl.envs.vector import IDLE, RESET, STEP, Step, VectorEnv, WorkerError, balance
 
 Factory = Callable[[], gymnasium.Env]
 
@@ -60,7 +62,7 @@ def point_masses(*horizons: int) -> list[Factory]:
 
 def vector(factories: Sequence[Factory], workers: int) -> VectorEnv:
     names = toy.TASKS[: len(factories)]
-    return VectorEnv(names, factories, toy.OBSERVATION_DIM, toy.ACTION_DIM, workers)
+    return VectorEnv(names, factories, toy.OBSERVATION_DIM, toy.ACTION_DIM, workers=workers)
 
 
 def copied(step: Step) -> Step:
@@ -93,6 +95,23 @@ def assert_dead_within(processes: Sequence[psutil.Process], seconds: float) -> N
 
 def workers_of(envs: VectorEnv) -> list[psutil.Process]:
     return [psutil.Process(pid) for pid in envs.worker_pids]
+
+
+# ---------------------------------------------------------------- lanes and workers
+
+
+@given(st.lists(st.floats(0.1, 10.0), min_size=1, max_size=60), st.integers(1, 12))
+def test_every_lane_has_one_worker_and_no_worker_much_more_to_do(
+    costs: list[float], workers: int
+) -> None:
+    workers = min(workers, len(costs))
+    lanes = balance(costs, workers)
+    assert sorted(lane for mine in lanes for lane in mine) == list(range(len(costs)))
+    assert all(mine and mine == sorted(mine) for mine in lanes)
+    loads = [sum(costs[lane] for lane in mine) for mine in lanes]
+    # The dearest worker was the least loaded one before its last, and cheapest, lane.
+    dearest = lanes[loads.index(max(loads))]
+    assert max(loads) - min(loads) <= min(costs[lane] for lane in dearest) + 1e-9
 
 
 # ---------------------------------------------------------------- stepping

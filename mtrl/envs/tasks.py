@@ -51,6 +51,8 @@ MT50 = (
     "sweep-into-v3", "sweep-v3", "window-open-v3", "window-close-v3",
 )  # fmt: skip
 
+STEP_COSTS: dict[str, float] = {}
+
 BENCHMARKS: dict[str, tuple[str, ...]] = {
     "MT10": MT10,
     "MT25": MT25,
@@ -81,6 +83,8 @@ class TaskSet(NamedTuple):
     """One picklable factory per task; its environment takes `reset(options={"goal": index})`."""
     observation_dim: int
     action_dim: int
+    costs: tuple[float, ...]
+    """Relative time of a step of each task."""
 
 
 def make_task_set(
@@ -102,7 +106,8 @@ def make_task_set(
             functools.partial(toy.PointMass, name, num_goals=num_goals, horizon=horizon, seed=seed)
             for name in names
         ]
-        return TaskSet(tuple(names), tuple(factories), toy.OBSERVATION_DIM, toy.ACTION_DIM)
+        costs = (1.0,) * len(names)
+        return TaskSet(tuple(names), tuple(factories), toy.OBSERVATION_DIM, toy.ACTION_DIM, costs)
     goals = goal_vectors(tuple(names), seed)
     fast = fast and is_verified()  # asked here: the workers need not warn again
     factories = [
@@ -117,7 +122,8 @@ def make_task_set(
         )
         for name in names
     ]
-    return TaskSet(tuple(names), tuple(factories), 39, 4)
+    costs = tuple(STEP_COSTS.get(name, 1.0) for name in names)
+    return TaskSet(tuple(names), tuple(factories), 39, 4, costs)
 
 
 def make_env(

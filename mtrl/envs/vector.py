@@ -151,8 +151,11 @@ class VectorEnv:
         factories: Sequence[Callable[[], gymnasium.Env]],
         observation_dim: int,
         action_dim: int,
+        costs: Sequence[float] | None = None,
+        *,
         workers: int,
     ) -> None:
+        """costs [lane]: relative time of a step, to load all workers alike; equal if not given."""
         self.names = tuple(names)
         self.num_lanes = len(factories)
         self.observation_dim, self.action_dim = observation_dim, action_dim
@@ -160,7 +163,7 @@ class VectorEnv:
         self._waiting = True
         context = mp.get_context("spawn")  # fork is unsafe beside CUDA and threads
         workers = max(1, min(workers, self.num_lanes))
-        self._lanes = [range(first, self.num_lanes, workers) for first in range(workers)]
+        self._lanes = balance(costs or [1.0] * self.num_lanes, workers)
         self._connections: list[Connection] = []
         self._processes: list[BaseProcess] = []
         self._finalizer = weakref.finalize(self, _shut_down, self._connections, self._processes)
@@ -175,7 +178,7 @@ class VectorEnv:
                     self._shared.arguments,
                 ),
                 daemon=True,
-                name=f"mtrl-worker-{lanes.start}",
+                name=f"mtrl-worker-{lanes[0]}",
             )
             with _inherited_by_workers():
                 process.start()
@@ -301,6 +304,17 @@ def _shut_down(connections: list[Connection], processes: list[BaseProcess]) -> N
             process.join(5)
 
 
+def balance(costs: Sequence[float], workers: int) -> list[list[int]]:
+    """Lanes of each worker: the dearest first, each to the worker with least to do so far."""
+    lanes: list[list[int]] = [[] for _ in range(workers)]
+    loads = [0.0] * workers
+    for lane in sorted(range(len(costs)), key=lambda lane: -costs[lane]):
+        least = loads.index(min(loads))
+        lanes[least].append(lane)
+        loads[least] += costs[lane]
+    return [sorted(mine) for mine in lanes]
+
+
 def make_vector_env(config: Config, envs_per_task: int = 1) -> VectorEnv:
     """The run's environments (training or evaluation), task-major, in worker processes."""
     task_set = tasks.make_task_set(
@@ -316,7 +330,8 @@ def make_vector_env(config: Config, envs_per_task: int = 1) -> VectorEnv:
         [factory for factory in task_set.factories for _ in range(envs_per_task)],
         task_set.observation_dim,
         task_set.action_dim,
-        auto_workers(config.env.workers, config.num_tasks * envs_per_task),
+        [cost for cost in task_set.costs for _ in range(envs_per_task)],
+        workers=auto_workers(config.env.workers, config.num_tasks * envs_per_task),
     )
 
 
