@@ -12,6 +12,7 @@ environment steps per second of the whole vector environment, against Gymnasium'
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import pickle
 import platform
@@ -113,10 +114,17 @@ def ours_per_second(names: Sequence[str], workers: int, steps: int, fast: bool) 
         return steps * len(names) / seconds(run)
 
 
+def _with_common_space(factory: Callable[[], gymnasium.Env]) -> gymnasium.Env:
+    """Gymnasium's vector environments want equal spaces; Meta-World's bounds differ by task."""
+    env = factory()
+    env.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (39,), np.float64)
+    return env
+
+
 def gymnasium_per_second(kind: type, names: Sequence[str], steps: int) -> float:
     """The same of a Gymnasium vector environment over Meta-World's own step."""
     factories = tasks.make_task_set(names, seed=1, fast=False).factories
-    envs = kind(list(factories))
+    envs = kind([functools.partial(_with_common_space, factory) for factory in factories])
     actions = np.random.default_rng(0).uniform(-1, 1, (len(names), 4)).astype(np.float32)
     try:
         envs.reset()

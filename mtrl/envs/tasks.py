@@ -51,7 +51,24 @@ MT50 = (
     "sweep-into-v3", "sweep-v3", "window-open-v3", "window-close-v3",
 )  # fmt: skip
 
-STEP_COSTS: dict[str, float] = {}
+STEP_COSTS = {
+    "assembly-v3": 409, "basketball-v3": 314, "bin-picking-v3": 321, "box-close-v3": 478,
+    "button-press-topdown-v3": 150, "button-press-topdown-wall-v3": 158, "button-press-v3": 147,
+    "button-press-wall-v3": 148, "coffee-button-v3": 168, "coffee-pull-v3": 337,
+    "coffee-push-v3": 229, "dial-turn-v3": 256, "disassemble-v3": 389, "door-close-v3": 280,
+    "door-lock-v3": 259, "door-open-v3": 271, "door-unlock-v3": 262, "hand-insert-v3": 313,
+    "drawer-close-v3": 197, "drawer-open-v3": 254, "faucet-open-v3": 243, "faucet-close-v3": 249,
+    "hammer-v3": 346, "handle-press-side-v3": 232, "handle-press-v3": 242,
+    "handle-pull-side-v3": 272, "handle-pull-v3": 248, "lever-pull-v3": 269,
+    "pick-place-wall-v3": 342, "pick-out-of-hole-v3": 175, "pick-place-v3": 293,
+    "plate-slide-v3": 248, "plate-slide-side-v3": 178, "plate-slide-back-v3": 259,
+    "plate-slide-back-side-v3": 255, "peg-insert-side-v3": 344, "peg-unplug-side-v3": 375,
+    "soccer-v3": 302, "stick-push-v3": 468, "stick-pull-v3": 438, "push-v3": 322,
+    "push-wall-v3": 345, "push-back-v3": 335, "reach-v3": 262, "reach-wall-v3": 174,
+    "shelf-place-v3": 345, "sweep-into-v3": 390, "sweep-v3": 356, "window-open-v3": 164,
+    "window-close-v3": 253,
+}  # fmt: skip
+"""Microseconds of a step (scripts/bench_env.py, two busy Xeon cores): only the ratios matter."""
 
 BENCHMARKS: dict[str, tuple[str, ...]] = {
     "MT10": MT10,
