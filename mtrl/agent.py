@@ -123,9 +123,16 @@ class Agent:
         return_bound [task]: upper clip of the Q targets, if target clipping is on.
         gramians: leave the Gramians of both losses in `self.gramians`; changes nothing else.
         """
-        critic = self._update_critic(batch, return_bound, gramians)
+        config = self.config
+        alpha = self._alpha()
+        next_noise = self._noise(batch.actions.shape, self.generator)
+        noise = self._noise(batch.actions.shape, self.generator)
 
-        alpha, noise = self._alpha(), self._noise(batch.actions.shape, self.generator)
+        critic = self._critic_gradients(batch, next_noise, alpha, return_bound)
+        if gramians:
+            self._look("critic", critic, self.critic_inputs(batch, next_noise, alpha, return_bound))
+        self._step(self.critic_optimizer, self.critic, critic)
+
         actor = self._actor_gradients(batch.observations, noise, alpha)
         if gramians:
             self._look("actor", actor, self.actor_inputs(batch.observations, noise, alpha))
@@ -135,7 +142,10 @@ class Agent:
         self.log_alpha.grad = self.temperature_gradient(log_prob)
         self.temperature_optimizer.step()
 
-        self._update_targets()
+        with torch.no_grad():
+            torch._foreach_lerp_(
+                list(self.target_critic.parameters()), list(self.critic.parameters()), config.tau
+            )
         none = torch.full_like(alpha, torch.nan)
         return Metrics(
             critic.losses,
@@ -144,26 +154,6 @@ class Agent:
             -log_prob,
             none if critic.weights is None else critic.weights.float(),
             none if actor.weights is None else actor.weights.float(),
-        )
-
-    def update_critic(self, batch: Batch, return_bound: Tensor | None = None) -> None:
-        """One step of critic and target critic alone."""
-        self._update_critic(batch, return_bound, gramians=False)
-        self._update_targets()
-
-    def _update_critic(self, batch: Batch, return_bound: Tensor | None, gramians: bool) -> Combined:
-        noise = self._noise(batch.actions.shape, self.generator)
-        given = (batch, noise, self._alpha(), return_bound)
-        critic = self._critic_gradients(*given)
-        if gramians:
-            self._look("critic", critic, self.critic_inputs(*given))
-        self._step(self.critic_optimizer, self.critic, critic)
-        return critic
-
-    @torch.no_grad()
-    def _update_targets(self) -> None:
-        torch._foreach_lerp_(
-            list(self.target_critic.parameters()), list(self.critic.parameters()), self.config.tau
         )
 
     def scale_learning_rates(self, factor: float) -> None:

@@ -184,9 +184,6 @@ class AgentConfig:
     """Clip Q targets to max_raw_reward / sigma / (1 - gamma) per task (Kurin et al., IMTL)."""
     updates_per_step: float = 1.0
     """Updates per vector step (one step of every environment); may be fractional."""
-    critic_updates: int = 1
-    """Critic steps, each on a batch of its own, for one step of actor and temperature
-    (policy delay: Fujimoto et al. 2018)."""
     warmup_updates: int = 0
     """Updates made at once when the warm-up ends (Kurin et al.: 1500)."""
     smto: SmtoConfig = field(default_factory=SmtoConfig)

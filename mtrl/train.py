@@ -165,8 +165,6 @@ class Trainer:
             left = (self.total - self.step) / self.total
             self.agent.scale_learning_rates(min(1.0, left / decay))
         for _ in range(updates):
-            for _ in range(self.config.agent.critic_updates - 1):
-                self.agent.update_critic(self._batch(), self._return_bound())
             every = self.config.diagnostics.every
             look = every > 0 and self.updates % every == 0
             metrics = torch.stack(

@@ -89,7 +89,6 @@ def validate(config: Config) -> None:
         "must be None or positive",
     )
     need(0 < agent.updates_per_step <= 1000, "agent.updates_per_step", "must be in (0, 1000]")
-    need(agent.critic_updates >= 1, "agent.critic_updates", "must be at least 1")
     need(agent.warmup_updates >= 0, "agent.warmup_updates", "must be zero or positive")
     _validate_smto(config, need)
     need(

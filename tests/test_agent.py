@@ -466,19 +466,6 @@ def test_compiled_equals_eager():
     assert not torch.equal(parameters(compiled), parameters(make_agent(**settings)))
 
 
-def test_a_critic_step_leaves_actor_and_temperature_alone():
-    agent, before = make_agent(), make_agent()
-    agent.update_critic(make_batch())
-    for name in ("critic", "target_critic"):
-        pair = zip(
-            getattr(agent, name).parameters(), getattr(before, name).parameters(), strict=True
-        )
-        assert not all(torch.equal(a, b) for a, b in pair)
-    pair = zip(agent.actor.parameters(), before.actor.parameters(), strict=True)
-    assert all(torch.equal(a, b) for a, b in pair)
-    assert torch.equal(agent.log_alpha, before.log_alpha)
-
-
 def test_learning_rates_scale():
     still, moving = make_agent(), make_agent()
     still.scale_learning_rates(0.0)

@@ -52,23 +52,23 @@ MT50 = (
 )  # fmt: skip
 
 STEP_COSTS = {
-    "assembly-v3": 409, "basketball-v3": 314, "bin-picking-v3": 321, "box-close-v3": 478,
-    "button-press-topdown-v3": 150, "button-press-topdown-wall-v3": 158, "button-press-v3": 147,
-    "button-press-wall-v3": 148, "coffee-button-v3": 168, "coffee-pull-v3": 337,
-    "coffee-push-v3": 229, "dial-turn-v3": 256, "disassemble-v3": 389, "door-close-v3": 280,
-    "door-lock-v3": 259, "door-open-v3": 271, "door-unlock-v3": 262, "hand-insert-v3": 313,
-    "drawer-close-v3": 197, "drawer-open-v3": 254, "faucet-open-v3": 243, "faucet-close-v3": 249,
-    "hammer-v3": 346, "handle-press-side-v3": 232, "handle-press-v3": 242,
-    "handle-pull-side-v3": 272, "handle-pull-v3": 248, "lever-pull-v3": 269,
-    "pick-place-wall-v3": 342, "pick-out-of-hole-v3": 175, "pick-place-v3": 293,
-    "plate-slide-v3": 248, "plate-slide-side-v3": 178, "plate-slide-back-v3": 259,
-    "plate-slide-back-side-v3": 255, "peg-insert-side-v3": 344, "peg-unplug-side-v3": 375,
-    "soccer-v3": 302, "stick-push-v3": 468, "stick-pull-v3": 438, "push-v3": 322,
-    "push-wall-v3": 345, "push-back-v3": 335, "reach-v3": 262, "reach-wall-v3": 174,
-    "shelf-place-v3": 345, "sweep-into-v3": 390, "sweep-v3": 356, "window-open-v3": 164,
-    "window-close-v3": 253,
+    "assembly-v3": 1.3, "basketball-v3": 0.98, "bin-picking-v3": 1.08, "box-close-v3": 1.44,
+    "button-press-topdown-v3": 0.82, "button-press-topdown-wall-v3": 0.81, "button-press-v3": 0.8,
+    "button-press-wall-v3": 0.83, "coffee-button-v3": 0.97, "coffee-pull-v3": 1.19,
+    "coffee-push-v3": 1.15, "dial-turn-v3": 0.88, "disassemble-v3": 1.32, "door-close-v3": 0.87,
+    "door-lock-v3": 0.85, "door-open-v3": 0.9, "door-unlock-v3": 0.86, "hand-insert-v3": 1.04,
+    "drawer-close-v3": 0.88, "drawer-open-v3": 0.89, "faucet-open-v3": 0.83,
+    "faucet-close-v3": 0.82, "hammer-v3": 1.22, "handle-press-side-v3": 0.8,
+    "handle-press-v3": 0.81, "handle-pull-side-v3": 0.86, "handle-pull-v3": 0.83,
+    "lever-pull-v3": 0.88, "pick-place-wall-v3": 1.14, "pick-out-of-hole-v3": 0.99,
+    "pick-place-v3": 1.11, "plate-slide-v3": 0.83, "plate-slide-side-v3": 0.81,
+    "plate-slide-back-v3": 0.85, "plate-slide-back-side-v3": 0.84, "peg-insert-side-v3": 1.08,
+    "peg-unplug-side-v3": 1.18, "soccer-v3": 1.11, "stick-push-v3": 1.49, "stick-pull-v3": 1.37,
+    "push-v3": 1.02, "push-wall-v3": 1.09, "push-back-v3": 1.12, "reach-v3": 0.87,
+    "reach-wall-v3": 0.88, "shelf-place-v3": 1.13, "sweep-into-v3": 1.22, "sweep-v3": 1.11,
+    "window-open-v3": 0.89, "window-close-v3": 0.97,
 }  # fmt: skip
-"""Microseconds of a step (scripts/bench_env.py, two busy Xeon cores): only the ratios matter."""
+"""Time of a fast step relative to the mean of MT50: random actions, all tasks in turn, medians."""
 
 BENCHMARKS: dict[str, tuple[str, ...]] = {
     "MT10": MT10,
