@@ -47,7 +47,7 @@ def cosines(gramian: Tensor) -> Tensor:
 
 
 def gradient_metrics(gramian: Tensor) -> GradientMetrics:
-    """Conflict metrics of G [m, m] (float64)."""
+    """Conflict metrics of G [m, m] (float64); NaN where G is not finite."""
     m = len(gramian)
     first, second = torch.triu_indices(m, m, offset=1, device=gramian.device)
     norms = gramian.diagonal().clamp(min=0.0).sqrt()
@@ -60,11 +60,13 @@ def gradient_metrics(gramian: Tensor) -> GradientMetrics:
     similarity = torch.where(squares > 0, 2.0 * a * b / squares.clamp(min=1e-300), 1.0)
     none = gramian.new_full((), torch.nan)
 
-    eigenvalues = torch.linalg.eigvalsh(gramian)
+    finite = gramian.isfinite().all()  # LAPACK raises otherwise; a bad loss is reported elsewhere
+    eigenvalues = torch.linalg.eigvalsh(torch.where(finite, gramian, 0.0))
     largest = eigenvalues[-1]
     kept = eigenvalues > largest * m * torch.finfo(torch.float32).eps
     smallest = torch.where(kept, eigenvalues, torch.inf).amin()
     condition = torch.where(largest > 0, (largest / smallest).sqrt(), 1.0)
+    condition = torch.where(finite, condition, torch.nan)
 
     with_sum = gramian.sum(1)
     sum_norm = with_sum.sum().clamp(min=0.0).sqrt()

@@ -12,7 +12,7 @@ from test_task_gradients import problem, separate_backwards
 
 from mtrl.diagnostics import Diagnostics, cosines, gradient_metrics
 from mtrl.recorder import draw_heat_map
-from mtrl.smto import create
+from mtrl.smto import available, create, describe
 from mtrl.task_gradients import combined_gradients, task_gramian
 
 
@@ -159,3 +159,21 @@ def test_heat_map_shows_agreement_in_red_and_conflict_in_blue() -> None:
     assert conflict > 0.05
     flipped = draw_heat_map(["first", "second"], -cosine)
     assert (pixels != flipped).any()
+
+
+def test_a_gramian_that_is_not_finite_gives_nan_and_no_exception():
+    gramian = torch.eye(3, dtype=torch.float64)
+    gramian[0, 1] = torch.nan
+    metrics = gradient_metrics(gramian)
+    assert metrics.condition_number.isnan()
+    assert metrics.sum_norm.isnan()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "method", [name for name in available() if describe(name).needs == "gramian"]
+)
+def test_no_method_raises_in_the_update_for_gradients_that_are_not_finite(method, value):
+    """The loop names the task whose loss is not finite; a solver's exception would hide it."""
+    gramian = torch.full((3, 3), value, dtype=torch.float64)
+    create(method, 3).weights(losses=torch.ones(3), gramian=gramian)

@@ -125,7 +125,8 @@ def test_edm_has_equal_cosines_on_its_support_and_weights_of_sum_one(case):
     share = weights * lengths / (weights @ lengths)
     unit = case.jacobian / lengths[:, None]
     cosines = unit @ (share @ unit)
-    assert float((cosines - share @ cosines)[share > 1e-6].abs().max()) <= 1e-6
+    # The gap bounds share * difference: a small share may be off its support.
+    assert float((cosines - share @ cosines)[share > 1e-2].abs().max()) <= 1e-6
     np.testing.assert_allclose(
         weights, solved("mgda", case.jacobian, normalisation="l2")[0], rtol=1e-9
     )

