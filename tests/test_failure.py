@@ -19,7 +19,8 @@ from conftest import PCGRAD, Mtrl, differences, final_state, metrics, wait_for
 
 from mtrl import checkpoint
 
-LONG = ("--train.total-steps", 400_000)
+# Compiled, a run this long would notice nothing until its compilation has ended.
+LONG = ("--learner.compile", "off", "--train.total-steps", 400_000)
 
 
 class Running:
