@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from mtrl.config import Config
@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         raise SystemExit(0) from None  # `mtrl list ... | head`
     except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        _exit(130)
     except Exception as error:
         _report(error)
 
@@ -87,9 +87,19 @@ def _report(error: Exception) -> None:
     raise error
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     print(f"mtrl: {message}", file=sys.stderr)
-    raise SystemExit(code)
+    _exit(code)
+
+
+def _exit(code: int) -> NoReturn:
+    import threading
+
+    if any(thread.name == "compilation" for thread in threading.enumerate()):
+        from mtrl.compilation import exit_now
+
+        exit_now(code)  # Python's own way out waits for the compiler
+    raise SystemExit(code) from None
 
 
 def preset_folders() -> list[Path]:

@@ -207,7 +207,6 @@ class LearnerConfig:
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the update with torch.compile: on a CPU half the time per update, after half a minute
     (a few seconds once cached). Wants a C++ compiler and an SMTO with constant weights.
-    Until it is compiled, a signal or a dead worker is answered only afterwards.
     auto = on a CPU, where possible, for runs of 20,000 updates or more."""
 
 

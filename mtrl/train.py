@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
-import os
-import shutil
 import signal
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -21,6 +17,7 @@ from torch import Tensor
 
 from mtrl import checkpoint
 from mtrl.agent import Agent, Metrics
+from mtrl.compilation import Compilation, decide_compile
 from mtrl.config import Config, ConfigError, dump_yaml
 from mtrl.diagnostics import Diagnostics
 from mtrl.envs.goals import lane_goals
@@ -29,10 +26,8 @@ from mtrl.evaluate import Evaluation, agent_policy, evaluate, goal_schedule
 from mtrl.recorder import Recorder
 from mtrl.replay import Batch, ReplayBuffer
 from mtrl.run_directory import RunDirectory, Status, environment, write_atomically
-from mtrl.smto.base import is_compilable
 
 SUCCESS_WINDOW = 10  # episodes per task in train/episode_success
-COMPILE_FROM = 20_000  # updates of a run that are worth half a minute of compilation
 
 
 class TrainingError(RuntimeError):
@@ -87,7 +82,7 @@ class Trainer:
         self.elapsed = 0.0
         self.stop_signal = 0
         self._metric_sum: Tensor | None = None
-        self._compiling: Future[None] | None = None
+        self._compiling: Compilation | None = None
         self.updates = 0
         self.diagnostics = Diagnostics()
         self.last_evaluation: Evaluation | None = None
@@ -98,21 +93,27 @@ class Trainer:
         self.recorder = Recorder(self.run, self.config, self.step, self.total)
         self.stack.callback(self.recorder.close)
 
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.total
+
     def start_compiling(self) -> None:
         """Compile the update in a thread of its own, while the warm-up goes on."""
-        # In this process: a pool of compiler processes is no faster here, and could be left behind.
-        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
         batch = self.replay.sample(self.per_task_batch, torch.Generator(self.device))
-        thread = self.stack.enter_context(ThreadPoolExecutor(1))
-        self._compiling = thread.submit(self.agent.compile, batch, self._return_bound())
+        self._compiling = Compilation(self.agent, batch, self._return_bound())
 
-    def _finish_compiling(self) -> None:
-        try:
-            if self._compiling is not None:
-                self._compiling.result()
-        except Exception as error:
-            cause = str(error).strip().splitlines()[0]
-            self.recorder.message(f"warning: torch.compile failed, going on without: {cause}")
+    def _finish_compiling(self, compilation: Compilation) -> None:
+        """Wait for it, but not deaf: a dead worker or a signal is answered meanwhile."""
+        while compilation.is_alive():
+            self.envs.check()
+            if self.stop_signal and self.step % self.config.episode_steps == 0:
+                self.save()  # every episode has just ended
+                raise Stopped(self.stop_signal)
+            compilation.join(0.1)
+        if compilation.failure:
+            self.recorder.message(
+                f"warning: torch.compile failed, going on without: {compilation.failure}"
+            )
         self._compiling = None
 
     # -- the algorithm --------------------------------------------------------------------------
@@ -125,8 +126,10 @@ class Trainer:
         solved = np.zeros(n, dtype=np.bool_)
         next_goals = self._goals(self.episodes + 1)
 
-        while self.step < self.total:
+        while not self.finished:
             learning = self.step >= warmup
+            if learning and self._compiling is not None:
+                self._finish_compiling(self._compiling)
             actions = agent.act(observations) if learning else agent.random_actions()
             envs.send(self._finite(actions.flatten(0, 1).cpu().numpy(), "action"), next_goals)
             if learning:  # on what is stored, while the workers simulate
@@ -159,8 +162,6 @@ class Trainer:
         return burst + math.floor((index + 1) * rate) - math.floor(index * rate)
 
     def _learn(self, updates: int) -> None:
-        if self._compiling is not None:
-            self._finish_compiling()
         if decay := self.config.agent.lr_decay:
             left = (self.total - self.step) / self.total
             self.agent.scale_learning_rates(min(1.0, left / decay))
@@ -207,7 +208,7 @@ class Trainer:
         solved[done] = False
 
     def _log_evaluate_save(self, *, all_done: bool) -> None:
-        config, final = self.config, self.step >= self.total
+        config, final = self.config, self.finished
         if self._crossed(config.logging.every) or final:
             self.log()
         if self._crossed(config.evaluation.every) or final:
@@ -386,21 +387,6 @@ def set_up_learner(config: Config) -> torch.device:
     return choose_device(config.learner.device)
 
 
-def decide_compile(config: Config, device: torch.device) -> Config:
-    """`learner.compile: auto` -> on or off, for this run and this machine."""
-    if config.learner.compile != "auto":
-        return config
-    possible = (
-        device.type == "cpu"
-        and config.total_updates >= COMPILE_FROM
-        and is_compilable(config.smto_of("critic").name)
-        and is_compilable(config.smto_of("actor").name)
-        and shutil.which(os.environ.get("CXX", "g++")) is not None
-    )
-    learner = dataclasses.replace(config.learner, compile="on" if possible else "off")
-    return dataclasses.replace(config, learner=learner)
-
-
 @contextmanager
 def _signals(trainer: Trainer) -> Iterator[None]:
     """SIGTERM or Ctrl-C: stop at the next episode end. A second Ctrl-C: at once."""
@@ -444,7 +430,7 @@ def train(
                 trainer.load(state)
             trainer.open_recorder()
             stack.enter_context(_signals(trainer))
-            if config.learner.compile == "on":
+            if config.learner.compile == "on" and config.total_updates and not trainer.finished:
                 trainer.start_compiling()
             for warning in warnings:
                 trainer.recorder.message(f"warning: {warning}")

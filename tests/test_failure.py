@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -15,12 +16,11 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from conftest import PCGRAD, Mtrl, differences, final_state, metrics, wait_for
+from conftest import ENVIRONMENT, PCGRAD, Mtrl, differences, final_state, metrics, wait_for
 
 from mtrl import checkpoint
 
-# Compiled, a run this long would notice nothing until its compilation has ended.
-LONG = ("--learner.compile", "off", "--train.total-steps", 400_000)
+LONG = ("--train.total-steps", 400_000)
 
 
 class Running:
@@ -51,6 +51,14 @@ class Running:
         except subprocess.TimeoutExpired:
             pytest.fail(f"still running after {seconds} s")
         return self.process.returncode, errors
+
+    def descendants(self) -> list[str]:
+        """Names of all processes below the run's."""
+        names = []
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                names.append(child.name())
+        return names
 
     def assert_no_child_left(self, seconds: float = 10) -> None:
         _, alive = psutil.wait_procs(self.children, timeout=seconds)
@@ -141,6 +149,50 @@ def test_dead_worker_ends_the_run(running: Any) -> None:
     assert status["status"] == "failed"
     assert "toy-" in status["reason"]
     assert checkpoint.load_latest(run.path / "checkpoints")[0] is not None
+    run.assert_no_child_left()
+
+
+def started_compiling(running: Any, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Running:
+    """A run that waits, at the end of its warm-up, for a compilation that cannot end soon."""
+    slow = cache / "c++"
+    slow.write_text("#!/bin/sh\nsleep 60\n")
+    slow.chmod(0o755)
+    monkeypatch.setitem(ENVIRONMENT, "CXX", str(slow))
+    monkeypatch.setitem(ENVIRONMENT, "TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))
+    run: Running = running("--learner.compile", "on")
+    run.wait_for_checkpoint()  # the warm-up's end
+    assert checkpoint.newest_first(run.path / "checkpoints")[0].name.endswith("400.pt")
+    wait_for(lambda: "sleep" in run.descendants(), 60, "the compiler")
+    return run
+
+
+def test_dead_worker_ends_a_run_that_compiles(
+    running: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = started_compiling(running, tmp_path, monkeypatch)
+    (worker,) = (child for child in run.children if "spawn_main" in " ".join(child.cmdline()))
+    run.children = psutil.Process(run.process.pid).children(recursive=True)
+    worker.kill()
+    code, errors = run.wait(10)
+    assert code == 1
+    assert "Traceback" not in errors
+    assert "was killed by signal 9" in errors.splitlines()[-1]
+    assert run.status()["status"] == "failed"
+    run.assert_no_child_left()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_signal_stops_a_run_that_compiles(
+    signum: signal.Signals, running: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = started_compiling(running, tmp_path, monkeypatch)
+    run.children = psutil.Process(run.process.pid).children(recursive=True)
+    run.process.send_signal(signum)
+    code, errors = run.wait(10)
+    assert code == 128 + signum
+    assert "Traceback" not in errors
+    assert run.status()["status"] == "stopped"
+    assert run.status()["step"] == 400
     run.assert_no_child_left()
 
 

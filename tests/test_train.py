@@ -10,8 +10,8 @@ import pytest
 import torch
 from conftest import ENVIRONMENT, REPOSITORY, Mtrl, differences, final_state
 
+from mtrl.compilation import COMPILE_FROM, decide_compile
 from mtrl.config import Config, EnvConfig, LearnerConfig, SmtoConfig, TrainConfig, load_yaml
-from mtrl.train import COMPILE_FROM, decide_compile
 
 CPU = torch.device("cpu")
 TOY = load_yaml(REPOSITORY / "configs/toy.yaml").agent

@@ -227,6 +227,12 @@ class VectorEnv:
             s.observations, s.next_observations, s.rewards, s.terminated, s.truncated, s.success
         )
 
+    def check(self) -> None:
+        """Raise WorkerError if a worker has died, without waiting for anything."""
+        for index, process in enumerate(self._processes):
+            if process.exitcode is not None:
+                raise self._death(index)
+
     def _receive(self, expected: bytes) -> None:
         for index, connection in enumerate(self._connections):
             try:
