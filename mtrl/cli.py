@@ -74,8 +74,8 @@ def main(arguments: list[str] | None = None) -> None:
 def _report(error: Exception) -> None:
     """Known failures as one line and their exit code; anything else keeps its traceback."""
     from mtrl.checkpoint import CheckpointError
-    from mtrl.config import ConfigError
     from mtrl.envs.vector import WorkerError
+    from mtrl.schema import ConfigError
     from mtrl.train import Stopped, TrainingError
 
     if isinstance(error, Stopped):
@@ -102,129 +102,18 @@ def _exit(code: int) -> NoReturn:
     raise SystemExit(code) from None
 
 
-def preset_folders() -> list[Path]:
-    """Where presets are: beside the package in a checkout, inside it when installed."""
-    package = Path(__file__).resolve().parent
-    return [
-        folder for folder in (package.parent / "configs", package / "configs") if folder.is_dir()
-    ]
-
-
-def presets() -> dict[str, Path]:
-    files = [path for folder in preset_folders() for path in sorted(folder.glob("*.yaml"))]
-    return {path.stem: path for path in reversed(files)}
-
-
-def _load_config(name: str) -> Config:
-    import dataclasses
-
-    from mtrl.config import ConfigError, load_yaml, nearest
-
-    path = Path(name)
-    if not path.is_file():
-        known = presets()
-        if path.stem not in known or path.parent not in (Path(), Path("configs")):
-            raise ConfigError(
-                "CONFIG",
-                name,
-                f"no such file or preset; presets: {', '.join(sorted(known))}"
-                + nearest(path.stem, known),
-            )
-        path = known[path.stem]
-    config = load_yaml(path)
-    return config if config.name else dataclasses.replace(config, name=path.stem)
-
-
-def _with_overrides(default: Config, program: str, arguments: list[str]) -> Config:
-    """Preset of the method on top of the file, command line on top of both; validated."""
-    import dataclasses
-
-    from mtrl.method_presets import with_preset
-    from mtrl.plugins import load_plugins
-    from mtrl.validation import validate
-
-    config = _parse(default, program, arguments)
-    if config.agent.smto.preset:
-        config = _parse(with_preset(default, config), program, arguments)
-        smto = dataclasses.replace(config.agent.smto, preset="")
-        config = dataclasses.replace(config, agent=dataclasses.replace(config.agent, smto=smto))
-    config = load_plugins(config)
-    validate(config)
-    return config
-
-
-def _parse(default: Config, program: str, arguments: list[str]) -> Config:
-    import dataclasses
-
-    import tyro
-
-    from mtrl.config import Config
-
-    config = tyro.cli(
-        Config, default=default, prog=program, args=arguments, registry=_mappings_as_pairs()
-    )
-    given = {word.replace("_", "-").split("=")[0] for word in arguments}
-    agent = config.agent
-    for key in ("smto", "critic_smto", "actor_smto", "temperature_smto"):
-        before, now = getattr(default.agent, key), getattr(agent, key)
-        options = now.options if f"--agent.{key}.options".replace("_", "-") in given else {}
-        if now.name == before.name:  # another method's options mean nothing to this one
-            options = before.options | options
-        agent = dataclasses.replace(agent, **{key: dataclasses.replace(now, options=options)})
-    return dataclasses.replace(config, agent=agent)
-
-
-def _mappings_as_pairs() -> Any:
-    """How mappings (a method's options) are written on the command line: key=value ..."""
-    import yaml
-    from tyro.constructors import (
-        ConstructorRegistry,
-        PrimitiveConstructorSpec,
-        PrimitiveTypeInfo,
-    )
-
-    from mtrl.config import coerce
-
-    def parse(words: list[str]) -> dict[str, Any]:
-        pairs = [word.partition("=") for word in words]
-        for key, equals, _ in pairs:
-            if not (key and equals):
-                raise ValueError(f"{key!r} is not key=value")
-        try:
-            values = {key: yaml.safe_load(value) for key, _, value in pairs}
-        except yaml.YAMLError as error:
-            raise ValueError(f"not a YAML value: {' '.join(str(error).split())}") from None
-        options: dict[str, Any] = coerce(values, dict[str, Any])
-        return options
-
-    registry = ConstructorRegistry()
-
-    @registry.primitive_rule
-    def pairs(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, Any]] | None:
-        if info.type != dict[str, Any]:
-            return None
-        return PrimitiveConstructorSpec(
-            nargs="*",
-            metavar="KEY=VALUE ...",
-            instance_from_str=parse,
-            is_instance=lambda value: isinstance(value, dict),
-            str_from_instance=lambda value: [f"{key}={item}" for key, item in value.items()],
-        )
-
-    return registry
-
-
 def train_command(arguments: list[str]) -> None:
+    from mtrl.command_line import load_config, with_overrides
     from mtrl.config import Config
 
     if not arguments or arguments[0] in ("-h", "--help"):
         if not arguments:
             raise UsageError("train wants a configuration, e.g. `mtrl train configs/mt10.yaml`")
-        _with_overrides(Config(), "mtrl train CONFIG", ["--help"])
+        with_overrides(Config(), "mtrl train CONFIG", ["--help"])
     name, *overrides = arguments
     if name.startswith("-"):
         raise UsageError(f"train wants the configuration first, not {name!r}")
-    config = _with_overrides(_load_config(name), f"mtrl train {name}", overrides)
+    config = with_overrides(load_config(name), f"mtrl train {name}", overrides)
 
     from mtrl.run_directory import RunDirectory
 
@@ -238,8 +127,9 @@ def train_command(arguments: list[str]) -> None:
 def resume_command(arguments: list[str]) -> None:
     import dataclasses
 
-    from mtrl.config import ConfigError, dump_yaml, flatten
+    from mtrl.command_line import with_overrides
     from mtrl.run_directory import RunDirectory, write_atomically
+    from mtrl.schema import ConfigError, dump_yaml, flatten
 
     if not arguments:
         raise UsageError("resume wants a run directory")
@@ -248,7 +138,7 @@ def resume_command(arguments: list[str]) -> None:
         return
     name, *overrides = arguments
     run, stored = RunDirectory.open(Path(name))
-    config = _with_overrides(stored, f"mtrl resume {name}", overrides)
+    config = with_overrides(stored, f"mtrl resume {name}", overrides)
     before = flatten(stored)
     for key, value in flatten(config).items():
         if value != before[key] and key != "train.total_steps":
@@ -302,7 +192,7 @@ def evaluate_command(arguments: list[str]) -> None:
     rest = arguments if name == "RUN_DIR" else arguments[1:]
     options = tyro.cli(EvaluateOptions, prog=f"mtrl evaluate {name}", args=rest)
 
-    from mtrl.config import ConfigError
+    from mtrl.schema import ConfigError
 
     if options.episodes_per_task < 1:
         raise ConfigError("episodes_per_task", options.episodes_per_task, "must be at least 1")
@@ -363,59 +253,11 @@ def _evaluate(path: Path, options: EvaluateOptions) -> None:
 
 
 def list_command(arguments: list[str]) -> None:
-    topics = {
-        "tasks": _list_tasks,
-        "benchmarks": _list_benchmarks,
-        "methods": _list_methods,
-        "presets": _list_presets,
-    }
-    if len(arguments) != 1 or arguments[0] not in topics:
+    from mtrl.listing import TOPICS
+
+    if len(arguments) != 1 or arguments[0] not in TOPICS:
         if arguments and arguments[0] in ("-h", "--help"):
-            print(f"mtrl list {'|'.join(topics)}")
+            print(f"mtrl list {'|'.join(TOPICS)}")
             return
-        raise UsageError(f"list wants one of {', '.join(topics)}, not {' '.join(arguments)!r}")
-    topics[arguments[0]]()
-
-
-def _list_tasks() -> None:
-    from mtrl.envs.tasks import all_tasks
-
-    print("\n".join(all_tasks()))
-
-
-def _list_benchmarks() -> None:
-    from mtrl.envs.tasks import BENCHMARKS
-
-    print("MT1 (1 task): any one, with --env.tasks")
-    for name, names in BENCHMARKS.items():
-        print(f"{name} ({len(names)} tasks): {', '.join(names)}")
-
-
-def _list_methods() -> None:
-    import textwrap
-
-    from mtrl.smto import available, describe
-    from mtrl.validation import method_options
-
-    def indented(text: str) -> str:
-        return textwrap.fill(text, 80, initial_indent=" " * 4, subsequent_indent=" " * 6)
-
-    for name in available():
-        method = describe(name)
-        positive = ", wants positive losses" if method.wants_positive_losses else ""
-        aliases = f" (or {', '.join(method.aliases)})" if method.aliases else ""
-        print(f"{name}{aliases}: needs {method.needs}{positive}")
-        print(indented(method.text))
-        if options := method_options(name):
-            shown = " ".join(f"{key}={value}" for key, value in options.items())
-            print(indented(f"options: {shown}"))
-    print(
-        "\nChosen by --agent.smto.name NAME --agent.smto.options KEY=VALUE ...; methods"
-        "\nthat want positive losses get losses above a tracked lower bound."
-    )
-
-
-def _list_presets() -> None:
-    for name, path in sorted(presets().items()):
-        first = path.read_text().split("\n", 1)[0].lstrip("# ")
-        print(f"{name:12} {first}")
+        raise UsageError(f"list wants one of {', '.join(TOPICS)}, not {' '.join(arguments)!r}")
+    TOPICS[arguments[0]]()

@@ -23,7 +23,8 @@ import contextlib
 import dataclasses
 from typing import Any
 
-from mtrl.config import Config, ConfigError
+from mtrl.config import Config
+from mtrl.schema import ConfigError
 from mtrl.smto import describe
 
 MANY_TASKS = 50

@@ -8,7 +8,8 @@ import sys
 import traceback
 from pathlib import Path
 
-from mtrl.config import Config, ConfigError
+from mtrl.config import Config
+from mtrl.schema import ConfigError
 from mtrl.smto import available
 
 _loaded: dict[Path, tuple[str, ...]] = {}

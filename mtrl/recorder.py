@@ -19,9 +19,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
-from mtrl.config import Config, dump_yaml
+from mtrl.config import Config
 from mtrl.evaluate import Evaluation
 from mtrl.run_directory import RunDirectory
+from mtrl.schema import dump_yaml
 
 
 class Recorder:

@@ -19,7 +19,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from mtrl.config import Config, ConfigError, dump_yaml, load_yaml
+from mtrl.config import Config, load_yaml
+from mtrl.schema import ConfigError, dump_yaml
 
 Status = Literal["running", "finished", "stopped", "failed"]
 

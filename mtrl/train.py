@@ -18,7 +18,7 @@ from torch import Tensor
 from mtrl import checkpoint
 from mtrl.agent import Agent, Metrics
 from mtrl.compilation import Compilation, decide_compile
-from mtrl.config import Config, ConfigError, dump_yaml
+from mtrl.config import Config
 from mtrl.diagnostics import Diagnostics
 from mtrl.envs.goals import lane_goals
 from mtrl.envs.vector import Step, VectorEnv, make_vector_env
@@ -26,6 +26,7 @@ from mtrl.evaluate import Evaluation, agent_policy, evaluate, goal_schedule
 from mtrl.recorder import Recorder
 from mtrl.replay import Batch, ReplayBuffer
 from mtrl.run_directory import RunDirectory, Status, environment, write_atomically
+from mtrl.schema import ConfigError, dump_yaml
 
 SUCCESS_WINDOW = 10  # episodes per task in train/episode_success
 

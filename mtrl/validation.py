@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mtrl.config import Config, ConfigError, Loss, coerce, describe_type, flatten, nearest
+from mtrl.config import Config, Loss
 from mtrl.envs import tasks as env_tasks
+from mtrl.schema import ConfigError, coerce, describe_type, flatten, nearest
 from mtrl.smto import available, create, describe
 from mtrl.smto.base import is_compilable
 

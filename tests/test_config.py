@@ -12,7 +12,8 @@ from conftest import REPOSITORY, Mtrl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtrl.config import Config, ConfigError, dump_yaml, flatten, load_yaml
+from mtrl.config import Config, load_yaml
+from mtrl.schema import ConfigError, dump_yaml, flatten
 from mtrl.validation import validate
 
 PRESETS = sorted((REPOSITORY / "configs").glob("*.yaml"))

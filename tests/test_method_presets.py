@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-from mtrl import cli
-from mtrl.config import Config, dump_yaml, load_yaml
+from mtrl import command_line
+from mtrl.config import Config, load_yaml
 from mtrl.method_presets import _kurin
+from mtrl.schema import dump_yaml
 from mtrl.smto import available
 from mtrl.validation import validate
 
@@ -15,8 +16,8 @@ KURIN = str(REPOSITORY / "configs/mt10_kurin.yaml")
 
 
 def resolved(*options: str, preset: str = KURIN) -> Config:
-    default = cli._load_config(preset)
-    return cli._with_overrides(default, "mtrl train", list(options))
+    default = command_line.load_config(preset)
+    return command_line.with_overrides(default, "mtrl train", list(options))
 
 
 def test_settings_of_the_method_replace_the_files() -> None:

@@ -10,8 +10,9 @@ import torch
 from conftest import REPOSITORY, TINY, Mtrl
 from test_cli import TOY, refused
 
-from mtrl.config import Config, ConfigError, load_yaml
+from mtrl.config import Config, load_yaml
 from mtrl.plugins import load_plugins
+from mtrl.schema import ConfigError
 from mtrl.smto import available, create, describe
 from mtrl.smto import base as smto_base
 from mtrl.validation import method_options

@@ -1,0 +1,106 @@
+"""File, method preset and command line -> one validated Config."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import tyro
+import yaml
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from mtrl.config import Config, load_yaml
+from mtrl.method_presets import with_preset
+from mtrl.plugins import load_plugins
+from mtrl.schema import ConfigError, coerce, nearest
+from mtrl.validation import validate
+
+
+def preset_folders() -> list[Path]:
+    """Where presets are: beside the package in a checkout, inside it when installed."""
+    package = Path(__file__).resolve().parent
+    return [
+        folder for folder in (package.parent / "configs", package / "configs") if folder.is_dir()
+    ]
+
+
+def presets() -> dict[str, Path]:
+    files = [path for folder in preset_folders() for path in sorted(folder.glob("*.yaml"))]
+    return {path.stem: path for path in reversed(files)}
+
+
+def load_config(name: str) -> Config:
+    """A YAML file, or a preset by its name."""
+    path = Path(name)
+    if not path.is_file():
+        known = presets()
+        if path.stem not in known or path.parent not in (Path(), Path("configs")):
+            raise ConfigError(
+                "CONFIG",
+                name,
+                f"no such file or preset; presets: {', '.join(sorted(known))}"
+                + nearest(path.stem, known),
+            )
+        path = known[path.stem]
+    config = load_yaml(path)
+    return config if config.name else dataclasses.replace(config, name=path.stem)
+
+
+def with_overrides(default: Config, program: str, arguments: list[str]) -> Config:
+    """Preset of the method on top of the file, command line on top of both; validated."""
+    config = _parse(default, program, arguments)
+    if config.agent.smto.preset:
+        config = _parse(with_preset(default, config), program, arguments)
+        smto = dataclasses.replace(config.agent.smto, preset="")
+        config = dataclasses.replace(config, agent=dataclasses.replace(config.agent, smto=smto))
+    config = load_plugins(config)
+    validate(config)
+    return config
+
+
+def _parse(default: Config, program: str, arguments: list[str]) -> Config:
+    config = tyro.cli(
+        Config, default=default, prog=program, args=arguments, registry=_mappings_as_pairs()
+    )
+    given = {word.replace("_", "-").split("=")[0] for word in arguments}
+    agent = config.agent
+    for key in ("smto", "critic_smto", "actor_smto", "temperature_smto"):
+        before, now = getattr(default.agent, key), getattr(agent, key)
+        options = now.options if f"--agent.{key}.options".replace("_", "-") in given else {}
+        if now.name == before.name:  # another method's options mean nothing to this one
+            options = before.options | options
+        agent = dataclasses.replace(agent, **{key: dataclasses.replace(now, options=options)})
+    return dataclasses.replace(config, agent=agent)
+
+
+def _mappings_as_pairs() -> Any:
+    """How mappings (a method's options) are written on the command line: key=value ..."""
+
+    def parse(words: list[str]) -> dict[str, Any]:
+        pairs = [word.partition("=") for word in words]
+        for key, equals, _ in pairs:
+            if not (key and equals):
+                raise ValueError(f"{key!r} is not key=value")
+        try:
+            values = {key: yaml.safe_load(value) for key, _, value in pairs}
+        except yaml.YAMLError as error:
+            raise ValueError(f"not a YAML value: {' '.join(str(error).split())}") from None
+        options: dict[str, Any] = coerce(values, dict[str, Any])
+        return options
+
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def pairs(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, Any]] | None:
+        if info.type != dict[str, Any]:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs="*",
+            metavar="KEY=VALUE ...",
+            instance_from_str=parse,
+            is_instance=lambda value: isinstance(value, dict),
+            str_from_instance=lambda value: [f"{key}={item}" for key, item in value.items()],
+        )
+
+    return registry

@@ -1,0 +1,53 @@
+"""`mtrl list`: what there is to choose from."""
+
+from __future__ import annotations
+
+import textwrap
+
+from mtrl.command_line import presets
+from mtrl.envs.tasks import BENCHMARKS, all_tasks
+from mtrl.smto import available, describe
+from mtrl.validation import method_options
+
+
+def list_tasks() -> None:
+    print("\n".join(all_tasks()))
+
+
+def list_benchmarks() -> None:
+    print("MT1 (1 task): any one, with --env.tasks")
+    for name, names in BENCHMARKS.items():
+        print(f"{name} ({len(names)} tasks): {', '.join(names)}")
+
+
+def list_methods() -> None:
+    def indented(text: str) -> str:
+        return textwrap.fill(text, 80, initial_indent=" " * 4, subsequent_indent=" " * 6)
+
+    for name in available():
+        method = describe(name)
+        positive = ", wants positive losses" if method.wants_positive_losses else ""
+        aliases = f" (or {', '.join(method.aliases)})" if method.aliases else ""
+        print(f"{name}{aliases}: needs {method.needs}{positive}")
+        print(indented(method.text))
+        if options := method_options(name):
+            shown = " ".join(f"{key}={value}" for key, value in options.items())
+            print(indented(f"options: {shown}"))
+    print(
+        "\nChosen by --agent.smto.name NAME --agent.smto.options KEY=VALUE ...; methods"
+        "\nthat want positive losses get losses above a tracked lower bound."
+    )
+
+
+def list_presets() -> None:
+    for name, path in sorted(presets().items()):
+        first = path.read_text().split("\n", 1)[0].lstrip("# ")
+        print(f"{name:12} {first}")
+
+
+TOPICS = {
+    "tasks": list_tasks,
+    "benchmarks": list_benchmarks,
+    "methods": list_methods,
+    "presets": list_presets,
+}
