@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(0) from None  # `mtrl list ... | head`
     except KeyboardInterrupt:
         _exit(130)
-    except Exception as error:
+    except Exception as error:  # sorted there; unknown ones are raised again
         _report(error)
 
 
@@ -118,7 +118,7 @@ def train_command(arguments: list[str]) -> None:
     from mtrl.run_directory import RunDirectory
 
     if config.learner.device not in ("auto", "cpu"):
-        from mtrl.train import choose_device
+        from mtrl.learner import choose_device
 
         choose_device(config.learner.device)  # refused before anything is written
     _train(config, RunDirectory.create(config), resume=False)
@@ -208,10 +208,10 @@ def _evaluate(path: Path, options: EvaluateOptions) -> None:
     from mtrl.agent import Agent
     from mtrl.envs.vector import make_vector_env
     from mtrl.evaluate import agent_policy, evaluate, goal_schedule
+    from mtrl.learner import set_up_learner
     from mtrl.plugins import load_plugins
     from mtrl.recorder import evaluation_json, success_table
     from mtrl.run_directory import RunDirectory
-    from mtrl.train import set_up_learner
 
     run, config = RunDirectory.open(path)
     config = load_plugins(config)

@@ -17,16 +17,17 @@ from torch import Tensor
 
 from mtrl import checkpoint
 from mtrl.agent import Agent, Metrics
-from mtrl.compilation import Compilation, decide_compile
+from mtrl.compilation import Compilation
 from mtrl.config import Config
 from mtrl.diagnostics import Diagnostics
 from mtrl.envs.goals import lane_goals
 from mtrl.envs.vector import Step, VectorEnv, make_vector_env
 from mtrl.evaluate import Evaluation, agent_policy, evaluate, goal_schedule
+from mtrl.learner import set_up_learner, settle
 from mtrl.recorder import Recorder
 from mtrl.replay import Batch, ReplayBuffer
 from mtrl.run_directory import RunDirectory, Status, environment, write_atomically
-from mtrl.schema import ConfigError, dump_yaml
+from mtrl.schema import dump_yaml
 
 SUCCESS_WINDOW = 10  # episodes per task in train/episode_success
 
@@ -361,33 +362,6 @@ class Trainer:
         self._new_log_window()
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda` or `cuda:i` -> device; ConfigError if it is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError("learner.device", name, "must be auto, cpu, cuda or cuda:i")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            "learner.device", name, f"this machine has {torch.cuda.device_count()} CUDA devices"
-        )
-    return device
-
-
-def set_up_learner(config: Config) -> torch.device:
-    """Threads and floating-point mode of this process; -> the learner's device."""
-    # The actor's l2 lets weights on constant inputs (Meta-World pads with zeros) decay into
-    # denormal numbers, which make products 200 times slower. Later threads inherit the mode.
-    torch.set_flush_denormal(True)
-    if config.learner.threads != "auto":
-        torch.set_num_threads(config.learner.threads)
-    return choose_device(config.learner.device)
-
-
 @contextmanager
 def _signals(trainer: Trainer) -> Iterator[None]:
     """SIGTERM or Ctrl-C: stop at the next episode end. A second Ctrl-C: at once."""
@@ -419,14 +393,17 @@ def train(
     says why in every case.
     """
     device = set_up_learner(config)
-    config = decide_compile(config, device)
+    config, warnings = settle(config, device)
     if not resume:
         write_atomically(run.config_file, dump_yaml(config))  # a resumed run keeps the decision
         write_atomically(run.path / "environment.json", json.dumps(environment(), indent=1))
     try:
         with ExitStack() as stack:
             trainer = Trainer(config, run, envs, device, stack)
-            state, warnings = checkpoint.load_latest(run.checkpoints) if resume else (None, [])
+            state = None
+            if resume:
+                state, damaged = checkpoint.load_latest(run.checkpoints)
+                warnings += damaged
             if state is not None:
                 trainer.load(state)
             trainer.open_recorder()

@@ -27,11 +27,11 @@ from torch import Tensor
 from mtrl.agent import Agent
 from mtrl.config import AgentConfig, Config, EnvConfig, Loss, SmtoConfig
 from mtrl.envs.tasks import BENCHMARKS
+from mtrl.learner import choose_device
 from mtrl.replay import Batch
 from mtrl.smto import available, describe
 from mtrl.smto.base import gram_matrix
 from mtrl.task_gradients import Combined
-from mtrl.train import choose_device
 
 OBSERVATION, ACTION, SAMPLES = 39, 4, 128
 LOOP = "m backward passes"

@@ -90,7 +90,8 @@ class _Shared:
         self.block = block or mp.get_context("spawn").RawArray(ctypes.c_byte, sum(sizes.values()))
         offset = 0
         for name, (kind, shape) in fields.items():
-            flat: Any = np.frombuffer(self.block, kind, math.prod(shape), offset)  # type: ignore[arg-type]
+            buffer: Any = self.block  # ctypes arrays are buffers; NumPy's stub does not know
+            flat: Any = np.frombuffer(buffer, kind, math.prod(shape), offset)
             setattr(self, name, flat.reshape(shape))
             offset += sizes[name]
 

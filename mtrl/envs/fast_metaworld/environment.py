@@ -32,9 +32,9 @@ _RESET_METHODS = ("__init__", "reset_model", "_reset_hand", "_set_", "model_name
 
 
 @functools.cache
-def fast_class(upstream: type) -> type:
+def fast_class(upstream: Any) -> type:
     """A faster subclass of one Meta-World environment class."""
-    fast = types.new_class(upstream.__name__, (Fast, upstream))
+    fast: Any = types.new_class(upstream.__name__, (Fast, upstream))
     replacements = {
         "np": numerics.numpy(),
         "reward_utils": numerics.reward_utils(),
@@ -48,11 +48,12 @@ def fast_class(upstream: type) -> type:
             if rebound is not None:
                 setattr(fast, name, rebound)
     if "_reset_hand" in vars(upstream):  # its super() must find ours, not upstream's
-        fast._reset_hand = rebind(upstream._reset_hand, {}, fast)  # type: ignore[attr-defined]
+        fast._reset_hand = rebind(upstream._reset_hand, {}, fast)
     # Upstream's decorator only checks that a task is set; `step` has done so already.
-    fast._evaluate_state = rebind(undecorated(upstream.evaluate_state), replacements)  # type: ignore[attr-defined]
+    fast._evaluate_state = rebind(undecorated(upstream.evaluate_state), replacements)
     fast.__module__ = __name__
-    return fast
+    made: type = fast
+    return made
 
 
 class Fast(SawyerXYZEnv):
