@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from mtrl.config import Config
+    from mtrl.envs.vector import VectorEnv
+    from mtrl.run_directory import RunDirectory
 
 USAGE = """\
 mtrl: multi-task reinforcement learning
@@ -115,19 +117,25 @@ def train_command(arguments: list[str]) -> None:
         raise UsageError(f"train wants the configuration first, not {name!r}")
     config = with_overrides(load_config(name), f"mtrl train {name}", overrides)
 
-    from mtrl.run_directory import RunDirectory
+    from mtrl.envs.vector import make_vector_env
 
-    if config.learner.device not in ("auto", "cpu"):
+    with make_vector_env(config, config.train.envs_per_task) as envs:
+        # The workers start meanwhile: torch alone takes seconds. What it is needed for is
+        # refused before anything is written.
         from mtrl.learner import choose_device
+        from mtrl.methods import check_methods
+        from mtrl.run_directory import RunDirectory
 
-        choose_device(config.learner.device)  # refused before anything is written
-    _train(config, RunDirectory.create(config), resume=False)
+        choose_device(config.learner.device)
+        config = check_methods(config)
+        _train(config, RunDirectory.create(config), envs, resume=False)
 
 
 def resume_command(arguments: list[str]) -> None:
     import dataclasses
 
     from mtrl.command_line import with_overrides
+    from mtrl.envs.vector import make_vector_env
     from mtrl.run_directory import RunDirectory, write_atomically
     from mtrl.schema import ConfigError, dump_yaml, flatten
 
@@ -151,20 +159,20 @@ def resume_command(arguments: list[str]) -> None:
         )
     run.lock()
     write_atomically(run.config_file, dump_yaml(config))
-    _train(dataclasses.replace(config, run_dir=str(run.path)), run, resume=True)
-
-
-def _train(config: Config, run: Any, *, resume: bool) -> None:
-    from mtrl.envs.vector import make_vector_env
-
     with make_vector_env(config, config.train.envs_per_task) as envs:
-        # The workers start meanwhile: torch alone takes seconds.
-        from rich.console import Console
+        from mtrl.methods import check_methods
 
-        from mtrl.recorder import success_table
-        from mtrl.train import train
+        config = dataclasses.replace(check_methods(config), run_dir=str(run.path))
+        _train(config, run, envs, resume=True)
 
-        result = train(config, run, envs, resume=resume)
+
+def _train(config: Config, run: RunDirectory, envs: VectorEnv, *, resume: bool) -> None:
+    from rich.console import Console
+
+    from mtrl.recorder import success_table
+    from mtrl.train import train
+
+    result = train(config, run, envs, resume=resume)
     episodes = result.success.shape[1]
     title = f"final evaluation, {episodes} episodes per task, protocol {config.protocol_stamp}"
     Console().print(success_table(config.task_names, result, title))
@@ -209,12 +217,12 @@ def _evaluate(path: Path, options: EvaluateOptions) -> None:
     from mtrl.envs.vector import make_vector_env
     from mtrl.evaluate import agent_policy, evaluate, goal_schedule
     from mtrl.learner import set_up_learner
-    from mtrl.plugins import load_plugins
+    from mtrl.methods import check_methods
     from mtrl.recorder import evaluation_json, success_table
     from mtrl.run_directory import RunDirectory
 
     run, config = RunDirectory.open(path)
-    config = load_plugins(config)
+    config = check_methods(config)
     state: dict[str, Any] | None
     if options.checkpoint == "latest":
         state, warnings = checkpoint.load_latest(run.checkpoints)

@@ -16,7 +16,6 @@ import multiprocessing as mp
 import os
 import signal
 import threading
-import time
 import traceback
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +31,7 @@ from mtrl.config import Config
 from mtrl.envs import tasks
 
 IDLE, STEP, RESET = 0, 1, 2
-READY, GO, DONE, CLOSE, ERROR = b"ready", b"go", b"done", b"close", b"error"
+READY, GO, DONE, ERROR = b"ready", b"go", b"done", b"error"
 TIMEOUT_S = 300.0  # longest a single step of all lanes may take
 
 
@@ -155,8 +154,10 @@ class VectorEnv:
         costs: Sequence[float] | None = None,
         *,
         workers: int,
+        copies: int = 1,
     ) -> None:
-        """costs [lane]: relative time of a step, to load all workers alike; equal if not given."""
+        """costs [lane]: relative time of a step, to load all workers alike; equal if not given.
+        copies: this many adjacent lanes are of one task."""
         self.names = tuple(names)
         self.num_lanes = len(factories)
         self.observation_dim, self.action_dim = observation_dim, action_dim
@@ -164,7 +165,7 @@ class VectorEnv:
         self._waiting = True
         context = mp.get_context("spawn")  # fork is unsafe beside CUDA and threads
         workers = max(1, min(workers, self.num_lanes))
-        self._lanes = balance(costs or [1.0] * self.num_lanes, workers)
+        self._lanes = balance(costs or [1.0] * self.num_lanes, workers, copies)
         self._connections: list[Connection] = []
         self._processes: list[BaseProcess] = []
         self._finalizer = weakref.finalize(self, _shut_down, self._connections, self._processes)
@@ -298,27 +299,28 @@ def _inherited_by_workers() -> Iterator[None]:
 
 
 def _shut_down(connections: list[Connection], processes: list[BaseProcess]) -> None:
+    for process in processes:
+        process.kill()  # they hold nothing to be saved, and may still be starting
+    for process in processes:
+        process.join(5)
     for connection in connections:
-        with contextlib.suppress(OSError):
-            connection.send_bytes(CLOSE)
         connection.close()
-    deadline = time.monotonic() + 5
-    for process in processes:
-        process.join(max(0.0, deadline - time.monotonic()))
-    for process in processes:
-        if process.is_alive():
-            process.kill()
-            process.join(5)
 
 
-def balance(costs: Sequence[float], workers: int) -> list[list[int]]:
-    """Lanes of each worker: the dearest first, each to the worker with least to do so far."""
+def balance(costs: Sequence[float], workers: int, copies: int = 1) -> list[list[int]]:
+    """Lanes of each worker: the dearest first, each to the worker with least to do so far.
+
+    A task's adjacent `copies` stay together, which saves compiling its model twice, as long as
+    there are tasks enough for all workers.
+    """
+    together = copies if workers <= len(costs) // copies else 1
     lanes: list[list[int]] = [[] for _ in range(workers)]
     loads = [0.0] * workers
-    for lane in sorted(range(len(costs)), key=lambda lane: -costs[lane]):
+    for first in sorted(range(0, len(costs), together), key=lambda lane: -costs[lane]):
         least = loads.index(min(loads))
-        lanes[least].append(lane)
-        loads[least] += costs[lane]
+        group = range(first, first + together)
+        lanes[least] += group
+        loads[least] += sum(costs[lane] for lane in group)
     return [sorted(mine) for mine in lanes]
 
 
@@ -339,6 +341,7 @@ def make_vector_env(config: Config, envs_per_task: int = 1) -> VectorEnv:
         task_set.action_dim,
         [cost for cost in task_set.costs for _ in range(envs_per_task)],
         workers=auto_workers(config.env.workers, config.num_tasks * envs_per_task),
+        copies=envs_per_task,
     )
 
 
