@@ -27,6 +27,8 @@ mtrl: multi-task reinforcement learning
   mtrl evaluate RUN_DIR [--checkpoint best|latest|PATH]
                         [--episodes-per-task 50] [--json]
       success rates of a trained agent
+  mtrl bench CONFIG [--key value ...]
+      where the time of a vector step goes here, in under a minute
   mtrl list tasks|benchmarks|methods|presets
 
 Every command explains itself with --help.
@@ -46,6 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
         "train": train_command,
         "resume": resume_command,
         "evaluate": evaluate_command,
+        "bench": bench_command,
         "list": list_command,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -104,18 +107,25 @@ def _exit(code: int) -> NoReturn:
     raise SystemExit(code) from None
 
 
-def train_command(arguments: list[str]) -> None:
+def _parse_run(command: str, arguments: list[str]) -> Config:
+    """CONFIG [overrides] -> configuration; methods are still to be checked."""
     from mtrl.command_line import load_config, with_overrides
     from mtrl.config import Config
 
     if not arguments or arguments[0] in ("-h", "--help"):
         if not arguments:
-            raise UsageError("train wants a configuration, e.g. `mtrl train configs/mt10.yaml`")
-        with_overrides(Config(), "mtrl train CONFIG", ["--help"])
+            raise UsageError(
+                f"{command} wants a configuration, e.g. `mtrl {command} configs/mt10.yaml`"
+            )
+        with_overrides(Config(), f"mtrl {command} CONFIG", ["--help"])
     name, *overrides = arguments
     if name.startswith("-"):
-        raise UsageError(f"train wants the configuration first, not {name!r}")
-    config = with_overrides(load_config(name), f"mtrl train {name}", overrides)
+        raise UsageError(f"{command} wants the configuration first, not {name!r}")
+    return with_overrides(load_config(name), f"mtrl {command} {name}", overrides)
+
+
+def train_command(arguments: list[str]) -> None:
+    config = _parse_run("train", arguments)
 
     from mtrl.envs.vector import make_vector_env
 
@@ -129,6 +139,22 @@ def train_command(arguments: list[str]) -> None:
         choose_device(config.learner.device)
         config = check_methods(config)
         _train(config, RunDirectory.create(config), envs, resume=False)
+
+
+def bench_command(arguments: list[str]) -> None:
+    config = _parse_run("bench", arguments)
+
+    from mtrl.envs.vector import make_vector_env
+
+    with make_vector_env(config, config.train.envs_per_task) as envs:
+        from rich.console import Console
+
+        from mtrl.bench import findings, measure, table
+        from mtrl.methods import check_methods
+
+        measured = measure(check_methods(config), envs)
+    Console().print(table(config.name, measured))
+    print("\n".join(findings(measured)))
 
 
 def resume_command(arguments: list[str]) -> None:

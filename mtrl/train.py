@@ -28,6 +28,7 @@ from mtrl.recorder import Recorder
 from mtrl.replay import Batch, ReplayBuffer
 from mtrl.run_directory import RunDirectory, Status, environment, write_atomically
 from mtrl.schema import dump_yaml
+from mtrl.timing import StageTimer
 
 SUCCESS_WINDOW = 10  # episodes per task in train/episode_success
 
@@ -87,6 +88,8 @@ class Trainer:
         self._compiling: Compilation | None = None
         self.updates = 0
         self.diagnostics = Diagnostics()
+        self.timer = StageTimer()
+        self._worker_seconds = envs.worker_seconds()
         self.last_evaluation: Evaluation | None = None
         self._new_log_window()
 
@@ -117,11 +120,13 @@ class Trainer:
                 f"warning: torch.compile failed, going on without: {compilation.failure}"
             )
         self._compiling = None
+        self.timer.lap("compile")
 
     # -- the algorithm --------------------------------------------------------------------------
 
     def loop(self) -> None:
         config, agent, replay, envs = self.config, self.agent, self.replay, self.envs
+        lap = self.timer.lap
         n = config.num_envs
         warmup = math.ceil(config.train.warmup_steps / n) * n
         observations = self._tensor(envs.reset(self._goals(self.episodes)))
@@ -134,9 +139,11 @@ class Trainer:
                 self._finish_compiling(self._compiling)
             actions = agent.act(observations) if learning else agent.random_actions()
             envs.send(self._finite(actions.flatten(0, 1).cpu().numpy(), "action"), next_goals)
+            lap("act")
             if learning:  # on what is stored, while the workers simulate
                 self._learn(self._updates_due(warmup))
             outcome = envs.receive()
+            lap("simulate")
             self._check(outcome)
             replay.add(
                 observations,
@@ -146,6 +153,7 @@ class Trainer:
                 self._per_task(outcome.terminated),
             )
             observations = self._tensor(outcome.observations)
+            lap("store")
             self.step += n
             solved |= outcome.success
             done = outcome.terminated | outcome.truncated
@@ -170,11 +178,12 @@ class Trainer:
         for _ in range(updates):
             every = self.config.diagnostics.every
             look = every > 0 and self.updates % every == 0
-            metrics = torch.stack(
-                self.agent.update(self._batch(), self._return_bound(), gramians=look)
-            )
+            batch = self._batch()
+            self.timer.lap("sample")
+            metrics = torch.stack(self.agent.update(batch, self._return_bound(), gramians=look))
             if look:
                 self.diagnostics.add(self.agent.gramians, self.agent.certificates())
+            self.timer.lap("update")
             self.updates += 1
             self._metric_sum = metrics if self._metric_sum is None else self._metric_sum + metrics
             self._updates += 1
@@ -258,6 +267,7 @@ class Trainer:
         sigma = self.replay.moments.sigma.cpu().numpy()
         values |= recorder.per_task("train/reward_std", sigma)
         values |= self.diagnostics.flush()
+        values |= self._stage_times()
         if self._metric_sum is not None:
             means = Metrics(*(self._metric_sum / self._updates).cpu().numpy())
             for quantity in ("critic_loss", "actor_loss", "alpha", "entropy"):
@@ -278,6 +288,14 @@ class Trainer:
         recorder.progress(self.step, mean, self.last_success, env_rate, update_rate, eta)
         self.status("running")
         self._new_log_window()
+        self.timer.lap("log")
+
+    def _stage_times(self) -> dict[str, float]:
+        worked = self.envs.worker_seconds()
+        steps = max(self.timer.laps["simulate"], 1)
+        busiest = float((worked - self._worker_seconds).max()) / steps
+        self._worker_seconds = worked
+        return self.timer.flush() | {"time/busiest_worker_ms": 1e3 * busiest}
 
     def evaluate(self, *, final: bool) -> Evaluation:
         """Deterministic evaluation in environments of its own; touches no training state."""
@@ -298,9 +316,8 @@ class Trainer:
         )
 
     def _record_evaluation(self, *, final: bool) -> None:
-        started = time.monotonic()
         result = self.evaluate(final=final)
-        seconds = time.monotonic() - started
+        seconds = self.timer.lap("evaluate")
         self.last_success = result.success_mean
         self.recorder.evaluation(self.step, result, seconds)
         for loss, cosines in self.diagnostics.heat_maps.items():
@@ -333,7 +350,6 @@ class Trainer:
     def save(self) -> None:
         """A checkpoint of everything; only where every episode has just ended."""
         self.log()  # refuses non-finite losses: a bad state never replaces a good one
-        started = time.monotonic()
         state = {
             "step": self.step,
             "episodes": self.episodes.tolist(),
@@ -347,7 +363,7 @@ class Trainer:
         }
         checkpoint.save(checkpoint.step_path(self.run.checkpoints, self.step), state)
         checkpoint.prune(self.run.checkpoints, self.config.checkpoint.keep)
-        self._exclude(time.monotonic() - started)
+        self._exclude(self.timer.lap("checkpoint"))
 
     def load(self, state: dict[str, Any]) -> None:
         self.step = state["step"]

@@ -16,6 +16,7 @@ import multiprocessing as mp
 import os
 import signal
 import threading
+import time
 import traceback
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -68,6 +69,8 @@ class _Shared:
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
     success: NDArray[np.bool_]
+    seconds: NDArray[np.float64]
+    """Spent in the environment, ever."""
 
     def __init__(self, lanes: int, observation_dim: int, action_dim: int, block: Any = None):
         fields = {
@@ -80,6 +83,7 @@ class _Shared:
             "terminated": (np.bool_, (lanes,)),
             "truncated": (np.bool_, (lanes,)),
             "success": (np.bool_, (lanes,)),
+            "seconds": (np.float64, (lanes,)),
         }
         sizes = {
             name: -(-math.prod(shape) * np.dtype(kind).itemsize // 64) * 64
@@ -110,12 +114,14 @@ def _worker(
         connection.send_bytes(READY)
         while connection.recv_bytes() == GO:
             for lane, env in envs.items():
+                started = time.perf_counter()
                 command = shared.commands[lane]
                 if command == STEP:
                     _step_lane(shared, lane, env)
                 elif command == RESET:
                     options = {"goal": int(shared.goals[lane])}
                     shared.observations[lane] = env.reset(options=options)[0]
+                shared.seconds[lane] += time.perf_counter() - started
             connection.send_bytes(DONE)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the parent is gone
@@ -228,6 +234,10 @@ class VectorEnv:
         return Step(
             s.observations, s.next_observations, s.rewards, s.terminated, s.truncated, s.success
         )
+
+    def worker_seconds(self) -> NDArray[np.float64]:
+        """Time each worker has spent in its environments so far, [worker]."""
+        return np.array([self._shared.seconds[lanes].sum() for lanes in self._lanes])
 
     def check(self) -> None:
         """Raise WorkerError if a worker has died, without waiting for anything."""
