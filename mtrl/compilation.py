@@ -25,10 +25,6 @@ class Compilation(threading.Thread):
         self._work = agent, batch, return_bound
         self.failure = ""
         """First line of the error; the agent then goes on uncompiled."""
-        # In this process: a pool of compiler processes is no faster here, and could be left behind.
-        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
-        # The CPU's flags are believed: to test them, PyTorch starts an interpreter for each.
-        os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
         self.start()
 
     def run(self) -> None:
