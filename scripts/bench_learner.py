@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from bench_smto import ACTION, OBSERVATION, SAMPLES, make_batch
+from marked_table import replace_table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -35,7 +36,6 @@ from mtrl.replay import Batch
 from mtrl.smto.base import is_compilable
 
 DEPTH = 3
-BEGIN, END = "<!-- bench_learner: begin -->", "<!-- bench_learner: end -->"
 
 
 def make_agent(
@@ -221,9 +221,7 @@ def main() -> None:
     )
     text = f"torch {torch.__version__}, {where}.\n\n" + "\n".join(lines)
     if options.markdown:
-        page = options.markdown.read_text()
-        before, rest = page.split(BEGIN)
-        options.markdown.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}")
+        replace_table(options.markdown, "bench_learner", text)
 
 
 if __name__ == "__main__":

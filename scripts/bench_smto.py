@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from marked_table import replace_table
 from torch import Tensor
 
 from mtrl.agent import Agent
@@ -35,7 +36,6 @@ from mtrl.task_gradients import Combined
 
 OBSERVATION, ACTION, SAMPLES = 39, 4, 128
 LOOP = "m backward passes"
-BEGIN, END = "<!-- bench_smto: begin -->", "<!-- bench_smto: end -->"
 
 
 class Cost(NamedTuple):
@@ -192,10 +192,7 @@ def main() -> None:
     )
     print(f"\n{text}")
     if options.markdown:
-        page = options.markdown.read_text()
-        before, rest = page.split(BEGIN)
-        after = rest.split(END)[1]
-        options.markdown.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+        replace_table(options.markdown, "bench_smto", text)
 
 
 if __name__ == "__main__":

@@ -17,14 +17,13 @@ import platform
 from pathlib import Path
 
 import torch
+from marked_table import replace_table
 
 from mtrl.bench import Measurement, measure
 from mtrl.command_line import load_config
 from mtrl.config import Config, LearnerConfig
 from mtrl.envs.vector import make_vector_env
 from mtrl.learner import set_up_learner
-
-BEGIN, END = "<!-- bench_train: begin -->", "<!-- bench_train: end -->"
 
 
 def with_method(config: Config, method: str, learner: LearnerConfig) -> Config:
@@ -70,9 +69,7 @@ def main() -> None:
         "\n".join(lines)
     )
     if options.markdown:
-        page = options.markdown.read_text()
-        before, rest = page.split(BEGIN)
-        options.markdown.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}")
+        replace_table(options.markdown, "bench_train", text)
 
 
 if __name__ == "__main__":
