@@ -25,6 +25,10 @@ mtrl: multi-task reinforcement learning
   mtrl evaluate RUN_DIR [--checkpoint best|latest|PATH]
                         [--episodes-per-task 50] [--json]
       success rates of a trained agent
+  mtrl runs [DIR]
+      table of the runs below DIR
+  mtrl report RUNS... [--out DIR] [--baseline unitary]
+      one HTML page with figures, intervals and comparisons
   mtrl list tasks|benchmarks|methods|presets
 
 Every command explains itself with --help.
@@ -44,6 +48,8 @@ def main(arguments: list[str] | None = None) -> None:
         "train": train_command,
         "resume": resume_command,
         "evaluate": evaluate_command,
+        "runs": runs_command,
+        "report": report_command,
         "list": list_command,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -250,6 +256,20 @@ def _evaluate(path: Path, options: EvaluateOptions) -> None:
         f"task, protocol {config.protocol_stamp}"
     )
     Console().print(success_table(config.task_names, result, title))
+
+
+def runs_command(arguments: list[str]) -> None:
+    from mtrl import runs
+
+    runs.runs_command(arguments)
+
+
+def report_command(arguments: list[str]) -> None:
+    from mtrl.report import write
+
+    if not arguments:
+        raise UsageError("report wants run directories, or folders that hold some")
+    write.report_command(arguments)
 
 
 def list_command(arguments: list[str]) -> None:

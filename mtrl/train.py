@@ -25,7 +25,13 @@ from mtrl.envs.vector import Step, VectorEnv, make_vector_env
 from mtrl.evaluate import Evaluation, agent_policy, evaluate, goal_schedule
 from mtrl.recorder import Recorder
 from mtrl.replay import Batch, ReplayBuffer
-from mtrl.run_directory import RunDirectory, Status, environment, write_atomically
+from mtrl.run_directory import (
+    RunDirectory,
+    Status,
+    environment,
+    peak_memory_mib,
+    write_atomically,
+)
 from mtrl.schema import ConfigError, dump_yaml
 
 SUCCESS_WINDOW = 10  # episodes per task in train/episode_success
@@ -252,6 +258,7 @@ class Trainer:
         self.elapsed += seconds
         env_rate, update_rate = (self.step - first_step) / seconds, self._updates / seconds
         values = {"time/env_steps_per_s": env_rate, "time/updates_per_s": update_rate}
+        values["memory/learner_mib"] = peak_memory_mib(self.device)
         success = [float(np.mean(recent)) if recent else math.nan for recent in self.recent_success]
         values |= recorder.per_task("train/episode_success", success)
         sigma = self.replay.moments.sigma.cpu().numpy()
