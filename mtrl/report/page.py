@@ -16,17 +16,18 @@ h1 { margin-bottom: 0; } h2 { margin-top: 2.2em; border-bottom: 1px solid #bbb; 
 h3 { margin-top: 1.6em; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 13px; margin: .6em 0; }
-th, td { padding: .25em .7em; text-align: right; border-bottom: 1px solid #ddd;
-         vertical-align: top; overflow-wrap: anywhere; }
-th { border-bottom: 2px solid #888; overflow-wrap: normal; }
+th, td { padding: .25em .6em; text-align: right; border-bottom: 1px solid #ddd;
+         vertical-align: top; }
+th { border-bottom: 2px solid #888; vertical-align: bottom; }
+td { white-space: nowrap; }
 th:first-child, td:first-child, td.text, th.text { text-align: left; }
-td:first-child { min-width: 9em; }
+td:first-child, td.text { white-space: normal; overflow-wrap: anywhere; min-width: 7em; }
 figure { margin: 1.2em 0; } figure img { max-width: 100%; }
-figcaption { font-size: 13px; color: #444; max-width: 50em; }
+figcaption { font-size: 13px; color: #444; max-width: 55em; }
 .warning { border: 2px solid #b30000; border-left-width: 10px; background: #fff0ee;
            padding: .4em 1em; margin: 1em 0; }
 .warning.unlike { font-weight: bold; background: #ffd9d3; }
-.open { color: #b30000; } .note { color: #444; font-size: 13px; max-width: 55em; }
+.note { color: #444; font-size: 13px; max-width: 55em; }
 @media print { body { margin: 0; max-width: none; } figure, tr, .warning { break-inside: avoid; } }
 """
 

@@ -277,6 +277,7 @@ class Section:
         folder = self.options.out / self.folder
         folder.mkdir(parents=True, exist_ok=True)
         drawn.figure.savefig(folder / f"{drawn.name}.png", dpi=DPI, metadata={"Software": None})
+        drawn.figure.set_layout_engine("none")  # laid out: not a second time for the SVG
         svg = folder / f"{drawn.name}.svg"
         drawn.figure.savefig(svg, metadata={"Date": None, "Creator": None})
         self._csv(drawn.name, drawn.columns, drawn.rows)
