@@ -64,7 +64,7 @@ class Drawn(NamedTuple):
     caption: str
     figure: Figure
     columns: tuple[str, ...]
-    rows: list[tuple[Any, ...]]
+    rows: Sequence[tuple[Any, ...]]
     """The numbers in the figure."""
 
 
@@ -88,7 +88,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 def _line(axes: Any, curve: Curve, style: Style, label: str, *, markers: bool = True) -> None:
     """Solid band and line; thin where fewer runs than at first have come so far."""
-    look = {"color": style.color, "linestyle": style.linestyle}
+    look: dict[str, Any] = {"color": style.color, "linestyle": style.linestyle}
     if markers and len(curve.steps) <= 30:
         look |= {"marker": style.marker, "markersize": 3.5}
     whole = curve.runs == curve.runs.max()
@@ -131,7 +131,7 @@ def learning_curves(
 ) -> Drawn:
     figure = new_figure(WIDTH, 3.2)
     panels = figure.subplots(1, 2, sharey=True)
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for axes, what, title in zip(
         panels, ("mean", "iqm"), ("mean over tasks", "interquartile mean"), strict=True
     ):
@@ -161,7 +161,7 @@ def task_curves(
     lines = math.ceil(len(tasks) / columns)
     figure = new_figure(WIDTH, 0.9 + 1.35 * lines)
     panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for axes, task in zip(panels.flat, tasks, strict=False):
         for label, of in curves.items():
             curve = of[f"task/{task}"]
@@ -350,7 +350,7 @@ def conflict(groups: Sequence[Group], looks: Mapping[str, Style], words: Words) 
         return None
     figure = new_figure(WIDTH, 0.8 + 1.6 * len(losses))
     panels = figure.subplots(len(losses), len(CONFLICT), squeeze=False, sharex=True)
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for line, loss in zip(panels, losses, strict=True):
         for axes, (metric, title) in zip(line, CONFLICT.items(), strict=True):
             for group in groups:

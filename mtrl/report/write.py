@@ -163,7 +163,14 @@ class Section:
                     page.number(max(known, default=math.nan), 0),
                 )
             )
-        columns = ("method", "runs finished", "final mean", "final IQM", "best mean", "best IQM")
+        columns: tuple[str, ...] = (
+            "method",
+            "runs finished",
+            "final mean",
+            "final IQM",
+            "best mean",
+            "best IQM",
+        )
         columns += ("10,000 updates, median s", "peak memory, MiB")
         self._csv("results", columns, rows)
         warned = speed_warning(self.benchmark.runs)
@@ -178,7 +185,15 @@ class Section:
             ]
         if not comparisons:
             return []
-        columns = ("method", "against", "runs", "verdict at 95%", "difference", "p", "p (Holm)")
+        columns: tuple[str, ...] = (
+            "method",
+            "against",
+            "runs",
+            "verdict at 95%",
+            "difference",
+            "p",
+            "p (Holm)",
+        )
         columns += ("P(improvement)", "seeds needed")
         rows = [
             (
@@ -209,7 +224,16 @@ class Section:
         ]
 
     def _runs(self) -> str:
-        columns = ("run", "method", "seed", "status", "step", "last score", "best score", "at step")
+        columns: tuple[str, ...] = (
+            "run",
+            "method",
+            "seed",
+            "status",
+            "step",
+            "last score",
+            "best score",
+            "at step",
+        )
         columns += ("protocol", "reason")
         rows = []
         for group in self.groups:
@@ -239,7 +263,7 @@ class Section:
         rows = differing([settings(group.runs[0]) for group in self.groups])
         if not rows:
             return page.paragraph("None, besides the seed.")
-        columns = ("setting", *(group.label for group in self.groups))
+        columns: tuple[str, ...] = ("setting", *(group.label for group in self.groups))
         shown = [
             (key, *("-" if value is None else value for value in row)) for key, row in rows.items()
         ]
