@@ -38,9 +38,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_run(root / "MT10/pcgrad/seed_4", {500: [0.25] * 4}, method="pcgrad", seed=4,
               status="running")  # fmt: skip
     write_run(root / "MT10/mgda/seed_1", {}, method="mgda", status="failed", rates=())
-    write_run(root / "MT25/a/seed_1", {1000: [0.5] * 4}, settings={"env.benchmark": "MT25"})
-    famo = {"env.benchmark": "MT25"}
-    write_run(root / "MT25/b/seed_1", {1000: [0.25] * 4}, method="famo", settings=famo)
+    for method, score in {"unitary": 0.5, "famo": 0.25}.items():
+        write_run(root / f"MT25/{method}/seed_1", {1000: [score] * 4}, method=method, rates=(),
+                  settings={"env.benchmark": "MT25"})  # fmt: skip
     return root
 
 
@@ -135,6 +135,10 @@ def test_numbers_of_the_page(report: Path) -> None:
         assert float(found[key]["mean"]) == pytest.approx(np.mean(means))
         assert int(found[key]["runs"]) == count
     assert found["mgda", "final"]["mean"] == "nan"
+    test = statistics.welch(*(np.array(by_hand[m, "final"][0]) for m in ("pcgrad", "unitary")))
+    compared = {row["method"]: row for row in rows(report, "MT10/comparisons.csv")}
+    assert float(compared["pcgrad"]["p"]) == pytest.approx(test.p_value)
+    assert float(compared["pcgrad"]["difference_low"]) == pytest.approx(test.difference.low)
     cells = {(r["method"], r["task"]): float(r["final"]) for r in rows(report, "MT10/heat_map.csv")}
     assert cells["pcgrad", "drawer"] == pytest.approx(2.5 / 3)
     times = [
@@ -270,6 +274,14 @@ def test_tasks_of_their_own_are_another_benchmark(tmp_path: Path) -> None:
     write_run(tmp_path / "b", {}, settings={"env.tasks": ["reach", "push"]})
     read_runs = [read_run(path, TAGS) for path in tmp_path.iterdir()]
     assert [b.name for b in benchmarks(read_runs, METRIC, "")] == ["MT10", "reach, push"]
+
+
+def test_long_task_lists_have_names_of_their_own(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        tasks = ["reach", "push", "door", name]
+        write_run(tmp_path / name, {}, settings={"env.tasks": tasks})
+    names = [b.name for b in benchmarks([read_run(p) for p in tmp_path.iterdir()], METRIC, "")]
+    assert names == ["4 tasks: reach, ...", "4 tasks: reach, ... (2)"]
 
 
 @pytest.mark.parametrize(

@@ -179,13 +179,13 @@ def test_against_rliable() -> None:
     found = statistics.probability_of_improvement(first, second, "tasks")
     assert found.value == pytest.approx(metrics.probability_of_improvement(first, second))
     _, bounds = library.get_interval_estimates(
-        {"iqm": first}, lambda s: np.array([metrics.aggregate_iqm(s)]), reps=5_000
+        {"iqm": first}, lambda s: np.array([metrics.aggregate_iqm(s)]), reps=1_000
     )
     ours = statistics.interval(statistics.interquartile_mean, first, "tasks")
-    assert (ours.low, ours.high) == pytest.approx(tuple(bounds["iqm"][:, 0]), abs=0.01)
+    assert (ours.low, ours.high) == pytest.approx(tuple(bounds["iqm"][:, 0]), abs=0.02)
     _, bounds = library.get_interval_estimates(
         {"pair": (first, second)},
         lambda a, b: np.array([metrics.probability_of_improvement(a, b)]),
-        reps=3_000,
+        reps=300,
     )
-    assert (found.low, found.high) == pytest.approx(tuple(bounds["pair"][:, 0]), abs=0.03)
+    assert (found.low, found.high) == pytest.approx(tuple(bounds["pair"][:, 0]), abs=0.06)

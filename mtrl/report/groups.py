@@ -68,13 +68,15 @@ def benchmarks(runs: Iterable[Run], metric: str, baseline: str) -> list[Benchmar
     for run in runs:
         own = ",".join(run.config.get("env.tasks", ()))
         by_tasks.setdefault((run.benchmark, own), []).append(run)
-    found = []
+    found: list[Benchmark] = []
     for (name, _), members in sorted(by_tasks.items()):
+        alike = sum(benchmark.name.startswith(name) for benchmark in found)
         kept, warnings = _without_copies(members)
         groups = _groups(kept)
         groups = tuple(sorted(groups, key=lambda g: baseline not in (g.label, g.method)))
         warnings = [*_unlike(groups), *warnings, *_weaknesses(groups)]
-        found.append(Benchmark(name, _tasks(kept, metric), groups, tuple(warnings)))
+        shown = f"{name} ({alike + 1})" if alike else name
+        found.append(Benchmark(shown, _tasks(kept, metric), groups, tuple(warnings)))
     return found
 
 

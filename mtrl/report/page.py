@@ -19,9 +19,8 @@ table { border-collapse: collapse; font-size: 13px; margin: .6em 0; }
 th, td { padding: .25em .6em; text-align: right; border-bottom: 1px solid #ddd;
          vertical-align: top; }
 th { border-bottom: 2px solid #888; vertical-align: bottom; }
-td { white-space: nowrap; }
 th:first-child, td:first-child, td.text, th.text { text-align: left; }
-td:first-child, td.text { white-space: normal; overflow-wrap: anywhere; min-width: 7em; }
+td:first-child, td.text { overflow-wrap: anywhere; min-width: 7em; }
 figure { margin: 1.2em 0; } figure img { max-width: 100%; }
 figcaption { font-size: 13px; color: #444; max-width: 55em; }
 .warning { border: 2px solid #b30000; border-left-width: 10px; background: #fff0ee;
@@ -70,7 +69,7 @@ def table(
     body = "\n".join(
         "<tr>"
         + "".join(
-            f"<td{_class(kind)}>{escape(str(cell))}</td>"
+            f"<td{_class(kind)}>{escape(_shown(cell))}</td>"
             for cell, kind in zip(row, kinds, strict=True)
         )
         + "</tr>"
@@ -93,7 +92,12 @@ def _class(kind: str) -> str:
     return f' class="{kind}"' if kind else ""
 
 
+def _shown(cell: object) -> str:
+    return f"{cell:,}" if isinstance(cell, int) and not isinstance(cell, bool) else str(cell)
+
+
 def number(value: float, digits: int = 3) -> str:
+    """Rounded; `-` where there is none, `inf` where no number is enough."""
     return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
@@ -102,4 +106,5 @@ def with_interval(interval: Interval, digits: int = 3) -> str:
     value = number(interval.value, digits)
     if not interval.known:
         return value
-    return f"{value} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
+    # No line break inside the brackets.
+    return f"{value} [{interval.low:.{digits}f},\u00a0{interval.high:.{digits}f}]"

@@ -163,18 +163,11 @@ class Section:
                     page.number(max(known, default=math.nan), 0),
                 )
             )
-        columns: tuple[str, ...] = (
-            "method",
-            "runs finished",
-            "final mean",
-            "final IQM",
-            "best mean",
-            "best IQM",
-        )
-        columns += ("10,000 updates, median s", "peak memory, MiB")
-        self._csv("results", columns, rows)
+        columns = ("method", "runs finished", "final mean", "final IQM", "best mean", "best IQM")
+        speed = ("10,000 updates, median s", "peak memory, MiB")
         warned = speed_warning(self.benchmark.runs)
-        return page.table(columns, rows) + (page.warning(warned) if warned else "")
+        shown = page.table((*columns, *speed), rows)
+        return shown + (page.warning(warned) if warned else "")
 
     def _comparisons(self, baseline: Group | None, comparisons: Sequence[Comparison]) -> list[str]:
         if baseline is None:
@@ -185,35 +178,37 @@ class Section:
             ]
         if not comparisons:
             return []
-        columns: tuple[str, ...] = (
-            "method",
-            "against",
-            "runs",
-            "verdict at 95%",
-            "difference",
-            "p",
-            "p (Holm)",
-        )
-        columns += ("P(improvement)", "seeds needed")
+        exact: tuple[str, ...] = ("method", "baseline", "runs", "baseline_runs", "verdict")
+        exact += ("difference", "difference_low", "difference_high", "p", "p_holm")
+        exact += ("probability", "probability_low", "probability_high", "seeds_needed")
+        self._csv(
+            "comparisons",
+            exact,
+            [
+                (one.method, one.baseline, *one.runs, one.verdict, *one.difference, one.p_value,
+                 one.p_holm, *one.improvement, one.seeds_needed)
+                for one in comparisons
+            ],
+        )  # fmt: skip
+        columns = ("method", "runs", "verdict at 95%", "difference", "p", "p (Holm)")
+        more = ("P(improvement)", "seeds needed")
         rows = [
             (
                 one.method,
-                one.baseline,
-                f"{one.runs[0]}, {one.runs[1]}",
+                f"{one.runs[0]} and {one.runs[1]}",
                 one.verdict,
                 page.with_interval(one.difference),
                 page.number(one.p_value, 4),
                 page.number(one.p_holm, 4),
                 page.with_interval(one.improvement),
-                "∞" if math.isinf(one.seeds_needed) else page.number(one.seeds_needed, 0),
+                page.number(one.seeds_needed, 0),
             )
             for one in comparisons
         ]
-        self._csv("comparisons", columns, rows)
         return [
             page.heading(3, f"Compared with {baseline.label}"),
             page.bullets([one.sentence for one in comparisons]),
-            page.table(columns, rows, text=("against", "verdict at 95%")),
+            page.table((*columns, *more), rows, text=("verdict at 95%",)),
             page.paragraph(
                 "Difference of the final means with Welch's 95% interval; p, two-sided, and "
                 "adjusted for the number of comparisons (Holm); probability of improvement with "
@@ -224,34 +219,25 @@ class Section:
         ]
 
     def _runs(self) -> str:
-        columns: tuple[str, ...] = (
-            "run",
-            "method",
-            "seed",
-            "status",
-            "step",
-            "last score",
-            "best score",
-            "at step",
-        )
-        columns += ("protocol", "reason")
+        columns = ("run", "method", "seed", "status", "step", "of", "last", "best", "best at",
+                   "protocol", "reason")  # fmt: skip
         rows = []
         for group in self.groups:
             for run in group.runs:
                 steps, table = results.evaluations(run, self.tasks, self.options.metric)
                 means = table.mean(1) if len(steps) else np.array([math.nan])
                 best = int(np.argmax(means))
-                share = f" ({run.step / run.total_steps:.0%})" if run.total_steps else ""
                 rows.append(
                     (
                         run.path,
                         group.label,
                         run.seed,
                         run.state if run.finished else f"UNFINISHED: {run.state}",
-                        f"{run.step:,}{share}",
+                        run.step,
+                        run.total_steps,
                         page.number(float(means[-1])),
                         page.number(float(means[best])),
-                        f"{steps[best]:,.0f}" if len(steps) else "no evaluation yet",
+                        int(steps[best]) if len(steps) else "no evaluation yet",
                         run.protocol,
                         run.status.get("reason", ""),
                     )
@@ -263,7 +249,7 @@ class Section:
         rows = differing([settings(group.runs[0]) for group in self.groups])
         if not rows:
             return page.paragraph("None, besides the seed.")
-        columns: tuple[str, ...] = ("setting", *(group.label for group in self.groups))
+        columns = ("setting", *(group.label for group in self.groups))
         shown = [
             (key, *("-" if value is None else value for value in row)) for key, row in rows.items()
         ]
