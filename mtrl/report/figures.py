@@ -236,7 +236,7 @@ def heat_map(final: Mapping[str, Scores], tasks: Sequence[str], words: Words) ->
     table = np.array(list(shown.values())).T  # [task, method]
     rates = table.min() >= 0 and table.max() <= 1
     figure = new_figure(2.6 + 0.55 * len(shown), 1.5 + 0.24 * len(tasks))
-    axes = figure.subplots()
+    axes: Any = figure.subplots()
     limits = {"vmin": 0.0, "vmax": 1.0} if rates else {}
     image = axes.imshow(table, cmap="cividis", aspect="auto", **limits)
     axes.grid(visible=False)
@@ -261,7 +261,7 @@ def improvement(comparisons: Sequence[Comparison], looks: Mapping[str, Style]) -
     if not shown:
         return None
     figure = new_figure(WIDTH * 0.75, 1.0 + 0.34 * len(shown))
-    axes = figure.subplots()
+    axes: Any = figure.subplots()
     for y, one in enumerate(shown):
         look, (value, low, high) = looks[one.method], one.improvement
         axes.plot(value, y, look.marker, color=look.color, markersize=6)
@@ -290,7 +290,7 @@ def update_time(groups: Sequence[Group], looks: Mapping[str, Style]) -> Drawn | 
     if not shown:
         return None
     figure = new_figure(WIDTH * 0.75, 1.0 + 0.34 * len(shown))
-    axes = figure.subplots()
+    axes: Any = figure.subplots()
     boxes = axes.boxplot(
         list(shown.values()), orientation="horizontal", widths=0.55, patch_artist=True,
         positions=range(len(shown)), flierprops={"markersize": 2.5, "alpha": 0.5},
@@ -326,7 +326,7 @@ def memory(groups: Sequence[Group], looks: Mapping[str, Style]) -> Drawn | None:
         return None
     shown = list(dict.fromkeys(label for label, _, _ in rows))
     figure = new_figure(WIDTH * 0.75, 1.0 + 0.3 * len(shown))
-    axes = figure.subplots()
+    axes: Any = figure.subplots()
     for y, label in enumerate(shown):
         values = [mib for name, _, mib in rows if name == label]
         axes.barh(y, np.mean(values), height=0.6, color=looks[label].color, alpha=0.55)

@@ -114,8 +114,8 @@ def _groups(runs: Iterable[Run]) -> tuple[Group, ...]:
             if len(variants) == 1:
                 label = method
             elif len(rows) <= MAX_LABEL_KEYS:
-                own = [f"{key.split('.')[-1]}={row[index]}" for key, row in rows.items()]
-                label = f"{method} ({', '.join(own)})"
+                apart = [f"{key.split('.')[-1]}={row[index]}" for key, row in rows.items()]
+                label = f"{method} ({', '.join(apart)})"
             else:
                 label = f"{method} (variant {index + 1})"
             groups.append(Group(label, method, tuple(variant)))
@@ -194,12 +194,11 @@ def machines(runs: Iterable[Run]) -> list[dict[str, Any]]:
     """What the runs ran on: each distinct set of machine, versions and commit, with its runs."""
     distinct: list[dict[str, Any]] = []
     for run in runs:
-        content = {key: run.environment.get(key) for key in MACHINE}
-        content |= {"python": run.environment.get("python")}
+        content = {key: run.environment.get(key) for key in (*MACHINE, "python")}
         content |= run.environment.get("versions", {})
-        content["commit"] = str(run.environment.get("git_commit") or "unknown")[:12]
-        if run.environment.get("git_diff"):
-            content["commit"] += " + uncommitted changes"
+        commit = str(run.environment.get("git_commit") or "unknown")[:12]
+        changed = " + uncommitted changes" if run.environment.get("git_diff") else ""
+        content["commit"] = commit + changed
         known = next((entry for entry in distinct if entry["what"] == content), None)
         if known is None:
             distinct.append({"what": content, "runs": [run]})
