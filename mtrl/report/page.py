@@ -20,7 +20,8 @@ th, td { padding: .25em .6em; text-align: right; border-bottom: 1px solid #ddd;
          vertical-align: top; }
 th { border-bottom: 2px solid #888; vertical-align: bottom; }
 th:first-child, td:first-child, td.text, th.text { text-align: left; }
-td:first-child, td.text { overflow-wrap: anywhere; min-width: 7em; }
+td:first-child, td.text { overflow-wrap: anywhere; min-width: 5em; }
+td:first-child { min-width: 11em; }
 figure { margin: 1.2em 0; } figure img { max-width: 100%; }
 figcaption { font-size: 13px; color: #444; max-width: 55em; }
 .warning { border: 2px solid #b30000; border-left-width: 10px; background: #fff0ee;
