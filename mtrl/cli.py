@@ -29,6 +29,10 @@ mtrl: multi-task reinforcement learning
       success rates of a trained agent
   mtrl bench CONFIG [--key value ...]
       where the time of a vector step goes here, in under a minute
+  mtrl runs [DIR]
+      table of the runs below DIR
+  mtrl report RUNS... [--out DIR] [--baseline unitary]
+      one HTML page with figures, intervals and comparisons
   mtrl list tasks|benchmarks|methods|presets
 
 Every command explains itself with --help.
@@ -49,6 +53,8 @@ def main(arguments: list[str] | None = None) -> None:
         "resume": resume_command,
         "evaluate": evaluate_command,
         "bench": bench_command,
+        "runs": runs_command,
+        "report": report_command,
         "list": list_command,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -284,6 +290,20 @@ def _evaluate(path: Path, options: EvaluateOptions) -> None:
         f"task, protocol {config.protocol_stamp}"
     )
     Console().print(success_table(config.task_names, result, title))
+
+
+def runs_command(arguments: list[str]) -> None:
+    from mtrl import runs
+
+    runs.runs_command(arguments)
+
+
+def report_command(arguments: list[str]) -> None:
+    from mtrl.report import write
+
+    if not arguments:
+        raise UsageError("report wants run directories, or folders that hold some")
+    write.report_command(arguments)
 
 
 def list_command(arguments: list[str]) -> None:

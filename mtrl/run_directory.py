@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import platform
 import shutil
@@ -17,10 +18,13 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mtrl.config import Config, load_yaml
 from mtrl.schema import ConfigError, dump_yaml
+
+if TYPE_CHECKING:
+    import torch
 
 Status = Literal["running", "finished", "stopped", "failed"]
 
@@ -94,10 +98,38 @@ class RunDirectory:
             self.write_status(**(details | {"status": status, "reason": reason}))
 
 
+def is_held(path: Path) -> bool:
+    """Whether a process, on this machine or a sharer of its file system, holds the run's lock."""
+    try:
+        with open(path / ".lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two readers do not collide
+    except FileNotFoundError:
+        return False
+    except OSError:  # held; or the file system has no locks, then status.json is believed
+        return True
+    return False
+
+
 def write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text)
     os.replace(temporary, path)
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Most memory of this process so far, MiB: tensors on a CUDA device, else resident pages.
+
+    VmHWM, because getrusage's ru_maxrss counts a parent's pages too where one forked.
+    """
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) / 2**10 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):  # no /proc here
+        return math.nan
 
 
 def environment() -> dict[str, Any]:

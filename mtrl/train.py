@@ -26,7 +26,13 @@ from mtrl.evaluate import Evaluation, agent_policy, evaluate, goal_schedule
 from mtrl.learner import set_up_learner, settle
 from mtrl.recorder import Recorder
 from mtrl.replay import Batch, ReplayBuffer
-from mtrl.run_directory import RunDirectory, Status, environment, write_atomically
+from mtrl.run_directory import (
+    RunDirectory,
+    Status,
+    environment,
+    peak_memory_mib,
+    write_atomically,
+)
 from mtrl.schema import dump_yaml
 from mtrl.timing import StageTimer
 
@@ -262,6 +268,7 @@ class Trainer:
         self.elapsed += seconds
         env_rate, update_rate = (self.step - first_step) / seconds, self._updates / seconds
         values = {"time/env_steps_per_s": env_rate, "time/updates_per_s": update_rate}
+        values["memory/learner_mib"] = peak_memory_mib(self.device)
         success = [float(np.mean(recent)) if recent else math.nan for recent in self.recent_success]
         values |= recorder.per_task("train/episode_success", success)
         sigma = self.replay.moments.sigma.cpu().numpy()

@@ -120,9 +120,10 @@ def final_state(run: Path, step: int = 1600) -> dict[str, Any]:
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without the clock's share."""
+    """metrics.jsonl without the machine's share."""
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
+    machine = ("time/", "memory/")
+    return [{k: v for k, v in line.items() if not k.startswith(machine)} for line in lines]
 
 
 def differences(a: Any, b: Any, path: str = "") -> list[str]:

@@ -393,6 +393,7 @@ def test_metrics_hold_the_documented_tags(toy_run: Path) -> None:
             assert f"gradients/{loss}/{name}" in tags
     for tag in ("eval/success_mean", "time/env_steps_per_s", "time/updates_per_s", "time/eval_s"):
         assert tag in tags
+    assert "memory/learner_mib" in tags
     for tag, points in tags.items():
         steps = [step for step, _ in points]
         assert steps == sorted(set(steps)), f"{tag} has steps out of order or twice"

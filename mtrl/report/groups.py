@@ -1,0 +1,224 @@
+"""Runs sorted into benchmarks and methods, and what must not be compared with what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mtrl.runs import Run
+
+# Settings that do not change what is learned: runs that differ only here are one method's seeds.
+WITHOUT_EFFECT = (
+    "seed",
+    "name",
+    "run_dir",
+    "overwrite",
+    "plugins",
+    "env.workers",
+    "env.fast",
+    "learner.",
+    "checkpoint.",
+    "logging.",
+)
+MACHINE = ("gpu", "cores", "platform")
+MAX_LABEL_KEYS = 3
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one method that differ in nothing but their seeds."""
+
+    label: str
+    """The method, and what sets it apart from other groups of the same method."""
+    method: str
+    runs: tuple[Run, ...]
+    """By seed."""
+
+    @property
+    def finished(self) -> tuple[Run, ...]:
+        return tuple(run for run in self.runs if run.finished)
+
+    @property
+    def protocols(self) -> list[str]:
+        return sorted({run.protocol for run in self.runs})
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """All runs on the same tasks."""
+
+    name: str
+    tasks: tuple[str, ...]
+    groups: tuple[Group, ...]
+    warnings: tuple[str, ...]
+    """What makes the comparison unfair or weak; shown loudly."""
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for group in self.groups for run in group.runs]
+
+
+def benchmarks(runs: Iterable[Run], metric: str, baseline: str) -> list[Benchmark]:
+    """Benchmarks by name, the baseline first in each.
+
+    metric: tag prefix of the score, `<metric>/<task>`; baseline: a method or a group's label.
+    """
+    by_tasks: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        own = ",".join(run.config.get("env.tasks", ()))
+        by_tasks.setdefault((run.benchmark, own), []).append(run)
+    found: list[Benchmark] = []
+    for (name, _), members in sorted(by_tasks.items()):
+        alike = sum(benchmark.name.startswith(name) for benchmark in found)
+        kept, warnings = _without_copies(members)
+        groups = _groups(kept)
+        groups = tuple(sorted(groups, key=lambda g: baseline not in (g.label, g.method)))
+        warnings = [*_unlike(groups), *warnings, *_weaknesses(groups)]
+        shown = f"{name} ({alike + 1})" if alike else name
+        found.append(Benchmark(shown, _tasks(kept, metric), groups, tuple(warnings)))
+    return found
+
+
+def _tasks(runs: Sequence[Run], metric: str) -> tuple[str, ...]:
+    tags = [tag for run in runs for tag in run.series if tag.startswith(f"{metric}/")]
+    return tuple(dict.fromkeys(tag.removeprefix(f"{metric}/") for tag in tags))
+
+
+def settings(run: Run) -> dict[str, Any]:
+    """What the run was asked to learn, without what has no effect on it."""
+    return {key: v for key, v in run.config.items() if not key.startswith(WITHOUT_EFFECT)}
+
+
+def differing(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """{key: value in each} of the keys whose values differ; None where a key is absent."""
+    keys = dict.fromkeys(key for config in configs for key in config)
+    values = {key: [config.get(key) for config in configs] for key in keys}
+    return {key: row for key, row in values.items() if any(value != row[0] for value in row)}
+
+
+def _groups(runs: Iterable[Run]) -> tuple[Group, ...]:
+    by_method: dict[str, list[list[Run]]] = {}
+    for run in sorted(runs, key=lambda run: (run.method, run.seed, str(run.path))):
+        variants = by_method.setdefault(run.method, [])
+        own = settings(run)
+        same = next((variant for variant in variants if settings(variant[0]) == own), None)
+        if same is None:
+            variants.append([run])
+        else:
+            same.append(run)
+    groups = []
+    for method, variants in by_method.items():
+        rows = differing([settings(variant[0]) for variant in variants])
+        for index, variant in enumerate(variants):
+            if len(variants) == 1:
+                label = method
+            elif len(rows) <= MAX_LABEL_KEYS:
+                apart = [f"{key.split('.')[-1]}={row[index]}" for key, row in rows.items()]
+                label = f"{method} ({', '.join(apart)})"
+            else:
+                label = f"{method} (variant {index + 1})"
+            groups.append(Group(label, method, tuple(variant)))
+    return tuple(groups)
+
+
+def _without_copies(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
+    """Equal seeds of equal settings are one run twice, not two: the one further on is kept."""
+    kept: list[Run] = []
+    warnings = []
+    for run in sorted(runs, key=lambda run: (-run.finished, -run.step, str(run.path))):
+        copy = next((k for k in kept if k.seed == run.seed and settings(k) == settings(run)), None)
+        if copy is None:
+            kept.append(run)
+        else:
+            warnings.append(
+                f"{run.path} has the same settings and seed as {copy.path}: they are not "
+                "independent, so it is left out."
+            )
+    return kept, warnings
+
+
+def _unlike(groups: Sequence[Group]) -> list[str]:
+    """Protocol, length and evaluation must be equal, or numbers are not comparable."""
+
+    def by_value(what: str, values: Mapping[str, list[str]]) -> list[str]:
+        if len(values) < 2:
+            return []
+        each = "; ".join(f"{value}: {', '.join(labels)}" for value, labels in values.items())
+        return [f"NOT COMPARABLE, different {what}. {each}."]
+
+    protocols: dict[str, list[str]] = {}
+    lengths: dict[str, list[str]] = {}
+    evaluations: dict[str, list[str]] = {}
+    for group in groups:
+        config = group.runs[0].config
+        for protocol in group.protocols:
+            protocols.setdefault(f"protocol {protocol}", []).append(group.label)
+        length = [f"{k}={v}" for k, v in config.items() if k in ("train.total_steps", "epochs")]
+        lengths.setdefault(" ".join(length) or "unknown", []).append(group.label)
+        sizes = [f"{k.split('.')[1]}={v}" for k, v in config.items() if k[:11] == "evaluation."]
+        evaluations.setdefault(" ".join(sizes) or "unknown", []).append(group.label)
+    return [
+        *by_value("protocols", protocols),
+        *by_value("numbers of training steps", lengths),
+        *by_value("evaluations", evaluations),
+    ]
+
+
+def _weaknesses(groups: Sequence[Group]) -> list[str]:
+    warnings = []
+    for group in groups:
+        broken = [run for run in group.runs if run.state in ("failed", "died")]
+        open_runs = len(group.runs) - len(group.finished) - len(broken)
+        if broken:
+            reasons = sorted({str(run.status.get("reason")) for run in broken} - {"", "None"})
+            warnings.append(
+                f"{group.label}: {len(broken)} of {len(group.runs)} runs failed or died"
+                f"{' (' + '; '.join(reasons) + ')' if reasons else ''}. The numbers are those "
+                "of the survivors, which flatters the method."
+            )
+        if open_runs:
+            warnings.append(
+                f"{group.label}: {open_runs} of {len(group.runs)} runs are unfinished. They are "
+                "in the curves and the list of runs, not in final scores and comparisons."
+            )
+        if len(group.finished) == 1:
+            warnings.append(
+                f"{group.label}: one finished run. One seed says nothing about the spread between "
+                "seeds: no interval, no test, no conclusion about the method."
+            )
+    return warnings
+
+
+def machines(runs: Iterable[Run]) -> list[dict[str, Any]]:
+    """What the runs ran on: each distinct set of machine, versions and commit, with its runs."""
+    distinct: list[dict[str, Any]] = []
+    for run in runs:
+        content = {key: run.environment.get(key) for key in (*MACHINE, "python")}
+        content |= run.environment.get("versions", {})
+        commit = str(run.environment.get("git_commit") or "unknown")[:12]
+        changed = " + uncommitted changes" if run.environment.get("git_diff") else ""
+        content["commit"] = commit + changed
+        known = next((entry for entry in distinct if entry["what"] == content), None)
+        if known is None:
+            distinct.append({"what": content, "runs": [run]})
+        else:
+            known["runs"].append(run)
+    return distinct
+
+
+def speed_warning(runs: Sequence[Run]) -> str:
+    """Times and memory of different machines or threads say nothing about methods; else ''."""
+    seen = {
+        tuple(
+            [str(run.environment.get(key)) for key in MACHINE]
+            + [f"{k}={v}" for k, v in sorted(run.config.items()) if k.startswith("learner.")]
+        )
+        for run in runs
+    }
+    if len(seen) < 2:
+        return ""
+    return (
+        "Times and memory are NOT COMPARABLE: the runs were made on different machines or with "
+        "different learner settings: " + "; ".join(sorted(", ".join(entry) for entry in seen)) + "."
+    )

@@ -1,0 +1,228 @@
+"""Runs as they lie on disk: found, read, and listed by `mtrl runs`.
+
+Knows the files of a run directory, nothing of what was trained: settings are a flat mapping, and
+measurements are series by tag.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtrl.run_directory import is_held
+from mtrl.schema import ConfigError, read_yaml
+
+# Where a configuration says it, the first that is there.
+METHOD_KEYS = ("agent.smto.name", "smto.name", "method")
+BENCHMARK_KEYS = ("env.benchmark", "benchmark", "problem", "name")
+RUN_FILES = ("metrics.jsonl", "status.json", "environment.json", ".lock")
+
+
+class Series(NamedTuple):
+    """One tag's measurements."""
+
+    steps: NDArray[np.int64]
+    """[point] increasing, in the run's own unit (environment steps)."""
+    values: NDArray[np.float64]
+    """[point]"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory, finished or not."""
+
+    path: Path
+    config: Mapping[str, Any]
+    """Flat: {"train.total_steps": 1000, ...}; empty values are left out."""
+    status: Mapping[str, Any]
+    """status.json, or empty."""
+    state: str
+    """finished, stopped, failed, running, starting, or died: said to be running, but no process
+    holds it."""
+    environment: Mapping[str, Any]
+    """environment.json, or empty."""
+    series: Mapping[str, Series] = field(default_factory=dict)
+    """By tag; only the tags that were asked for."""
+
+    @property
+    def method(self) -> str:
+        """`pcgrad`, or `pcgrad+unitary` where critic and actor differ."""
+        name = str(_first(self.config, METHOD_KEYS, "unknown"))
+        own = [self.config.get(f"agent.{loss}_smto.name", name) for loss in ("critic", "actor")]
+        return own[0] if own[0] == own[1] else "+".join(own)
+
+    @property
+    def benchmark(self) -> str:
+        """The benchmark's name, or the task list that replaces it."""
+        tasks = self.config.get("env.tasks", ())
+        if tasks:
+            return ", ".join(tasks) if len(tasks) <= 3 else f"{len(tasks)} tasks: {tasks[0]}, ..."
+        return str(_first(self.config, BENCHMARK_KEYS, "unknown"))
+
+    @property
+    def seed(self) -> int:
+        return int(self.config.get("seed", 0))
+
+    @property
+    def protocol(self) -> str:
+        return str(self.status.get("protocol") or self.config.get("protocol", "none"))
+
+    @property
+    def step(self) -> int:
+        return int(self.status.get("step", 0))
+
+    @property
+    def total_steps(self) -> int:
+        return int(self.status.get("total_steps", 0))
+
+    @property
+    def finished(self) -> bool:
+        return self.state == "finished"
+
+
+def _first(config: Mapping[str, Any], keys: Iterable[str], default: Any) -> Any:
+    return next((config[key] for key in keys if key in config), default)
+
+
+def is_run(path: Path) -> bool:
+    return (path / "config.yaml").is_file() and any((path / name).exists() for name in RUN_FILES)
+
+
+def find_runs(paths: Iterable[Path]) -> list[Path]:
+    """Run directories among and below `paths`, each once, sorted; ConfigError if there is none."""
+    found: set[Path] = set()
+    asked = list(paths)
+    for path in asked:
+        if not path.is_dir():
+            raise ConfigError("RUNS", str(path), "no such directory")
+        for folder, subfolders, _ in os.walk(path):
+            if is_run(Path(folder)):
+                found.add(Path(folder))
+                subfolders.clear()  # a run holds no other runs
+    if not found:
+        shown = ", ".join(map(str, asked))
+        raise ConfigError("RUNS", shown, "holds no run (a folder with config.yaml and status.json)")
+    unique = {path.resolve(): path for path in sorted(found, reverse=True)}
+    return sorted(unique.values())
+
+
+def read_run(path: Path, prefixes: tuple[str, ...] = ()) -> Run:
+    """The run in directory `path`, with the series of all tags that begin with a prefix."""
+    config: dict[str, Any] = {}
+    _flatten(read_yaml(path / "config.yaml"), "", config)
+    status = _read_json(path / "status.json")
+    state = str(status.get("status", "starting"))
+    if state in ("running", "starting") and not is_held(path):
+        state = "died"
+    series = read_series(path / "metrics.jsonl", prefixes) if prefixes else {}
+    return Run(path, config, status, state, _read_json(path / "environment.json"), series)
+
+
+def read_series(path: Path, prefixes: tuple[str, ...]) -> dict[str, Series]:
+    """Tags of metrics.jsonl that begin with one of `prefixes`; of equal steps the last counts.
+
+    A line that is being written, or was cut off, is passed over.
+    """
+    points: dict[str, dict[int, float]] = {}
+    if path.exists():
+        with open(path) as lines:
+            for line in lines:
+                try:
+                    record = json.loads(line)
+                    step = int(record["step"])
+                except (ValueError, KeyError, TypeError):
+                    continue
+                for tag, value in record.items():
+                    if tag.startswith(prefixes):
+                        points.setdefault(tag, {})[step] = float(value)
+    return {
+        tag: Series(np.array(sorted(of)), np.array([of[step] for step in sorted(of)]))
+        for tag, of in points.items()
+    }
+
+
+def _flatten(value: Any, key: str, flat: dict[str, Any]) -> None:
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _flatten(item, f"{key}.{name}" if key else str(name), flat)
+    elif value not in (None, "", []):
+        flat[key] = value
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+# -- `mtrl runs` ----------------------------------------------------------------------------------
+
+HELP = """\
+mtrl runs [DIR]
+
+Table of the runs below DIR (default: runs): status, steps made, mean success in the last and in
+the best evaluation, steps per second over the whole run, time since the last sign of life.
+A run that says it is running while no process holds it is shown as `died`; `mtrl resume` goes on.
+"""
+COLOURS = {"finished": "green", "running": "cyan", "failed": "red", "died": "red"}
+
+
+def runs_command(arguments: list[str]) -> None:
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(HELP, end="")
+        return
+    if len(arguments) > 1:
+        raise ConfigError("DIR", " ".join(arguments), "runs wants one directory at most")
+    root = Path(arguments[0] if arguments else "runs")
+
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("run", overflow="fold")
+    table.add_column("status")
+    for name in ("step", "of", "success", "best", "steps/s", "age"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for path in find_runs([root]):
+        run = read_run(path)
+        shown = path.relative_to(root) if path != root else path
+        table.add_row(str(shown), f"[{COLOURS.get(run.state, 'yellow')}]{run.state}", *_cells(run))
+    Console().print(table)
+
+
+def _cells(run: Run) -> list[str]:
+    status = run.status
+    elapsed = status.get("elapsed_s") or 0.0
+    success, best = status.get("success_mean"), status.get("best_success_mean")
+    return [
+        f"{run.step:,}",
+        f"{run.step / run.total_steps:.0%}" if run.total_steps else "-",
+        "-" if success is None else f"{success:.3f}",
+        "-" if success is None or best is None else f"{best:.3f}",
+        f"{run.step / elapsed:,.0f}" if elapsed else "-",
+        age(time.time() - _last_sign(run.path)),
+    ]
+
+
+def _last_sign(path: Path) -> float:
+    """When the run last wrote its status (or, before that, its configuration)."""
+    status = path / "status.json"
+    return (status if status.exists() else path / "config.yaml").stat().st_mtime
+
+
+def age(seconds: float) -> str:
+    """`42 s`, `7 min`, `5 h` or `3 d`."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"

@@ -1,0 +1,352 @@
+"""The report: what is grouped, computed, warned of and written."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from run_files import TASKS, write_run
+
+from mtrl import cli
+from mtrl.report import figures, results, statistics
+from mtrl.report.groups import Benchmark, benchmarks, speed_warning
+from mtrl.report.write import ReportOptions, write_report
+from mtrl.runs import Run, read_run
+
+METRIC = "eval/success"
+TAGS = (f"{METRIC}/", "gradients/", "time/updates_per_s", "memory/")
+UNITARY = {1: [1.0, 0.5, 0.5, 0.0], 2: [1.0, 0.5, 0.0, 0.0], 3: [1.0, 1.0, 0.5, 0.5]}
+PCGRAD = {1: [1.0, 1.0, 1.0, 0.5], 2: [1.0, 1.0, 0.5, 1.0], 3: [1.0, 1.0, 1.0, 1.0]}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two methods with three finished seeds, one of them with an unfinished fourth; one method
+    whose only run failed before its first evaluation; a second benchmark with one seed."""
+    root = tmp_path_factory.mktemp("runs")
+    for method, finals in {"unitary": UNITARY, "pcgrad": PCGRAD}.items():
+        for seed, final in finals.items():
+            scores = {500: [0.75] * 4, 1000: final}
+            rates = (0.0, 5.0, 100.0, 200.0) if method == "unitary" else (0.0, 5.0, 50.0)
+            write_run(root / f"MT10/{method}/seed_{seed}", scores, method=method, seed=seed,
+                      rates=rates)  # fmt: skip
+    write_run(root / "MT10/pcgrad/seed_4", {500: [0.25] * 4}, method="pcgrad", seed=4,
+              status="running")  # fmt: skip
+    write_run(root / "MT10/mgda/seed_1", {}, method="mgda", status="failed", rates=())
+    for method, score in {"unitary": 0.5, "famo": 0.25}.items():
+        write_run(root / f"MT25/{method}/seed_1", {1000: [score] * 4}, method=method, rates=(),
+                  settings={"env.benchmark": "MT25"})  # fmt: skip
+    return root
+
+
+@pytest.fixture(scope="module")
+def report(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(ReportOptions((runs,), out=tmp_path_factory.mktemp("out")))
+
+
+@pytest.fixture(scope="module")
+def mt10(runs: Path) -> Benchmark:
+    return read(*sorted((runs / "MT10").glob("*/*")))
+
+
+def read(*paths: Path, baseline: str = "unitary") -> Benchmark:
+    (found,) = benchmarks([read_run(path, TAGS) for path in paths], METRIC, baseline)
+    return found
+
+
+def rows(report: Path, name: str) -> list[dict[str, str]]:
+    with open(report.parent / name, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# -- the page ---------------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.sources: list[str] = []
+        self.links: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        values = dict(attributes)
+        self.sources += [values["src"] or ""] if "src" in values else []
+        self.links += [values["href"] or ""] if "href" in values else []
+        if tag not in ("img", "meta"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_page_stands_alone(report: Path) -> None:
+    page = Page(report.read_text())
+    assert page.open == []  # every tag is closed
+    assert len(page.sources) >= 12
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in page.sources)
+    assert len(page.links) == 3 * len(page.sources)
+    for link in page.links:
+        assert (report.parent / link).stat().st_size > 30
+    assert "<script" not in report.read_text()
+
+
+def test_figures_beside_the_page(report: Path) -> None:
+    names = {path.stem for path in (report.parent / "MT10").glob("*.png")}
+    assert names == {"curves", "scores", "improvement", "tasks", "heat_map", "update_time",
+                     "memory", "conflict"}  # fmt: skip
+    for name in names:
+        assert (report.parent / f"MT10/{name}.svg").read_text().startswith("<?xml")
+        assert rows(report, f"MT10/{name}.csv")
+
+
+def test_page_says_what_is_weak(report: Path) -> None:
+    text = Page(report.read_text()).text
+    assert "mgda: 1 of 1 runs failed or died (out of memory)" in text
+    assert "pcgrad: 1 of 4 runs failed or died" in text  # said to be running, but it is gone
+    assert "UNFINISHED: died" in text
+    assert "no evaluation yet" in text
+    assert "famo: one finished run" in text
+    assert "famo against unitary: a difference of -0.250 in the final mean, but one seed" in text
+    assert "mgda against unitary: no finished runs on one side" in text
+    assert "NOT COMPARABLE" not in text
+
+
+def test_numbers_of_the_page(report: Path) -> None:
+    by_hand = {
+        ("unitary", "final"): ([0.5, 0.375, 0.75], 3),
+        ("pcgrad", "final"): ([0.875, 0.875, 1.0], 3),
+        ("unitary", "best"): ([0.75, 0.75, 0.75], 3),
+        ("pcgrad", "best"): ([0.875, 0.875, 1.0], 3),
+    }
+    found = {(row["method"], row["score"]): row for row in rows(report, "MT10/scores.csv")}
+    for key, (means, count) in by_hand.items():
+        assert float(found[key]["mean"]) == pytest.approx(np.mean(means))
+        assert int(found[key]["runs"]) == count
+    assert found["mgda", "final"]["mean"] == "nan"
+    test = statistics.welch(*(np.array(by_hand[m, "final"][0]) for m in ("pcgrad", "unitary")))
+    compared = {row["method"]: row for row in rows(report, "MT10/comparisons.csv")}
+    assert float(compared["pcgrad"]["p"]) == pytest.approx(test.p_value)
+    assert float(compared["pcgrad"]["difference_low"]) == pytest.approx(test.difference.low)
+    cells = {(r["method"], r["task"]): float(r["final"]) for r in rows(report, "MT10/heat_map.csv")}
+    assert cells["pcgrad", "drawer"] == pytest.approx(2.5 / 3)
+    times = [
+        float(row["seconds"])
+        for row in rows(report, "MT10/update_time.csv")
+        if row["method"] == "unitary"
+    ]
+    assert times == pytest.approx([100.0, 50.0] * 3)  # 10,000 / 100 and 10,000 / 200
+
+
+def test_equal_runs_equal_bytes(mt10: Benchmark, tmp_path: Path) -> None:
+    written = []
+    for name in ("a.svg", "b.svg"):
+        with figures.styled():
+            drawn = figures.update_time(mt10.groups, figures.styles([g.label for g in mt10.groups]))
+            assert drawn is not None
+            drawn.figure.savefig(tmp_path / name, metadata={"Date": None, "Creator": None})
+        written.append((tmp_path / name).read_bytes())
+    assert written[0] == written[1]
+
+
+def test_methods_look_different() -> None:
+    looks = figures.styles([f"method {i}" for i in range(16)])
+    assert len(set(looks.values())) == 16
+    first = list(looks.values())[:7]
+    assert all(len({look[i] for look in first}) == 7 for i in (0, 1))  # colour, marker
+
+
+# -- results ----------------------------------------------------------------------------------
+
+
+def test_curves_over_the_runs_that_have_come_so_far(mt10: Benchmark) -> None:
+    pcgrad = next(group for group in mt10.groups if group.label == "pcgrad")
+    curves = results.curves(pcgrad, mt10.tasks, METRIC, "runs")
+    assert curves["mean"].steps.tolist() == [500, 1000]
+    assert curves["mean"].runs.tolist() == [4, 3]
+    assert curves["mean"].middle == pytest.approx([(3 * 0.75 + 0.25) / 4, (0.875 * 2 + 1) / 3])
+    finals = np.array(list(PCGRAD.values()))
+    whole = statistics.interval(statistics.interquartile_mean, finals)
+    assert (curves["iqm"].middle[1], curves["iqm"].low[1], curves["iqm"].high[1]) == whole
+    assert curves["task/drawer"].middle[1] == pytest.approx(2.5 / 3)
+
+
+def test_comparison(mt10: Benchmark) -> None:
+    baseline = mt10.groups[0]
+    assert baseline.label == "unitary"  # first, whatever the alphabet says
+    found = {one.method: one for one in results.compare(mt10, baseline, METRIC, "runs")}
+    pcgrad = found["pcgrad"]
+    test = statistics.welch(np.array([0.875, 0.875, 1.0]), np.array([0.5, 0.375, 0.75]))
+    assert pcgrad.runs == (3, 3)
+    assert pcgrad.p_value == pytest.approx(test.p_value)
+    assert pcgrad.p_holm == pytest.approx(test.p_value)  # mgda has no run, so no test
+    wins = [
+        [(a > b) + (a == b) / 2 for a, b in itertools.product(first, second)]
+        for first, second in zip(
+            zip(*PCGRAD.values(), strict=True), zip(*UNITARY.values(), strict=True), strict=True
+        )
+    ]
+    assert pcgrad.improvement.value == pytest.approx(np.mean(wins))
+    assert pcgrad.verdict == ("better" if test.p_value < 0.05 else "not distinguishable")
+    assert found["mgda"].verdict == "untested"
+
+
+@pytest.mark.parametrize(
+    ("finals", "verdict", "said"),
+    [
+        ([0.9, 0.95, 1.0], "better", "mgda is better than unitary at 95%"),
+        ([0.0, 0.05, 0.1], "worse", "mgda is worse than unitary at 95%"),
+        ([0.4, 0.6, 0.7], "not distinguishable", "not distinguishable from unitary at 95%"),
+        ([0.5, 0.5, 0.6], "not distinguishable", "about "),
+        ([0.6, 0.5, 0.4], "not distinguishable", "no number of seeds would tell"),
+    ],
+)
+def test_verdicts(tmp_path: Path, finals: list[float], verdict: str, said: str) -> None:
+    for method, values in {"unitary": [0.4, 0.5, 0.6], "mgda": finals}.items():
+        for seed, value in enumerate(values):
+            write_run(tmp_path / method / str(seed), {1000: [value] * 4}, method=method, seed=seed)
+    benchmark = read(*tmp_path.glob("*/*"))
+    (one,) = results.compare(benchmark, benchmark.groups[0], METRIC, "runs")
+    assert one.verdict == verdict
+    assert said in one.sentence
+
+
+def test_equal_seeds_are_not_tested(tmp_path: Path) -> None:
+    for method, value in {"unitary": 0.25, "mgda": 0.75}.items():
+        for seed in range(3):
+            write_run(tmp_path / method / str(seed), {1000: [value] * 4}, method=method, seed=seed)
+    benchmark = read(*tmp_path.glob("*/*"))
+    (one,) = results.compare(benchmark, benchmark.groups[0], METRIC, "runs")
+    assert one.verdict == "untested"
+    assert "No spread between the seeds" in one.sentence
+
+
+def test_long_series_are_thinned(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", {}, rates=[50.0] * 350, total=350)
+    (group,) = read(tmp_path / "a").groups
+    curve = results.scalar_curve(group, "memory/learner_mib")
+    assert curve is not None
+    assert len(curve.steps) == results.MAX_POINTS
+    assert curve.middle[0] == pytest.approx(np.mean([400, 401, 402, 403]))
+    assert results.scalar_curve(group, "no/such") is None
+
+
+def test_memory_and_time_of_a_run(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "a", {}, rates=(0.0, 10.0, 0.0, 20.0, 40.0)), TAGS)
+    assert results.memory_mib(run) == 404
+    assert results.update_seconds(run).tolist() == [500.0, 250.0]
+    silent = read_run(write_run(tmp_path / "b", {}, rates=()), TAGS)
+    assert math.isnan(results.memory_mib(silent))
+    assert results.update_seconds(silent).size == 0
+
+
+# -- groups and warnings ----------------------------------------------------------------------
+
+
+def labels(benchmark: Benchmark) -> dict[str, int]:
+    return {group.label: len(group.runs) for group in benchmark.groups}
+
+
+def test_groups_by_settings(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", {}, seed=1)
+    write_run(tmp_path / "b", {}, seed=2, settings={"env.workers": 7})  # without effect
+    options = {"agent.smto": {"name": "cagrad", "options": {"c": 0.4}}}
+    write_run(tmp_path / "c", {}, settings=options)
+    options = {"agent.smto": {"name": "cagrad", "options": {"c": 0.9}}}
+    write_run(tmp_path / "d", {}, settings=options)
+    found = read(*tmp_path.iterdir())
+    assert labels(found) == {"unitary": 2, "cagrad (c=0.4)": 1, "cagrad (c=0.9)": 1}
+
+
+def test_tasks_of_their_own_are_another_benchmark(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", {})
+    write_run(tmp_path / "b", {}, settings={"env.tasks": ["reach", "push"]})
+    read_runs = [read_run(path, TAGS) for path in tmp_path.iterdir()]
+    assert [b.name for b in benchmarks(read_runs, METRIC, "")] == ["MT10", "reach, push"]
+
+
+def test_long_task_lists_have_names_of_their_own(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        tasks = ["reach", "push", "door", name]
+        write_run(tmp_path / name, {}, settings={"env.tasks": tasks})
+    names = [b.name for b in benchmarks([read_run(p) for p in tmp_path.iterdir()], METRIC, "")]
+    assert names == ["4 tasks: reach, ...", "4 tasks: reach, ... (2)"]
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"protocol": "kurin"}, "different protocols. protocol kurin: pcgrad; protocol mw-plus"),
+        ({"protocol": "mw-plus modified (env.horizon=150)"}, "different protocols"),
+        ({"total": 2000}, "different numbers of training steps"),
+        ({"settings": {"evaluation.episodes_per_task": 50}}, "different evaluations"),
+    ],
+)
+def test_what_is_not_comparable_is_said(tmp_path: Path, other: dict, said: str) -> None:
+    write_run(tmp_path / "b", {1000: [0.5] * 4})
+    write_run(tmp_path / "a", {1000: [0.5] * 4}, method="pcgrad", **other)
+    found = read(*sorted(tmp_path.iterdir()), baseline="")
+    assert found.warnings[0].startswith("NOT COMPARABLE")
+    assert said in found.warnings[0]
+
+
+def test_copies_are_not_independent(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", {500: [0.5] * 4}, status="stopped")
+    write_run(tmp_path / "b", {1000: [0.5] * 4})
+    found = read(*tmp_path.iterdir())
+    assert [run.path.name for run in found.runs] == ["b"]
+    assert any("same settings and seed" in text for text in found.warnings)
+
+
+def test_speeds_of_different_machines(mt10: Benchmark, tmp_path: Path) -> None:
+    assert speed_warning(mt10.runs) == ""
+    other = read_run(write_run(tmp_path / "a", {}))
+    other = Run(other.path, other.config, other.status, other.state, {"gpu": "H200"})
+    assert "NOT COMPARABLE" in speed_warning([*mt10.runs, other])
+
+
+# -- the command ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["{empty}"], "holds no run"),
+        (["{runs}/nothing"], "no such directory"),
+        (["{runs}", "--baseline", "unitari"], "did you mean 'unitary'?"),
+        ([], "report wants run directories"),
+    ],
+)
+def test_bad_input_is_one_line(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str
+) -> None:
+    arguments = [option.format(empty=tmp_path, runs=runs) for option in options]
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["report", *arguments])
+    assert caught.value.code == 2
+    message = capsys.readouterr().err
+    assert said in message
+    assert message.count("\n") == 1
+
+
+def test_another_metric_and_no_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metric = "eval/accuracy"
+    run = write_run(tmp_path / "run", {1000: [3.0, 5.0]}, method="famo", tasks=TASKS[:2],
+                    metric=metric, rates=())  # fmt: skip
+    out = tmp_path / "out"
+    cli.main(["report", str(run), "--out", str(out), "--metric", metric])
+    assert capsys.readouterr().out.strip() == str(out / "report.html")
+    text = Page((out / "report.html").read_text()).text
+    assert "No comparison: no run of the baseline unitary (here: famo)" in text
+    assert rows(out / "report.html", "MT10/curves.csv")[0]["value"] == "4.0"

@@ -1,0 +1,122 @@
+"""Run directories read back, and `mtrl runs`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from run_files import write_run
+
+from mtrl import cli
+from mtrl.run_directory import RunDirectory, is_held, peak_memory_mib
+from mtrl.runs import age, find_runs, read_run, read_series
+from mtrl.schema import ConfigError
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "run", {500: [0, 0.5, 1, 0.5], 1000: [0.5] * 4}, method="pcgrad")
+
+
+def test_read_run(run: Path) -> None:
+    read = read_run(run, ("eval/", "time/"))
+    assert (read.method, read.benchmark, read.seed, read.protocol) == (
+        "pcgrad",
+        "MT10",
+        1,
+        "mw-plus",
+    )
+    assert (read.state, read.step, read.total_steps) == ("finished", 1000, 1000)
+    assert read.config["train.total_steps"] == 1000
+    assert read.series["eval/success/door"].steps.tolist() == [500, 1000]
+    assert read.series["eval/success/door"].values.tolist() == [1.0, 0.5]
+    assert {tag.split("/")[0] for tag in read.series} == {"eval", "time"}  # only what was asked for
+
+
+def test_of_equal_steps_the_last_counts(tmp_path: Path) -> None:
+    lines = [{"step": 2, "a": 1.0}, {"step": 1, "a": 5.0}, {"step": 2, "a": 3.0}, {"b": 1.0}]
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines) + "[1]\nnull\n{")
+    series = read_series(file, ("a",))
+    assert series["a"].steps.tolist() == [1, 2]
+    assert series["a"].values.tolist() == [5.0, 3.0]
+
+
+def test_methods_of_two_losses(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run", {}, settings={"agent.actor_smto": {"name": "mgda"}})
+    assert read_run(path).method == "unitary+mgda"
+
+
+def test_settings_of_another_kind_of_run(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("problem: digits\nsmto: {name: famo}\nseed: 4\n")
+    (tmp_path / "status.json").write_text('{"status": "finished"}')
+    read = read_run(tmp_path)
+    assert (read.benchmark, read.method, read.seed) == ("digits", "famo", 4)
+
+
+@pytest.mark.parametrize("written", ["running", None])
+def test_a_run_whose_process_is_gone(tmp_path: Path, written: str | None) -> None:
+    path = write_run(tmp_path / "run", {500: [0.0] * 4}, status=written or "")
+    if written is None:
+        (path / "status.json").unlink()
+    assert not is_held(path)
+    assert read_run(path).state == "died"
+    holder = RunDirectory(path)
+    holder.lock()
+    assert is_held(path)
+    assert read_run(path).state == (written or "starting")
+    holder._lock.close()
+
+
+def test_reading_leaves_the_lock_free(run: Path) -> None:
+    assert not is_held(run)
+    RunDirectory(run).lock()
+
+
+def test_find_runs(tmp_path: Path) -> None:
+    names = ("b/seed_1", "a/seed_2", "a/seed_1")
+    paths = [write_run(tmp_path / name, {}) for name in names]
+    (paths[0] / "tensorboard").mkdir()
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/config.yaml").write_text("seed: 1\n")  # a configuration, not a run
+    assert find_runs([tmp_path]) == sorted(paths)
+    assert find_runs([paths[1], tmp_path / "a"]) == sorted(paths[1:])  # each once
+    with pytest.raises(ConfigError, match="no such directory"):
+        find_runs([tmp_path / "c"])
+
+
+def test_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "a/seed_1", {500: [1, 1, 0.5, 0.5], 1000: [0.5] * 4})
+    write_run(tmp_path / "a/seed_2", {500: [0.25] * 4}, status="running")
+    write_run(tmp_path / "a/seed_3", {}, status="failed")
+    cli.main(["runs", str(tmp_path)])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert rows[0] == ["run", "status", "step", "of", "success", "best", "steps/s", "age"]
+    assert rows[1][:7] == ["a/seed_1", "finished", "1,000", "100%", "0.500", "0.750", "50"]
+    assert rows[2][:7] == ["a/seed_2", "died", "500", "50%", "0.250", "0.250", "25"]
+    assert rows[3][:6] == ["a/seed_3", "failed", "0", "0%", "-", "-"]
+
+
+def test_no_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["runs", str(tmp_path)])
+    assert caught.value.code == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert str(tmp_path) in message
+
+
+def test_age() -> None:
+    assert [age(s) for s in (-1, 42, 400, 7_300, 200_000)] == ["0 s", "42 s", "7 min", "2 h", "2 d"]
+
+
+def test_peak_memory_is_a_peak() -> None:
+    before = peak_memory_mib(torch.device("cpu"))
+    assert before > 50  # torch alone is larger
+    free = before - psutil.Process().memory_info().rss / 2**20
+    torch.ones(int((free + 64) * 2**20 / 4))  # 64 MiB more than ever before, and given back
+    after = peak_memory_mib(torch.device("cpu"))
+    assert after > before + 32
