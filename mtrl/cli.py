@@ -25,6 +25,8 @@ mtrl: multi-task reinforcement learning
   mtrl evaluate RUN_DIR [--checkpoint best|latest|PATH]
                         [--episodes-per-task 50] [--json]
       success rates of a trained agent
+  mtrl sweep CONFIG|SWEEP.yaml [--methods M ...] [--seeds 0..9] [--set key=a,b ...]
+      methods x seeds x settings, on this machine or on a Ray cluster
   mtrl list tasks|benchmarks|methods|presets
 
 Every command explains itself with --help.
@@ -44,6 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
         "train": train_command,
         "resume": resume_command,
         "evaluate": evaluate_command,
+        "sweep": sweep_command,
         "list": list_command,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -250,6 +253,17 @@ def _evaluate(path: Path, options: EvaluateOptions) -> None:
         f"task, protocol {config.protocol_stamp}"
     )
     Console().print(success_table(config.task_names, result, title))
+
+
+def sweep_command(arguments: list[str]) -> None:
+    if not arguments:
+        raise UsageError("sweep wants a configuration or a sweep file, e.g. `mtrl sweep mt10`")
+    if arguments[0].startswith("-") and arguments[0] not in ("-h", "--help"):
+        raise UsageError(f"sweep wants the configuration first, not {arguments[0]!r}")
+
+    from mtrl.sweep.command import sweep
+
+    raise SystemExit(sweep(arguments))
 
 
 def list_command(arguments: list[str]) -> None:
