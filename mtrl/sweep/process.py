@@ -88,7 +88,7 @@ def start(run: Run, now: Outlook, environment: dict[str, str] | None = None) -> 
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            start_new_session=True,
+            process_group=0,
         )
 
 
@@ -158,7 +158,7 @@ class StopRequest:
 
     def _handle(self, signum: int, frame: Any) -> None:
         self.count += 1
-        self.signum = signum
+        self.signum = self.signum or signum
 
     def __enter__(self) -> StopRequest:
         signals = (signal.SIGINT, signal.SIGTERM)
