@@ -20,6 +20,7 @@ from mtrl.sweep.options import SweepOptions
 from mtrl.sweep.process import Outlook, StopRequest, attempt, read_status
 
 REFRESH_S = 1.0
+OBJECT_STORE_BYTES = 80 * 2**20  # little more than the least that Ray accepts
 
 
 class RunKilled(RuntimeError):
@@ -43,8 +44,15 @@ def import_ray() -> Any:
 def connected(options: SweepOptions) -> Iterator[Any]:
     """Connected to the cluster; ConfigError if there is none at the address."""
     ray = import_ray()
+    # A cluster of our own passes no data around and needs no pages that show it.
+    own = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     try:
-        ray.init(address=options.address, log_to_driver=False, logging_level="WARNING")
+        ray.init(
+            address=options.address,
+            log_to_driver=False,
+            logging_level="WARNING",
+            **(own if options.address == "local" else {}),
+        )
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ConfigError("address", options.address, f"no Ray cluster there: {reason}") from None
