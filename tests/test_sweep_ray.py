@@ -23,7 +23,9 @@ from conftest import (
 )
 
 from mtrl import checkpoint, cli
+from mtrl.sweep.options import SweepOptions
 from mtrl.sweep.process import look
+from mtrl.sweep.ray_engine import fits, share
 
 pytest.importorskip("ray", reason="ray is not installed: pip install 'mtrl-smto[cluster]'")
 
@@ -98,7 +100,7 @@ def test_killed_worker_is_recovered(
     code, shown = sweep("--seeds", "1..2")
     thread.join()
     assert code == 0, shown
-    assert "2 node(s), 1 cores, 0 GPUs a run" in shown
+    assert "2 node(s), 1 core(s) and 0 GPUs a run" in shown
     assert "2 finished" in shown
     assert len(ended) == 2
     assert not any(process.is_running() for process in ended)
@@ -128,10 +130,17 @@ def test_ctrl_c_stops_the_runs_at_their_next_checkpoint(
     assert "SIGTERM" in status["reason"]
 
 
-def test_impossible_requests_are_refused_in_a_line(sweep: Callable[..., tuple[int, str]]) -> None:
-    code, shown = sweep("--cpus-per-run", 2)
-    assert code == 2
-    assert "no node has as much; nodes: 1 cores and 0 GPUs, 1 cores and 0 GPUs" in shown
+def test_share_of_a_run() -> None:
+    options = SweepOptions(cpus_per_run=4)
+    nodes = [{"CPU": 2.0}, {"CPU": 8.0, "GPU": 1.0}]
+    assert share(nodes, options, "auto") == (4, 0.25)
+    assert share(nodes, options, "cpu") == (4, 0.0)
+    assert fits(nodes, (4, 0.25))
+    assert not fits(nodes, (4, 2))
+    assert not fits(nodes, (16, 0))
+
+
+def test_no_cluster_at_the_address(sweep: Callable[..., tuple[int, str]]) -> None:
     code, shown = sweep("--address", "127.0.0.1:1")
     assert code == 2
     assert "address = '127.0.0.1:1': no Ray cluster there" in shown

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
+from mtrl.schema import ConfigError
 from mtrl.sweep.board import Board
 from mtrl.sweep.estimate import EstimateError, estimate_hours
 from mtrl.sweep.grid import Run, expand, refuse_changes
@@ -79,10 +80,14 @@ def _on_ray(
         _estimate(options, to_do, None)
         return 0
     with ray_engine.connected(options) as ray:
-        share = ray_engine.share(ray, options, runs[0].config.learner.device)
-        nodes = sum(node["Alive"] for node in ray.nodes())
-        cpus, gpus = share
-        where = f"ray at {options.address}: {nodes} node(s), {cpus:g} cores, {gpus:g} GPUs a run"
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        share = ray_engine.share(nodes, options, runs[0].config.learner.device)
+        where = f"ray at {options.address}: {len(nodes)} node(s)"
+        where += ", {:g} core(s) and {:g} GPUs a run".format(*share)
+        if not ray_engine.fits(nodes, share):
+            if options.address == "local":
+                raise ConfigError("cpus_per_run, gpus_per_run", share, f"not here: {nodes[0]}")
+            where += "; NO NODE HAS AS MUCH, runs wait for one that joins"
         _plan(options, runs, states, where)
         _estimate(options, to_do, None)
         return _run(

@@ -62,22 +62,20 @@ def connected(options: SweepOptions) -> Iterator[Any]:
         ray.shutdown()
 
 
-def share(ray: Any, options: SweepOptions, device: str) -> tuple[float, float]:
-    """Cores and GPUs of a run; ConfigError if no node could ever run it."""
+def share(
+    nodes: Sequence[dict[str, float]], options: SweepOptions, device: str
+) -> tuple[float, float]:
+    """Cores and GPUs of a run, given what each node has ({"CPU": 16, "GPU": 2, ...})."""
     gpus = options.gpus_per_run
-    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if gpus == "auto":
-        has_gpu = any(node.get("GPU", 0) for node in resources)
+        has_gpu = any(node.get("GPU", 0) for node in nodes)
         gpus = 0.25 if has_gpu and device != "cpu" else 0.0
-    cpus = options.cpus_per_run
-    if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in resources):
-        found = ", ".join(
-            f"{node.get('CPU', 0):g} cores and {node.get('GPU', 0):g} GPUs" for node in resources
-        )
-        raise ConfigError(
-            "cpus_per_run and gpus_per_run", (cpus, gpus), f"no node has as much; nodes: {found}"
-        )
-    return cpus, gpus
+    return options.cpus_per_run, gpus
+
+
+def fits(nodes: Sequence[dict[str, float]], share: tuple[float, float]) -> bool:
+    """Some node could run one; if not, tasks wait until such a node joins the cluster."""
+    return any(node.get("CPU", 0) >= share[0] and node.get("GPU", 0) >= share[1] for node in nodes)
 
 
 def run_task(run: Run, retry_failed: bool) -> Outlook:
