@@ -34,7 +34,7 @@ from mtrl.sweep.process import look, outcome
 
 TOY = str(REPOSITORY / "configs/toy.yaml")
 TINY_SET = [f"{key.replace('-', '_')}={value}" for key, value in TINY_OPTIONS.items()]
-LONG = "train.total_steps=4_000_000"
+LONG = "train.total_steps=40_000"  # too short to be compiled
 
 
 def names(*words: str) -> list[str]:
@@ -252,8 +252,9 @@ def sweep_line(root: Path, *words: object) -> list[str]:
     return list(map(str, line))
 
 
-def process_of(run: Path) -> psutil.Process:
-    return psutil.Process(json.loads((run / "status.json").read_text())["pid"])
+def pid_of(run: Path) -> int:
+    """Of the process that last wrote the run's status."""
+    return int(json.loads((run / "status.json").read_text())["pid"])
 
 
 def has_checkpoint(run: Path) -> Callable[[], bool]:
@@ -263,17 +264,17 @@ def has_checkpoint(run: Path) -> Callable[[], bool]:
 def test_killed_run_and_killed_driver_lose_nothing(
     run_mtrl: Mtrl, sweep: Callable[..., tuple[int, str]], tmp_path: Path, reference: Path
 ) -> None:
-    grid = ("--methods", "pcgrad", "unitary", "--seeds", "1..3", "--parallel", 2)
+    grid = ("--methods", "pcgrad", "unitary", "--seeds", "1", "--parallel", 2)
     folder = tmp_path / "toy"
     first = folder / "pcgrad/seed_1"
     driver = run_mtrl.start("sweep", *sweep_line(tmp_path, *grid))
     try:
-        wait_for(has_checkpoint(first), 120, "a checkpoint")
-        victim = process_of(first)
-        victim.kill()
+        wait_for(has_checkpoint(first), 300, "a checkpoint")
+        victim = pid_of(first)
+        os.kill(victim, signal.SIGKILL)
         wait_for(
-            lambda: look(first).state == "running" and process_of(first).pid != victim.pid,
-            120,
+            lambda: look(first).state == "running" and pid_of(first) != victim,
+            300,
             "the killed run going on",
         )
         runs = psutil.Process(driver.pid).children(recursive=True)
@@ -288,9 +289,9 @@ def test_killed_run_and_killed_driver_lose_nothing(
 
     code, shown = sweep(*grid)
     assert code == 0, shown
-    assert "6 finished" in shown
+    assert "2 finished" in shown
     states = [json.loads(f.read_text()) for f in sorted(folder.glob("*/seed_?/status.json"))]
-    assert [state["status"] for state in states] == ["finished"] * 6
+    assert [state["status"] for state in states] == ["finished"] * 2
     assert differences(final_state(first), final_state(reference)) == []
     assert metrics(first) == metrics(reference)
     stored = load_yaml(first / "config.yaml")
@@ -299,7 +300,7 @@ def test_killed_run_and_killed_driver_lose_nothing(
     }
 
     code, shown = sweep(*grid)
-    assert (code, "6 finished" in shown, "running" in shown) == (0, True, False)
+    assert (code, "2 finished" in shown, "running" in shown) == (0, True, False)
     after = [json.loads(f.read_text()) for f in sorted(folder.glob("*/seed_?/status.json"))]
     assert after == states, "finished runs are not touched"
 
@@ -327,9 +328,11 @@ def test_ctrl_c_stops_at_the_next_checkpoint_and_twice_at_once(
     run = tmp_path / "toy/unitary/seed_1"
 
     def press() -> None:
-        wait_for(has_checkpoint(run), 120, "a checkpoint")
-        for signum in (signal.SIGINT, signal.SIGTERM)[:presses]:  # two of a kind would merge
-            os.kill(os.getpid(), signum)
+        try:
+            wait_for(has_checkpoint(run), 300, "a checkpoint")
+        finally:
+            for signum in (signal.SIGINT, signal.SIGTERM)[:presses]:  # two of a kind would merge
+                os.kill(os.getpid(), signum)
 
     thread = threading.Thread(target=press)
     thread.start()
