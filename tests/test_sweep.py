@@ -264,7 +264,7 @@ def has_checkpoint(run: Path) -> Callable[[], bool]:
 def test_killed_run_and_killed_driver_lose_nothing(
     run_mtrl: Mtrl, sweep: Callable[..., tuple[int, str]], tmp_path: Path, reference: Path
 ) -> None:
-    grid = ("--methods", "pcgrad", "unitary", "--seeds", "1", "--parallel", 2)
+    grid = ("--methods", "pcgrad", "unitary", "--seeds", "1..3", "--parallel", 2)
     folder = tmp_path / "toy"
     first = folder / "pcgrad/seed_1"
     driver = run_mtrl.start("sweep", *sweep_line(tmp_path, *grid))
@@ -289,9 +289,9 @@ def test_killed_run_and_killed_driver_lose_nothing(
 
     code, shown = sweep(*grid)
     assert code == 0, shown
-    assert "2 finished" in shown
+    assert "6 finished" in shown
     states = [json.loads(f.read_text()) for f in sorted(folder.glob("*/seed_?/status.json"))]
-    assert [state["status"] for state in states] == ["finished"] * 2
+    assert [state["status"] for state in states] == ["finished"] * 6
     assert differences(final_state(first), final_state(reference)) == []
     assert metrics(first) == metrics(reference)
     stored = load_yaml(first / "config.yaml")
@@ -300,7 +300,7 @@ def test_killed_run_and_killed_driver_lose_nothing(
     }
 
     code, shown = sweep(*grid)
-    assert (code, "2 finished" in shown, "running" in shown) == (0, True, False)
+    assert (code, "6 finished" in shown, "running" in shown) == (0, True, False)
     after = [json.loads(f.read_text()) for f in sorted(folder.glob("*/seed_?/status.json"))]
     assert after == states, "finished runs are not touched"
 

@@ -121,7 +121,7 @@ def run_ray(
             after = _result(ray, reference, run)
             if after.state in ("finished", "failed"):
                 board.show(run, after.state, after)
-            else:
+            elif board.rows[run.name].shown != "waiting":  # it had begun
                 board.show(run, "interrupted", after)
         for run in pending.values():
             if board.rows[run.name].shown == "waiting" and _said(run) != before[run.name]:
