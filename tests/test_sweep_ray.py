@@ -40,6 +40,9 @@ def cluster() -> Iterator[Any]:
         for key, value in ENVIRONMENT.items():
             patch.setenv(key, value)  # Ray's workers inherit it
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv(
+            "RAY_AUTH_MODE", "disabled"
+        )  # on loopback; no token is left in the home folder
         from ray.cluster_utils import Cluster
 
         node = {"num_cpus": 1, "object_store_memory": OBJECT_STORE, "include_dashboard": False}

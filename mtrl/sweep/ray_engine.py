@@ -53,7 +53,7 @@ def connected(options: SweepOptions) -> Iterator[Any]:
             logging_level="WARNING",
             **(own if options.address == "local" else {}),
         )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises many kinds, plain Exception among them
         reason = str(error).strip().split("\n")[0]
         raise ConfigError("address", options.address, f"no Ray cluster there: {reason}") from None
     try:
