@@ -139,12 +139,13 @@ def attempt(run: Run, retry_failed: bool = False) -> Outlook:
             return now
         process = start(run, now)
         try:
-            code = process.wait()
+            while process.poll() is None:  # not wait(): Ray's cancellation cannot interrupt that
+                time.sleep(0.5)
         except BaseException:  # the engine wants us to end
             stop(process)
             process.wait()
             raise
-        after = outcome(run, code)
+        after = outcome(run, process.returncode)
         if after.state != "running":
             return after
 
