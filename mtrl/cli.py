@@ -33,6 +33,8 @@ mtrl: multi-task reinforcement learning
       table of the runs below DIR
   mtrl report RUNS... [--out DIR] [--baseline unitary]
       one HTML page with figures, intervals and comparisons
+  mtrl sweep CONFIG|SWEEP.yaml [--methods M ...] [--seeds 0..9] [--set key=a,b ...]
+      methods x seeds x settings, on this machine or on a Ray cluster
   mtrl list tasks|benchmarks|methods|presets
 
 Every command explains itself with --help.
@@ -55,6 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
         "bench": bench_command,
         "runs": runs_command,
         "report": report_command,
+        "sweep": sweep_command,
         "list": list_command,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -304,6 +307,17 @@ def report_command(arguments: list[str]) -> None:
     if not arguments:
         raise UsageError("report wants run directories, or folders that hold some")
     write.report_command(arguments)
+
+
+def sweep_command(arguments: list[str]) -> None:
+    if not arguments:
+        raise UsageError("sweep wants a configuration or a sweep file, e.g. `mtrl sweep mt10`")
+    if arguments[0].startswith("-") and arguments[0] not in ("-h", "--help"):
+        raise UsageError(f"sweep wants the configuration first, not {arguments[0]!r}")
+
+    from mtrl.sweep.command import sweep
+
+    raise SystemExit(sweep(arguments))
 
 
 def list_command(arguments: list[str]) -> None:

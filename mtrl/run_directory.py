@@ -43,7 +43,7 @@ class RunDirectory:
     def create(cls, config: Config) -> RunDirectory:
         """A new directory; refuses an existing one unless config.overwrite says to replace it."""
         run = cls(config.run_path)
-        if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+        if run.path.exists() and not run.is_empty():
             if not config.overwrite:
                 raise ConfigError(
                     "run_dir",
@@ -74,6 +74,10 @@ class RunDirectory:
         if not run.config_file.is_file():
             raise ConfigError("RUN_DIR", str(path), "is not a run directory: it has no config.yaml")
         return run, load_yaml(run.config_file)
+
+    def is_empty(self) -> bool:
+        """A folder that holds nothing, or no more than the lock of a run that never began."""
+        return self.path.is_dir() and all(item.name == ".lock" for item in self.path.iterdir())
 
     def lock(self) -> None:
         """Hold the run for this process; the system releases it however the process ends."""

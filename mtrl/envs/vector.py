@@ -15,11 +15,11 @@ import math
 import multiprocessing as mp
 import os
 import signal
-import threading
 import time
 import traceback
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
@@ -288,19 +288,17 @@ def _inherited_by_workers() -> Iterator[None]:
     """What a process started inside inherits: one NumPy thread, and deafness to signals.
 
     The workers are the parallelism; and only the parent decides when to stop, also while they
-    are still starting.
+    are still starting. It hears a signal that comes meanwhile afterwards.
     """
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     saved = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, "1"))
-    handlers = {}
-    if threading.current_thread() is threading.main_thread():
-        handlers = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)}
+    resource_tracker.ensure_running()  # its own start would unblock the signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         yield
     finally:
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for name, value in saved.items():
             if value is None:
                 del os.environ[name]

@@ -1,0 +1,192 @@
+"""`mtrl sweep`: the plan, then the engine, then what became of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from rich.console import Console
+
+from mtrl.schema import ConfigError
+from mtrl.sweep.board import Board
+from mtrl.sweep.estimate import EstimateError, estimate_hours
+from mtrl.sweep.grid import Run, expand, refuse_changes
+from mtrl.sweep.local import Share, divide, run_local
+from mtrl.sweep.options import SweepOptions, parse_options
+from mtrl.sweep.process import Outlook, StopRequest, look
+
+MOST_SHOWN = 20  # seeds or values in a line of the plan
+
+
+def sweep(arguments: list[str]) -> int:
+    """-> exit code: 0 = every run finished; 1 = not; 130, 143 = stopped by a signal.
+
+    Raises ConfigError, before anything is started, for an impossible sweep.
+    """
+    options = parse_options(arguments)
+    if options.engine == "ray":
+        from mtrl.sweep.ray_engine import import_ray
+
+        import_ray()
+    runs = expand(options)
+    for run in runs:
+        refuse_changes(run)
+    states = {run.name: look(run.path) for run in runs}
+    to_do = [run for run in runs if _wants_work(states[run.name], options)]
+    if options.engine == "ray":
+        return _on_ray(options, runs, to_do, states)
+    share = divide(options, len(os.sched_getaffinity(0)), _gpus(runs[0]))
+    return _locally(options, runs, to_do, states, share)
+
+
+def _wants_work(now: Outlook, options: SweepOptions) -> bool:
+    return now.state != "finished" and (now.state != "failed" or options.retry_failed)
+
+
+def _locally(
+    options: SweepOptions,
+    runs: Sequence[Run],
+    to_do: Sequence[Run],
+    states: dict[str, Outlook],
+    share: Share,
+) -> int:
+    to_do = [run.with_cores(share.cores) for run in to_do]
+    _plan(options, runs, states, f"local: {share}")
+    parallel = min(share.parallel, len(to_do))
+    _estimate(options, to_do, parallel)
+    if options.dry_run:
+        return 0
+    return _run(
+        Board(runs, parallel),
+        to_do,
+        states,
+        lambda board, request: run_local(to_do, options, share, board, request),
+    )
+
+
+def _on_ray(
+    options: SweepOptions,
+    runs: Sequence[Run],
+    to_do: Sequence[Run],
+    states: dict[str, Outlook],
+) -> int:
+    from mtrl.sweep import ray_engine
+
+    to_do = [run.with_cores(options.cpus_per_run) for run in to_do]
+    if options.dry_run:
+        _plan(options, runs, states, f"ray at {options.address}")
+        _estimate(options, to_do, None)
+        return 0
+    with ray_engine.connected(options) as ray:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        share = ray_engine.share(nodes, options, runs[0].config.learner.device)
+        where = f"ray at {options.address}: {len(nodes)} node(s)"
+        where += ", {:g} core(s) and {:g} GPUs a run".format(*share)
+        if not ray_engine.fits(nodes, share):
+            if options.address == "local":
+                raise ConfigError("cpus_per_run, gpus_per_run", share, f"not here: {nodes[0]}")
+            where += "; NO NODE HAS AS MUCH, runs wait for one that joins"
+        _plan(options, runs, states, where)
+        _estimate(options, to_do, None)
+        return _run(
+            Board(runs),
+            to_do,
+            states,
+            lambda board, request: ray_engine.run_ray(ray, to_do, options, share, board, request),
+        )
+
+
+def _run(
+    board: Board,
+    to_do: Sequence[Run],
+    states: dict[str, Outlook],
+    engine: Callable[[Board, StopRequest], None],
+) -> int:
+    for run in to_do:
+        if states[run.name].state == "new":
+            run.write_config()
+    with StopRequest() as request, board:
+        for name, row in board.rows.items():
+            now = states[name]
+            if now.state in ("finished", "failed") and all(run.name != name for run in to_do):
+                row.shown, row.outlook = now.state, now
+        engine(board, request)
+    return _conclude(board, request)
+
+
+def _conclude(board: Board, request: StopRequest) -> int:
+    for row in board.rows.values():
+        if row.shown == "failed":
+            board.message(f"{row.run.name} failed: {row.outlook.reason} (see {row.run.log_file})")
+    board.message(board.summary())
+    if board.count("finished") == len(board.rows):
+        return 0
+    if board.count("failed"):
+        board.message("the same command with --retry-failed tries failed runs again")
+    if board.count("waiting", "held", "interrupted"):
+        board.message("the same command goes on with the others")
+    return 128 + request.signum if request.count else 1
+
+
+def _gpus(run: Run) -> tuple[str, ...]:
+    """CUDA names of the GPUs that runs may be spread over; none if the device is fixed."""
+    if run.config.learner.device not in ("auto", "cuda"):
+        return ()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return tuple(name for name in visible.split(",") if name.strip())
+    import torch
+
+    return tuple(map(str, range(torch.cuda.device_count())))
+
+
+def _plan(
+    options: SweepOptions, runs: Sequence[Run], states: dict[str, Outlook], engine: str
+) -> None:
+    config = runs[0].config
+    methods = list(dict.fromkeys(run.config.method for run in runs))
+    seeds = list(dict.fromkeys(str(run.config.seed) for run in runs))
+    factors = [f"{len(methods)} method(s)", f"{len(seeds)} seed(s)"]
+    factors += [f"{len(v)} {key}" for key, v in options.set.items() if len(v) > 1]
+    now = Counter(state.state for state in states.values())
+    lines = {
+        f"{len(runs)} runs": f"{' x '.join(factors)}, in {runs[0].folder}",
+        "methods": _shorten(methods),
+        "seeds": f"{_shorten(seeds)}: each draws its own networks, exploration and goals; "
+        "with one seed, every method meets the same goals",
+        "length": f"{config.train.total_steps:,} environment steps, protocol "
+        f"{config.protocol_stamp}",
+        **{key: _shorten(list(map(str, values))) for key, values in options.set.items()},
+        "engine": engine,
+        "so far": ", ".join(f"{number} {state}" for state, number in now.items()),
+    }
+    width = max(map(len, lines))
+    for key, text in lines.items():
+        _say(f"{key:<{width}}  {text}")
+
+
+def _estimate(options: SweepOptions, to_do: Sequence[Run], parallel: int | None) -> None:
+    """Say how long it takes; parallel None: that is for the cluster to decide."""
+    if not (options.estimate and to_do):
+        return
+    first = to_do[0]
+    try:
+        hours = estimate_hours(first.config)
+    except EstimateError as error:
+        _say(f"no estimate: {error}")
+        return
+    total = hours * len(to_do)
+    text = f"about {hours:.2f} h a run (measured here, alone, {first.config.method}), "
+    text += f"{total:.1f} run hours"
+    _say(text + (f", {total / parallel:.1f} h at {parallel} at a time" if parallel else ""))
+
+
+def _shorten(words: Sequence[str]) -> str:
+    more = len(words) - MOST_SHOWN
+    return ", ".join(words[:MOST_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _say(text: str) -> None:
+    Console(file=sys.stdout).print(text, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,177 @@
+"""Methods x settings x seeds -> runs: a configuration and a directory of its own for each."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mtrl.command_line import load_config
+from mtrl.config import Config, load_yaml
+from mtrl.method_presets import with_preset
+from mtrl.methods import check_methods
+from mtrl.run_directory import write_atomically
+from mtrl.schema import ConfigError, build, dump_yaml, flatten
+from mtrl.sweep.options import SweepOptions
+from mtrl.validation import validate
+
+ELSEWHERE = {
+    "seed": "use --seeds",
+    "agent.smto.name": "use --methods",
+    "name": "use --name",
+    "run_dir": "use --root and --name",
+    "overwrite": "a sweep never overwrites; move the old directory away",
+}
+"""Keys that --set does not take, and what does."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the sweep."""
+
+    name: str
+    """Path below the sweep's folder, e.g. pcgrad/seed_1."""
+    folder: Path
+    """The sweep's, absolute."""
+    config: Config
+    """Complete; `run_dir` is `path`."""
+
+    @property
+    def path(self) -> Path:
+        """The run directory."""
+        return self.folder / self.name
+
+    @property
+    def config_file(self) -> Path:
+        """What the run is started with."""
+        return self.folder / "sweep" / f"{self.name}.yaml"
+
+    @property
+    def log_file(self) -> Path:
+        """What the run prints."""
+        return self.folder / "sweep" / f"{self.name}.log"
+
+    def write_config(self) -> None:
+        self.config_file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.config_file, dump_yaml(self.config))
+
+    def with_cores(self, cores: int) -> Run:
+        """Workers and threads of this run's share of the machine, where they are `auto`.
+
+        Written down, so that the run's own config.yaml gives the same bits on any machine.
+        """
+        env, learner = self.config.env, self.config.learner
+        if env.workers == "auto":
+            env = dataclasses.replace(env, workers=min(cores, self.config.num_envs))
+        if learner.threads == "auto":
+            learner = dataclasses.replace(learner, threads=cores)
+        return dataclasses.replace(
+            self, config=dataclasses.replace(self.config, env=env, learner=learner)
+        )
+
+
+def parse_seeds(words: Sequence[str]) -> list[int]:
+    """["0..2", "7"] -> [0, 1, 2, 7]; ConfigError for anything else, and for a seed twice."""
+    seeds: list[int] = []
+    for word in itertools.chain.from_iterable(word.split(",") for word in words):
+        if not (match := re.fullmatch(r"(\d+)(?:\.\.(\d+))?", word)):
+            raise ConfigError("seeds", word, "must be numbers or ranges, e.g. 0..9 or 1 2 5..7")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise ConfigError("seeds", word, "the range ends before it begins")
+        seeds += range(first, last + 1)
+    for seed in seeds:
+        if seeds.count(seed) > 1:
+            raise ConfigError("seeds", " ".join(words), f"has seed {seed} twice")
+    return seeds
+
+
+def expand(options: SweepOptions) -> list[Run]:
+    """All runs, seed by seed, so that every method has its first seed early.
+
+    Raises ConfigError for an impossible grid; its runs are then all refused.
+    """
+    base = load_config(options.config)
+    seeds = parse_seeds(options.seeds) or [base.seed]
+    methods = options.methods or (base.agent.smto.name,)
+    folder = Path(options.root, options.name or base.name).expanduser().resolve()
+    runs: dict[str, Run] = {}
+    for seed, settings, method in itertools.product(seeds, combinations(options.set), methods):
+        config = _configure(base, settings | {"agent.smto.name": method, "seed": seed})
+        varied = {key: value for key, value in settings.items() if len(options.set[key]) > 1}
+        name = "/".join((*_directory(varied), config.method, f"seed_{seed}"))
+        if name in runs:
+            raise ConfigError(
+                "methods and set", name, "two runs of the grid would share this directory"
+            )
+        config = dataclasses.replace(
+            config, name=options.name or base.name, run_dir=str(folder / name)
+        )
+        runs[name] = Run(name, folder, config)
+    return list(runs.values())
+
+
+def combinations(settings: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    """{"a": [1, 2], "b": [3]} -> {"a": 1, "b": 3}, {"a": 2, "b": 3}"""
+    for key, values in settings.items():
+        if key in ELSEWHERE:
+            raise ConfigError(f"set {key}", values, ELSEWHERE[key])
+        if not values:
+            raise ConfigError(f"set {key}", values, "must have at least one value")
+    for values in itertools.product(*settings.values()):
+        yield dict(zip(settings, values, strict=True))
+
+
+def _directory(varied: Mapping[str, Any]) -> tuple[str, ...]:
+    """The folder of one combination of the settings that vary; none if none does."""
+    if not varied:
+        return ()
+    words = [f"{key}={value}" for key, value in varied.items()]
+    return (re.sub(r"[^\w.=,+-]+", "_", ",".join(words)),)
+
+
+def _configure(base: Config, settings: dict[str, Any]) -> Config:
+    """As `mtrl train` reads file, method preset and command line: each on top of the one before."""
+    config = _replace(base, settings)
+    if config.agent.smto.preset:
+        config = _replace(with_preset(base, config), settings | {"agent.smto.preset": ""})
+    validate(config)
+    return check_methods(config)
+
+
+def _replace(config: Config, settings: Mapping[str, Any]) -> Config:
+    data = dataclasses.asdict(config)
+    if settings["agent.smto.name"] != config.agent.smto.name:
+        data["agent"]["smto"]["options"] = {}  # another method's options mean nothing to this one
+    for key, value in settings.items():
+        inner, (*outer, last) = data, key.split(".")
+        for part in outer:
+            inner = inner.setdefault(part, {})  # an unknown part: `build` refuses it by name
+            if not isinstance(inner, dict):
+                raise ConfigError(f"set {key}", value, f"{part} has no keys of its own")
+        inner[last] = value
+    result: Config = build(Config, data)
+    return result
+
+
+def refuse_changes(run: Run) -> None:
+    """ConfigError if the run's directory holds a run of another configuration.
+
+    `auto` in the sweep stands for whatever was decided when the run began.
+    """
+    stored_file = run.path / "config.yaml"
+    if not stored_file.is_file():
+        return
+    stored = flatten(load_yaml(stored_file))
+    for key, value in flatten(run.config).items():
+        if key not in ("run_dir", "name", "overwrite") and value not in (stored[key], "auto"):
+            raise ConfigError(
+                key,
+                value,
+                f"{run.path} was started with {stored[key]!r}; give the sweep another --name or "
+                "move that directory away",
+            )

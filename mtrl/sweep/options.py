@@ -1,0 +1,168 @@
+"""What a sweep is asked to do: a YAML file, the command line, or one on top of the other."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+import yaml
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from mtrl.schema import ConfigError, build, read_yaml
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """A grid of runs, and how to run it."""
+
+    config: str = ""
+    """The configuration that all runs start from: a YAML file or a preset's name."""
+    name: str = ""
+    """Runs are written to <root>/<name>/; the configuration's name if empty."""
+    root: str = "runs"
+    """Folder of all experiments. Of a cluster, one that every node sees under the same path."""
+    methods: tuple[str, ...] = ()
+    """Multi-task optimisers, for agent.smto.name; the configuration's if empty."""
+    seeds: tuple[str, ...] = ()
+    """Seeds, e.g. 0..9 or 1 2 5..7 (ends included); the configuration's if empty."""
+    set: dict[str, Any] = field(default_factory=dict)
+    """Settings of the configuration, each with one value or several, e.g. agent.gamma=0.98
+    agent.actor_l2=0,1e-4; every combination is run. A value that is a list stands in brackets."""
+    engine: Literal["local", "ray"] = "local"
+    """local: processes on this machine. ray: tasks on a Ray cluster (extra [cluster])."""
+    parallel: int | Literal["auto"] = "auto"
+    """Runs at a time, local engine; auto = as many as cpus_per_run and gpus_per_run allow."""
+    cpus_per_run: int = 2
+    """Cores that a run wants. Its simulation workers and learner threads, where they are auto."""
+    gpus_per_run: float | Literal["auto"] = "auto"
+    """Share of a GPU that a run wants, e.g. 0.25 for four runs on each GPU, or whole GPUs.
+    auto = 0.25 if there is one and learner.device allows it, else 0."""
+    address: str = "local"
+    """Ray cluster: local (started for this sweep), auto (the one this machine is part of),
+    host:port or ray://host:port."""
+    retries: int = 2
+    """How often a run that was killed, or lost with its node, goes on from its last checkpoint.
+    A run that failed by itself would fail again: it is reported."""
+    retry_failed: bool = False
+    """Resume runs that failed in an earlier call, too."""
+    estimate: bool = True
+    """Measure the first run for a few seconds to estimate the hours."""
+    dry_run: bool = False
+    """Show the grid, the number of runs and the hours; start nothing."""
+
+
+def parse_options(arguments: list[str]) -> SweepOptions:
+    """`SWEEP.yaml [--option ...]` or `CONFIG [--option ...]`: a sweep file has the key `config`.
+
+    Raises ConfigError for what a file holds; leaves with code 2 for a wrong command line.
+    """
+    name, *rest = arguments if arguments[0] not in ("-h", "--help") else ("CONFIG", "--help")
+    options = SweepOptions(config=name)
+    path = Path(name)
+    if path.is_file():
+        content = read_yaml(path)
+        if isinstance(content, dict) and "config" in content:
+            options = build(SweepOptions, _lists(content))
+            beside = path.parent / options.config  # a file beside the sweep's, or as everywhere
+            if beside.is_file():
+                options = dataclasses.replace(options, config=str(beside))
+    given = tyro.cli(
+        SweepOptions,
+        default=options,
+        prog=f"mtrl sweep {name}",
+        args=_gather(rest, "--set"),
+        registry=_settings_as_pairs(),
+    )
+    options = dataclasses.replace(given, set=options.set | given.set)
+    _validate(options)
+    return options
+
+
+def _lists(content: dict[str, Any]) -> dict[str, Any]:
+    """Where one value will do for a list, and numbers for their text."""
+    content = dict(content)
+    for key in ("methods", "seeds"):
+        value = content.get(key)
+        if isinstance(value, list):
+            content[key] = [str(item) for item in value]
+        elif value is not None:
+            content[key] = str(value).split()
+    settings = content.get("set")
+    if isinstance(settings, dict):
+        content["set"] = {
+            key: value if isinstance(value, list) else [value] for key, value in settings.items()
+        }
+    return content
+
+
+def _gather(words: list[str], option: str) -> list[str]:
+    """`--set a=1 --set b=2` -> `--set a=1 b=2`; argparse would silently keep only the last."""
+    others: list[str] = []
+    gathered: list[str] = []
+    target = others
+    for word in words:
+        if word == option:
+            target = gathered
+            continue
+        if word.startswith("--"):
+            target = others
+        target.append(word)
+    return [*others, option, *gathered] if option in words else others
+
+
+def _settings_as_pairs() -> ConstructorRegistry:
+    """key=value,value: what stands after the equals sign is a YAML list without its brackets."""
+
+    def parse(words: list[str]) -> dict[str, Any]:
+        settings = {}
+        for word in words:
+            key, equals, text = word.partition("=")
+            if not (key and equals and text):
+                raise ValueError(f"{word!r} is not key=value or key=value,value")
+            try:
+                settings[key] = yaml.safe_load(f"[{text}]")
+            except yaml.YAMLError:
+                raise ValueError(f"{text!r} is not a list of YAML values") from None
+        return settings
+
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def pairs(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, Any]] | None:
+        if info.type != dict[str, Any]:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs="*",
+            metavar="KEY=VALUE,... ...",
+            instance_from_str=parse,
+            is_instance=lambda value: isinstance(value, dict),
+            str_from_instance=lambda value: [f"{key}={item}" for key, item in value.items()],
+        )
+
+    return registry
+
+
+def _validate(options: SweepOptions) -> None:
+    def need(condition: bool, key: str, allowed: str) -> None:
+        if not condition:
+            raise ConfigError(key, getattr(options, key), allowed)
+
+    parallel, gpus = options.parallel, options.gpus_per_run
+    need(bool(options.config), "config", "must be a configuration file or a preset's name")
+    need(parallel == "auto" or parallel >= 1, "parallel", "must be auto or at least 1")
+    need(
+        parallel == "auto" or options.engine == "local",
+        "parallel",
+        "is for the local engine; Ray runs as many as cpus_per_run and gpus_per_run allow",
+    )
+    need(options.cpus_per_run >= 1, "cpus_per_run", "must be at least 1")
+    need(
+        gpus == "auto" or (0 <= gpus <= 1) or (gpus < math.inf and gpus == int(gpus) > 0),
+        "gpus_per_run",
+        "must be auto, between 0 and 1, or a whole number",
+    )
+    need(options.retries >= 0, "retries", "must be zero or positive")

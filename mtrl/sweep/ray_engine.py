@@ -1,0 +1,152 @@
+"""The Ray engine: each run is a task with its cores and its share of a GPU.
+
+Ray places the tasks, and retries those whose worker or node is lost; a retried task resumes the
+run from its last checkpoint. Runs are written to a folder that all nodes share. Tasks end with the
+driver, and the runs with their tasks (mtrl.sweep.child): a driver that is started again goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from mtrl.schema import ConfigError
+from mtrl.sweep.board import Board
+from mtrl.sweep.grid import Run
+from mtrl.sweep.options import SweepOptions
+from mtrl.sweep.process import Outlook, StopRequest, attempt, read_status
+
+REFRESH_S = 1.0
+OBJECT_STORE_BYTES = 80 * 2**20  # little more than the least that Ray accepts
+
+
+class RunKilled(RuntimeError):
+    """Something ended the run's process from outside; Ray then retries the task."""
+
+
+def import_ray() -> Any:
+    """ray, or ConfigError that says how to install it."""
+    # No statistics are sent anywhere unless the user says so.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError(
+            "engine", "ray", "is not installed: pip install 'mtrl-smto[cluster]'"
+        ) from None
+    return ray
+
+
+@contextmanager
+def connected(options: SweepOptions) -> Iterator[Any]:
+    """Connected to the cluster; ConfigError if there is none at the address."""
+    ray = import_ray()
+    # A cluster of our own passes no data around and needs no pages that show it.
+    own = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    try:
+        ray.init(
+            address=options.address,
+            log_to_driver=False,
+            logging_level="WARNING",
+            **(own if options.address == "local" else {}),
+        )
+    except Exception as error:  # Ray raises many kinds, plain Exception among them
+        reason = str(error).strip().split("\n")[0]
+        raise ConfigError("address", options.address, f"no Ray cluster there: {reason}") from None
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def share(
+    nodes: Sequence[dict[str, float]], options: SweepOptions, device: str
+) -> tuple[float, float]:
+    """Cores and GPUs of a run, given what each node has ({"CPU": 16, "GPU": 2, ...})."""
+    gpus = options.gpus_per_run
+    if gpus == "auto":
+        has_gpu = any(node.get("GPU", 0) for node in nodes)
+        gpus = 0.25 if has_gpu and device != "cpu" else 0.0
+    return options.cpus_per_run, gpus
+
+
+def fits(nodes: Sequence[dict[str, float]], share: tuple[float, float]) -> bool:
+    """Some node could run one; if not, tasks wait until such a node joins the cluster."""
+    return any(node.get("CPU", 0) >= share[0] and node.get("GPU", 0) >= share[1] for node in nodes)
+
+
+def run_task(run: Run, retry_failed: bool) -> Outlook:
+    """What a Ray worker does: the run, to its end. Raises RunKilled."""
+    if not run.config_file.is_file():
+        where = f"{platform.node()} does not see {run.config_file}"
+        return Outlook("failed", f"{where}: --root must be a folder that all nodes share")
+    after = attempt(run, retry_failed)
+    if after.state == "interrupted":
+        raise RunKilled(after.reason)
+    return after
+
+
+def run_ray(
+    ray: Any,
+    runs: Sequence[Run],
+    options: SweepOptions,
+    share: tuple[float, float],
+    board: Board,
+    request: StopRequest,
+) -> None:
+    """Run all on the cluster; the board has the outcomes."""
+    cpus, gpus = share
+    task = ray.remote(
+        num_cpus=cpus,
+        num_gpus=gpus,
+        max_retries=options.retries,
+        retry_exceptions=[RunKilled],
+    )(run_task)
+    before = {run.name: _said(run) for run in runs}
+    pending = {task.remote(run, options.retry_failed): run for run in runs}
+    obeyed = 0
+    while pending:
+        if request.count > obeyed:
+            obeyed = request.count
+            how = "at once" if obeyed > 1 else "at their next episode end, then saving"
+            board.message(f"stopping all runs {how}; again = at once")
+            for reference in pending:
+                ray.cancel(reference, force=obeyed > 1)
+        ended, _ = ray.wait(list(pending), timeout=REFRESH_S)
+        for reference in ended:
+            run = pending.pop(reference)
+            after = _result(ray, reference, run)
+            if after.state in ("finished", "failed"):
+                board.show(run, after.state, after)
+            elif board.rows[run.name].shown != "waiting":  # it had begun
+                board.show(run, "interrupted", after)
+        for run in pending.values():
+            if board.rows[run.name].shown == "waiting" and _said(run) != before[run.name]:
+                board.show(run, "running", read_status(run.path))
+        board.refresh()
+
+
+def _said(run: Run) -> float:
+    """When the run last said something; 0 = never."""
+    try:
+        return (run.path / "status.json").stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _result(ray: Any, reference: Any, run: Run) -> Outlook:
+    try:
+        after: Outlook = ray.get(reference)
+        return after
+    except ray.exceptions.TaskCancelledError:
+        reason, state = "stopped", "interrupted"
+    except RunKilled as error:
+        reason, state = f"{error}, and no retries are left", "interrupted"
+    except ray.exceptions.RayTaskError as error:
+        reason, state = str(error.cause or error).strip().split("\n")[-1], "failed"
+    except ray.exceptions.RayError as error:  # the worker or its node is lost
+        reason, state = f"{type(error).__name__}, and no retries are left", "interrupted"
+    return Outlook(**(vars(read_status(run.path)) | {"state": state, "reason": reason}))

@@ -1,0 +1,353 @@
+"""The grid of a sweep; the local engine on real runs, killed and stopped on purpose."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from conftest import (
+    ENVIRONMENT,
+    REPOSITORY,
+    TINY_OPTIONS,
+    Mtrl,
+    differences,
+    final_state,
+    metrics,
+    wait_for,
+)
+
+from mtrl import checkpoint, cli
+from mtrl.config import load_yaml
+from mtrl.schema import ConfigError, flatten
+from mtrl.sweep.grid import Run, expand, parse_seeds, refuse_changes
+from mtrl.sweep.local import divide
+from mtrl.sweep.options import SweepOptions, parse_options
+from mtrl.sweep.process import look, outcome
+
+TOY = str(REPOSITORY / "configs/toy.yaml")
+TINY_SET = [f"{key.replace('-', '_')}={value}" for key, value in TINY_OPTIONS.items()]
+LONG = "train.total_steps=40_000"  # too short to be compiled
+
+
+def names(*words: str) -> list[str]:
+    return [run.name for run in expand(parse_options([TOY, *words]))]
+
+
+# -- the grid -----------------------------------------------------------------------------------
+
+
+def test_grid_is_methods_times_settings_times_seeds() -> None:
+    line = "--methods unitary pcgrad --seeds 0..1 7 --set agent.actor_l2=0,1e-4 agent.gamma=0.8"
+    runs = expand(parse_options([TOY, *line.split(), "--name", "study", "--root", "out"]))
+    assert len(runs) == 2 * 2 * 3
+    assert [run.name for run in runs[:5]] == [
+        "agent.actor_l2=0/unitary/seed_0",
+        "agent.actor_l2=0/pcgrad/seed_0",
+        "agent.actor_l2=1e-4/unitary/seed_0",
+        "agent.actor_l2=1e-4/pcgrad/seed_0",
+        "agent.actor_l2=0/unitary/seed_1",
+    ]
+    for run in runs:
+        config = run.config
+        assert config.agent.gamma == 0.8
+        assert config.agent.actor_l2 == (1e-4 if "1e-4" in run.name else 0.0)
+        assert (config.method, f"seed_{config.seed}") == tuple(run.name.split("/")[1:])
+        assert Path(config.run_dir) == run.path == Path("out/study", run.name).resolve()
+    assert len({run.path for run in runs}) == len(runs)
+
+
+def test_without_settings_that_vary_directories_are_those_of_train() -> None:
+    line = ["--methods", "unitary", "--seeds", "3", "--set", "agent.gamma=0.8"]
+    run = expand(parse_options([TOY, *line]))[0]
+    assert run.path == Path("runs/toy/unitary/seed_3").resolve()
+    assert names() == ["unitary/seed_1"], "the configuration's own method and seed"
+
+
+def test_a_grid_point_is_what_train_makes_of_the_same_options(tmp_path: Path) -> None:
+    """Presets and options of methods included."""
+    from mtrl.command_line import load_config, with_overrides
+
+    source = tmp_path / "base.yaml"
+    source.write_text("agent: {smto: {name: cagrad, options: {c: 0.9}}}")
+    cases = {
+        ("pcgrad", "kurin", "agent.gamma"): 0.9,
+        ("mgda", "kurin", "agent.actor_l2"): 0.5,
+        ("cagrad", "", "agent.smto.options.update_every"): 2,
+    }
+    for (method, preset, key), value in cases.items():
+        line = ["--methods", method, "--set", f"{key}={value}"]
+        line += [f"agent.smto.preset={preset}"] if preset else []
+        (run,) = expand(parse_options([str(source), *line]))
+        words = ["--agent.smto.name", method]
+        words += ["--agent.smto.preset", preset] if preset else []
+        if key.endswith("update_every"):
+            words += ["--agent.smto.options", f"update_every={value}"]
+        else:
+            words += [f"--{key}", str(value)]
+        expected = flatten(with_overrides(load_config(str(source)), "test", words))
+        assert flatten(run.config) == expected | {"run_dir": str(run.path)}
+
+
+def test_sweep_file_and_command_line_on_top(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("env: {benchmark: toy, horizon: 20}\nprotocol: none")
+    file = tmp_path / "sweep.yaml"
+    file.write_text(
+        "config: mine.yaml\nname: study\nmethods: [unitary, mgda]\nseeds: 0..1\nparallel: 3\n"
+        "set:\n  replay.batch_size: [32, 64]\n"
+        "  env.tasks: [[toy-east, toy-west]]\n  checkpoint.every: 400\n"
+    )
+    options = parse_options([str(file), "--methods", "pcgrad", "--set", "replay.batch_size=16"])
+    assert options.parallel == 3
+    runs = expand(options)
+    assert [run.name for run in runs] == ["pcgrad/seed_0", "pcgrad/seed_1"]
+    assert runs[0].config.env.tasks == ("toy-east", "toy-west")
+    assert runs[0].config.replay.batch_size == 16
+    assert runs[0].folder.name == "study"
+
+
+def test_set_given_twice_counts_twice() -> None:
+    line = ["--set", "agent.gamma=0.8", "--seeds", "1", "--set", "agent.tau=0.1"]
+    assert parse_options([TOY, *line]).set == {"agent.gamma": [0.8], "agent.tau": [0.1]}
+
+
+def test_seeds() -> None:
+    assert parse_seeds(["0..2", "7", "9,10"]) == [0, 1, 2, 7, 9, 10]
+
+
+REFUSED = {
+    "unknown method": ("--methods pcgrd", ["agent.smto.name = 'pcgrd'", "did you mean 'pcgrad'"]),
+    "unknown key": ("--set agent.gama=1", ["agent.gama", "did you mean 'gamma'"]),
+    "key below a value": ("--set agent.gamma.x=1", ["agent.gamma.x", "no keys of its own"]),
+    "wrong type": ("--set network.width=wide", ["network.width = 'wide'", "an integer"]),
+    "impossible value": ("--set agent.gamma=0.9,2", ["agent.gamma = 2.0", "[0, 1)"]),
+    "method by --set": ("--set agent.smto.name=mgda", ["agent.smto.name", "--methods"]),
+    "seed by --set": ("--set seed=1,2", ["seed", "--seeds"]),
+    "not key=value": ("--set agent.gamma", ["agent.gamma", "key=value"]),
+    "words for seeds": ("--seeds one", ["seeds = 'one'", "0..9"]),
+    "backward range": ("--seeds 9..0", ["seeds = '9..0'", "ends before it begins"]),
+    "seed twice": ("--seeds 0..3 2", ["seeds", "seed 2 twice"]),
+    "method twice": ("--methods mgda mgda", ["mgda/seed_1", "share this directory"]),
+    "no room": ("--parallel 0", ["parallel = 0", "at least 1"]),
+    "part of two GPUs": ("--gpus-per-run 1.5", ["gpus_per_run = 1.5", "whole number"]),
+    "parallel on Ray": ("--engine ray --parallel 2", ["parallel = 2", "local engine"]),
+}
+
+
+@pytest.mark.parametrize(("line", "expected"), REFUSED.values(), ids=REFUSED.keys())
+def test_impossible_sweeps_are_refused_in_a_line(
+    line: str, expected: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["sweep", TOY, *line.split(), "--root", str(tmp_path), "--no-estimate"]
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    streams = capsys.readouterr()
+    assert caught.value.code == 2
+    for part in expected:
+        assert part in " ".join((streams.err + streams.out).replace("│", " ").split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_shows_the_grid_and_starts_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = "--methods unitary mgda --seeds 0..9 --set agent.actor_l2=0,1e-4 --dry-run --no-estimate"
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["sweep", TOY, *line.split(), "--root", str(tmp_path)])
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    assert "40 runs" in shown
+    assert "2 method(s) x 10 seed(s) x 2 agent.actor_l2" in shown
+    assert "goals" in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- directories --------------------------------------------------------------------------------
+
+
+def stored_run(root: Path, **status: Any) -> Run:
+    """A run's directory as `mtrl train` leaves it."""
+    (run,) = expand(parse_options([TOY, "--root", str(root)]))
+    run.write_config()
+    run.path.mkdir(parents=True)
+    run.config_file.rename(run.path / "config.yaml")
+    (run.path / "status.json").write_text(json.dumps(status))
+    return run
+
+
+def test_changed_configuration_is_refused_by_name(tmp_path: Path) -> None:
+    stored_run(tmp_path, status="finished")
+    (same,) = expand(parse_options([TOY, "--root", str(tmp_path)]))
+    refuse_changes(same)
+    (other,) = expand(parse_options([TOY, "--root", str(tmp_path), "--set", "agent.gamma=0.5"]))
+    with pytest.raises(ConfigError, match=r"agent\.gamma = 0\.5: .*unitary/seed_1 .* with 0\.9"):
+        refuse_changes(other)
+
+
+def test_what_a_directory_says(tmp_path: Path) -> None:
+    run = stored_run(tmp_path, status="running", step=400, total_steps=1600, elapsed_s=2.0)
+    assert look(tmp_path / "nothing").state == "new"
+    with open(run.path / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert look(run.path).state == "running"
+        assert look(run.path).step == 400
+    assert look(run.path).state == "interrupted", "no process holds it"
+    killed = outcome(run, -signal.SIGKILL)
+    assert (killed.state, killed.reason) == ("interrupted", "ended by SIGKILL")
+    assert outcome(run, 128 + signal.SIGTERM).state == "interrupted"
+    run.log_file.write_text("some warning\nmtrl: learner.device = 'cuda': not here\n")
+    refused = outcome(run, 2)
+    assert (refused.state, refused.reason) == ("failed", "learner.device = 'cuda': not here")
+    for state in ("finished", "failed"):
+        (run.path / "status.json").write_text(json.dumps({"status": state, "reason": "r"}))
+        assert look(run.path).state == state
+
+
+def test_division_of_a_machine() -> None:
+    options = SweepOptions(config=TOY)
+    gpus = ("0", "1")
+    assert divide(options, 16, ()).parallel == 8
+    assert divide(options, 1, ()).parallel == 1
+    shared = divide(options, 64, gpus)
+    assert (shared.parallel, shared.cores) == (8, 8)
+    assert [shared.gpus.count(name) for name in gpus] == [4, 4]
+    few_cores = divide(options, 4, gpus)
+    assert (few_cores.parallel, few_cores.gpus) == (2, ("0", "1"))
+    whole = divide(SweepOptions(config=TOY, gpus_per_run=2), 64, ("0", "1", "2", "3"))
+    assert whole.gpus == ("0,1", "2,3")
+    many = divide(SweepOptions(config=TOY, parallel=5, gpus_per_run=0), 4, gpus)
+    assert (many.parallel, many.cores, many.gpus) == (5, 1, ())
+
+
+# -- real runs ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    """Run `mtrl sweep` in this process; -> exit code and what it printed."""
+    for key, value in ENVIRONMENT.items():
+        monkeypatch.setenv(key, value)
+
+    def run(*words: object) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["sweep", *sweep_line(tmp_path, *words)])
+        streams = capfd.readouterr()
+        assert "Traceback" not in streams.err + streams.out
+        return int(caught.value.code or 0), streams.out + streams.err
+
+    return run
+
+
+def sweep_line(root: Path, *words: object) -> list[str]:
+    line = [TOY, "--root", root, "--no-estimate", "--set", *TINY_SET, *words]
+    return list(map(str, line))
+
+
+def pid_of(run: Path) -> int:
+    """Of the process that last wrote the run's status."""
+    return int(json.loads((run / "status.json").read_text())["pid"])
+
+
+def has_checkpoint(run: Path) -> Callable[[], bool]:
+    return lambda: bool(checkpoint.newest_first(run / "checkpoints"))
+
+
+def test_killed_run_and_killed_driver_lose_nothing(
+    run_mtrl: Mtrl, sweep: Callable[..., tuple[int, str]], tmp_path: Path, reference: Path
+) -> None:
+    grid = ("--methods", "pcgrad", "unitary", "--seeds", "1..3", "--parallel", 2)
+    folder = tmp_path / "toy"
+    first = folder / "pcgrad/seed_1"
+    driver = run_mtrl.start("sweep", *sweep_line(tmp_path, *grid))
+    try:
+        wait_for(has_checkpoint(first), 300, "a checkpoint")
+        victim = pid_of(first)
+        os.kill(victim, signal.SIGKILL)
+        wait_for(
+            lambda: look(first).state == "running" and pid_of(first) != victim,
+            300,
+            "the killed run going on",
+        )
+        runs = psutil.Process(driver.pid).children(recursive=True)
+        driver.kill()
+        _, errors = driver.communicate(timeout=60)
+    finally:
+        driver.kill()
+    assert "pcgrad/seed_1: interrupted: ended by SIGKILL" in errors
+    _, alive = psutil.wait_procs(runs, timeout=60)
+    assert alive == [], "runs end with their sweep"
+    assert any(look(folder / name).state != "finished" for name in names(*map(str, grid)))
+
+    code, shown = sweep(*grid)
+    assert code == 0, shown
+    assert "6 finished" in shown
+    states = [json.loads(f.read_text()) for f in sorted(folder.glob("*/seed_?/status.json"))]
+    assert [state["status"] for state in states] == ["finished"] * 6
+    assert differences(final_state(first), final_state(reference)) == []
+    assert metrics(first) == metrics(reference)
+    stored = load_yaml(first / "config.yaml")
+    assert flatten(stored) == flatten(load_yaml(reference / "config.yaml")) | {
+        "run_dir": stored.run_dir
+    }
+
+    code, shown = sweep(*grid)
+    assert (code, "6 finished" in shown, "running" in shown) == (0, True, False)
+    after = [json.loads(f.read_text()) for f in sorted(folder.glob("*/seed_?/status.json"))]
+    assert after == states, "finished runs are not touched"
+
+
+def test_failed_run_is_reported_and_not_tried_again(
+    sweep: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    line = ("--set", "agent.critic_lr=1e30")
+    code, shown = sweep(*line)
+    assert code == 1
+    assert "unitary/seed_1 failed: TrainingError: non-finite" in shown
+    status = (tmp_path / "toy/unitary/seed_1/status.json").read_text()
+
+    code, shown = sweep(*line)
+    assert code == 1
+    assert "non-finite" in shown
+    assert "--retry-failed" in shown
+    assert (tmp_path / "toy/unitary/seed_1/status.json").read_text() == status
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+def test_ctrl_c_stops_at_the_next_checkpoint_and_twice_at_once(
+    presses: int, sweep: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    run = tmp_path / "toy/unitary/seed_1"
+
+    def press() -> None:
+        try:
+            wait_for(has_checkpoint(run), 300, "a checkpoint")
+        finally:
+            for signum in (signal.SIGINT, signal.SIGTERM)[:presses]:  # two of a kind would merge
+                os.kill(os.getpid(), signum)
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    code, shown = sweep("--seeds", "1", "2", "--parallel", 1, "--set", LONG)
+    thread.join()
+    assert code == 128 + signal.SIGINT
+    assert "1 interrupted" in shown
+    assert "1 waiting" in shown
+    assert not (tmp_path / "toy/unitary/seed_2").exists()
+    assert look(run).state == "interrupted"
+    status = json.loads((run / "status.json").read_text())
+    latest, _ = checkpoint.load_latest(run / "checkpoints")
+    if presses == 1:
+        assert status["status"] == "stopped"
+        assert latest is not None
+        assert latest["step"] == status["step"]
+    else:
+        assert "SIGKILL" in shown

@@ -1,0 +1,151 @@
+"""The Ray engine on a real cluster of two nodes, started here on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from conftest import (
+    ENVIRONMENT,
+    REPOSITORY,
+    TINY_OPTIONS,
+    differences,
+    final_state,
+    metrics,
+    wait_for,
+)
+
+from mtrl import checkpoint, cli
+from mtrl.sweep.options import SweepOptions
+from mtrl.sweep.process import look
+from mtrl.sweep.ray_engine import fits, share
+
+pytest.importorskip("ray", reason="ray is not installed: pip install 'mtrl-smto[cluster]'")
+
+TINY_SET = [f"{key.replace('-', '_')}={value}" for key, value in TINY_OPTIONS.items()]
+OBJECT_STORE = 80 * 2**20  # little more than the least that Ray accepts
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Two nodes of one core each; a run that wants two cores fits on neither."""
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in ENVIRONMENT.items():
+            patch.setenv(key, value)  # Ray's workers inherit it
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv(
+            "RAY_AUTH_MODE", "disabled"
+        )  # on loopback; no token is left in the home folder
+        from ray.cluster_utils import Cluster
+
+        node = {"num_cpus": 1, "object_store_memory": OBJECT_STORE, "include_dashboard": False}
+        two = Cluster(initialize_head=True, head_node_args=node)
+        two.add_node(num_cpus=1, object_store_memory=OBJECT_STORE)
+        yield two
+        two.shutdown()
+
+
+@pytest.fixture
+def sweep(
+    cluster: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    """Run `mtrl sweep` on the cluster, from this process; -> exit code and what it printed."""
+
+    def run(*words: object) -> tuple[int, str]:
+        line = [REPOSITORY / "configs/toy.yaml", "--root", tmp_path, "--no-estimate"]
+        line += ["--engine", "ray", "--address", cluster.address, "--cpus-per-run", 1]
+        line += ["--methods", "pcgrad", "--set", *TINY_SET, *words]
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["sweep", *map(str, line)])
+        streams = capfd.readouterr()
+        return int(caught.value.code or 0), streams.out + streams.err
+
+    return run
+
+
+def in_background(work: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+def process_of(run: Path) -> psutil.Process:
+    return psutil.Process(json.loads((run / "status.json").read_text())["pid"])
+
+
+def wait_for_checkpoint(run: Path) -> None:
+    wait_for(lambda: checkpoint.newest_first(run / "checkpoints"), 300, f"a checkpoint in {run}")
+
+
+def test_killed_worker_is_recovered(
+    cluster: Any, sweep: Callable[..., tuple[int, str]], tmp_path: Path, reference: Path
+) -> None:
+    """A run on each node; the Ray worker of the first is killed."""
+    first, second = tmp_path / "toy/pcgrad/seed_1", tmp_path / "toy/pcgrad/seed_2"
+    ended: list[psutil.Process] = []
+
+    def harm() -> None:
+        wait_for_checkpoint(first)
+        run = process_of(first)
+        worker = psutil.Process(run.ppid())
+        assert "ray::" in worker.name() or "ray" in " ".join(worker.cmdline())
+        worker.kill()
+        ended.extend([worker, run])
+
+    thread = in_background(harm)
+    code, shown = sweep("--seeds", "1..2")
+    thread.join()
+    assert code == 0, shown
+    assert "2 node(s), 1 core(s) and 0 GPUs a run" in shown
+    assert "2 finished" in shown
+    assert len(ended) == 2
+    assert not any(process.is_running() for process in ended)
+    log = (tmp_path / "toy/sweep/pcgrad/seed_1.log").read_text()
+    assert "resumed at step" in log
+    assert differences(final_state(first), final_state(reference)) == []
+    assert metrics(first) == metrics(reference)
+    assert look(second).state == "finished"
+
+
+def test_ctrl_c_stops_the_runs_at_their_next_checkpoint(
+    sweep: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    run = tmp_path / "toy/pcgrad/seed_1"
+
+    def press() -> None:
+        try:
+            wait_for_checkpoint(run)
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    thread = in_background(press)
+    code, shown = sweep("--seeds", "1", "--set", "train.total_steps=40_000")
+    thread.join()
+    assert code == 128 + signal.SIGINT
+    assert "1 interrupted" in shown
+    status = json.loads((run / "status.json").read_text())
+    assert status["status"] == "stopped"
+    assert "SIGTERM" in status["reason"]
+
+
+def test_share_of_a_run() -> None:
+    options = SweepOptions(cpus_per_run=4)
+    nodes = [{"CPU": 2.0}, {"CPU": 8.0, "GPU": 1.0}]
+    assert share(nodes, options, "auto") == (4, 0.25)
+    assert share(nodes, options, "cpu") == (4, 0.0)
+    assert fits(nodes, (4, 0.25))
+    assert not fits(nodes, (4, 2))
+    assert not fits(nodes, (16, 0))
+
+
+def test_no_cluster_at_the_address(sweep: Callable[..., tuple[int, str]]) -> None:
+    code, shown = sweep("--address", "127.0.0.1:1")
+    assert code == 2
+    assert "address = '127.0.0.1:1': no Ray cluster there" in shown
