@@ -25,6 +25,8 @@ mtrl: multi-task reinforcement learning
   mtrl evaluate RUN_DIR [--checkpoint best|latest|PATH]
                         [--episodes-per-task 50] [--json]
       success rates of a trained agent
+  mtrl supervised CONFIG [--key value ...]
+      the supervised benchmarks; CONFIG as above
   mtrl list tasks|benchmarks|methods|presets
 
 Every command explains itself with --help.
@@ -45,6 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
         "resume": resume_command,
         "evaluate": evaluate_command,
         "list": list_command,
+        "supervised": supervised_command,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
@@ -76,11 +79,12 @@ def _report(error: Exception) -> None:
     from mtrl.checkpoint import CheckpointError
     from mtrl.envs.vector import WorkerError
     from mtrl.schema import ConfigError
+    from mtrl.supervised.files import DataError
     from mtrl.train import Stopped, TrainingError
 
     if isinstance(error, Stopped):
         _fail(str(error), error.exit_code)
-    if isinstance(error, ConfigError | UsageError):
+    if isinstance(error, ConfigError | UsageError | DataError):
         _fail(str(error), 2)
     if isinstance(error, WorkerError | TrainingError | CheckpointError | MemoryError | OSError):
         _fail(str(error), 1)
@@ -137,6 +141,11 @@ def resume_command(arguments: list[str]) -> None:
         print("mtrl resume RUN_DIR [--train.total-steps N]\n\nGo on from the newest checkpoint.")
         return
     name, *overrides = arguments
+    if RunDirectory(Path(name)).is_supervised:
+        from mtrl.supervised import command
+
+        command.resume(arguments)
+        return
     run, stored = RunDirectory.open(Path(name))
     config = with_overrides(stored, f"mtrl resume {name}", overrides)
     before = flatten(stored)
@@ -250,6 +259,16 @@ def _evaluate(path: Path, options: EvaluateOptions) -> None:
         f"task, protocol {config.protocol_stamp}"
     )
     Console().print(success_table(config.task_names, result, title))
+
+
+def supervised_command(arguments: list[str]) -> None:
+    from mtrl.supervised import command
+
+    if not arguments:
+        raise UsageError("supervised wants a configuration, e.g. configs/supervised_digits.yaml")
+    if arguments[0].startswith("-") and arguments[0] not in ("-h", "--help"):
+        raise UsageError(f"supervised wants the configuration first, not {arguments[0]!r}")
+    command.supervised(arguments)
 
 
 def list_command(arguments: list[str]) -> None:

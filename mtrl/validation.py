@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mtrl.config import Config, Loss
@@ -126,43 +126,60 @@ def method_options(name: str) -> dict[str, Any]:
 
 
 def _validate_smto(config: Config, need: Callable[[bool, str, str], None]) -> None:
-    known = [word for name in available() for word in (name, *describe(name).aliases)]
     for loss in LOSSES:
         smto, own = config.smto_of(loss), getattr(config.agent, f"{loss}_smto")
         source = "agent.smto" if own.name is None else f"agent.{loss}_smto"
-        need(
-            smto.name in known,
+        options_source = f"agent.{loss}_smto.options" if own.options else "agent.smto.options"
+        validate_method(
+            smto.name,
+            smto.options,
             f"{source}.name",
-            f"must be one of {', '.join(available())}{nearest(smto.name, known)}",
+            options_source,
+            config.num_tasks,
+            config.total_updates,
         )
-        source = f"agent.{loss}_smto.options" if own.options else "agent.smto.options"
-        defaults = method_options(smto.name)
-        for key, value in smto.options.items():
-            if key not in defaults:
-                raise ConfigError(
-                    f"{source}.{key}",
-                    value,
-                    f"method {smto.name} has no such option; it has: "
-                    f"{', '.join(defaults) or 'none'}{nearest(key, defaults)}",
-                )
-            kind = _kind(defaults[key])
-            try:
-                coerce(value, kind)
-            except ValueError:
-                raise ConfigError(
-                    f"{source}.{key}", value, f"must be {describe_type(kind)}"
-                ) from None
-        try:
-            run = {"total_steps": max(config.total_updates, 1)}
-            set_by_run = {k: v for k, v in run.items() if k in describe(smto.name).options}
-            create(smto.name, config.num_tasks, **set_by_run, **smto.options)
-        except ValueError as error:
-            raise ConfigError(source, smto.options, f"method {smto.name}: {error}") from None
         need(
             config.learner.compile != "on" or loss == "temperature" or is_compilable(smto.name),
             "learner.compile",
             f"method {smto.name} cannot be compiled; use auto or off",
         )
+
+
+def validate_method(
+    name: str,
+    options: Mapping[str, Any],
+    name_key: str,
+    options_key: str,
+    num_tasks: int,
+    total_updates: int,
+) -> None:
+    """ConfigError, at one of the two keys, unless there is such a method with such options."""
+    known = [word for method in available() for word in (method, *describe(method).aliases)]
+    if name not in known:
+        allowed = f"must be one of {', '.join(available())}{nearest(name, known)}"
+        raise ConfigError(name_key, name, allowed)
+    defaults = method_options(name)
+    for key, value in options.items():
+        if key not in defaults:
+            raise ConfigError(
+                f"{options_key}.{key}",
+                value,
+                f"method {name} has no such option; it has: "
+                f"{', '.join(defaults) or 'none'}{nearest(key, defaults)}",
+            )
+        kind = _kind(defaults[key])
+        try:
+            coerce(value, kind)
+        except ValueError:
+            raise ConfigError(
+                f"{options_key}.{key}", value, f"must be {describe_type(kind)}"
+            ) from None
+    try:
+        run = {"total_steps": max(total_updates, 1)}
+        set_by_run = {k: v for k, v in run.items() if k in describe(name).options}
+        create(name, num_tasks, **set_by_run, **options)
+    except ValueError as error:
+        raise ConfigError(options_key, dict(options), f"method {name}: {error}") from None
 
 
 def _kind(default: Any) -> Any:
