@@ -27,6 +27,8 @@ mtrl: multi-task reinforcement learning
       success rates of a trained agent
   mtrl supervised CONFIG [--key value ...]
       the supervised benchmarks; CONFIG as above
+  mtrl weights RUN_DIR
+      an SMTO's mean weights, as a configuration for `fixed`
   mtrl list tasks|benchmarks|methods|presets
 
 Every command explains itself with --help.
@@ -48,6 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
         "evaluate": evaluate_command,
         "list": list_command,
         "supervised": supervised_command,
+        "weights": weights_command,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
@@ -269,6 +272,17 @@ def supervised_command(arguments: list[str]) -> None:
     if arguments[0].startswith("-") and arguments[0] not in ("-h", "--help"):
         raise UsageError(f"supervised wants the configuration first, not {arguments[0]!r}")
     command.supervised(arguments)
+
+
+def weights_command(arguments: list[str]) -> None:
+    from mtrl.weights import as_yaml
+
+    if len(arguments) != 1:
+        raise UsageError("weights wants a run directory, and nothing else")
+    if arguments[0] in ("-h", "--help"):
+        print("mtrl weights RUN_DIR\n\nAn SMTO's mean weights, as a configuration for `fixed`.")
+        return
+    print(as_yaml(Path(arguments[0])), end="")
 
 
 def list_command(arguments: list[str]) -> None:

@@ -157,10 +157,8 @@ class ResNet(nn.Module):
         for i, (depth, stride, dilation) in enumerate(zip(depths, strides, dilations, strict=True)):
             blocks = []
             for j in range(depth):
-                own = dilation if j else before
-                blocks.append(
-                    block(fan_in, width << i, stride if j == 0 else 1, own, block_dropout)
-                )
+                first = (stride, before) if j == 0 else (1, dilation)
+                blocks.append(block(fan_in, width << i, *first, block_dropout))
                 fan_in = (width << i) * block.expansion
             before = dilation
             self.stages.append(f"layer{i + 1}")
