@@ -226,14 +226,16 @@ class DeepLabHead(nn.Module):
         )
 
 
-def cityscapes_network(classes: int, dropout: bool) -> MultiTaskNetwork:
-    """[sample, 3, 8h, 8w] -> z [sample, 2048, h, w] -> class logits, depth (Kurin et al. 2022).
-
-    ResNet-50 of output stride 8 (dilations 2 and 4 in the last two stages), DeepLab heads.
-    """
-    encoder = ResNet(
+def cityscapes_encoder() -> ResNet:
+    """ResNet-50 of output stride 8: dilations 2 and 4 in the last two stages."""
+    return ResNet(
         Bottleneck, [3, 4, 6, 3], small=False, strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4)
     )
+
+
+def cityscapes_network(classes: int, dropout: bool) -> MultiTaskNetwork:
+    """[sample, 3, 8h, 8w] -> z [sample, 2048, h, w] -> class logits, depth (Kurin et al. 2022)."""
+    encoder = cityscapes_encoder()
     return MultiTaskNetwork(encoder, [DeepLabHead(2048, n, dropout) for n in (classes, 1)])
 
 
