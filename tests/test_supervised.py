@@ -22,6 +22,7 @@ from mtrl.schema import dump_yaml, flatten
 from mtrl.smto import available
 from mtrl.supervised import networks
 from mtrl.supervised.command import load_config, with_overrides
+from mtrl.supervised.comparison import delta_m, mean_ranks
 from mtrl.supervised.config import PROBLEMS, SupervisedConfig, load_yaml, validate, with_smto
 from mtrl.supervised.data import Loader
 from mtrl.supervised.learner import Learner
@@ -401,3 +402,13 @@ def test_every_method_is_accepted() -> None:
     for method in available():
         options = {"weights": [1, 2]} if method == "fixed" else {}
         validate(with_smto(SupervisedConfig(), name=method, options=options))
+
+
+def test_delta_m_and_ranks_by_hand() -> None:
+    baseline = {("a", "accuracy"): 0.5, ("b", "mse"): 2.0, ("b", "mean_iou"): 0.4}
+    better = {("a", "accuracy"): 0.6, ("b", "mse"): 1.0, ("b", "mean_iou"): 0.4}
+    # a: +20%; b: mean of +50% (lower is better) and 0
+    assert delta_m(better, baseline) == pytest.approx((20 + 25) / 2)
+    assert delta_m(baseline, baseline) == 0.0
+    ranks = mean_ranks({"old": baseline, "new": better})
+    assert ranks == pytest.approx({"old": (2 + (2 + 1.5) / 2) / 2, "new": (1 + 1.25) / 2})

@@ -63,7 +63,7 @@ def _attributes(path: Path) -> tuple[list[str], NDArray[np.uint8]]:
 
 def _partition(path: Path, names: list[str]) -> NDArray[np.int64]:
     """0 training, 1 validation, 2 test, for each image."""
-    part = {}
+    part: dict[str, int] = {}
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         words = line.split()
         if words and (len(words) != 2 or words[1] not in ("0", "1", "2")):

@@ -15,7 +15,7 @@ sees the batch once and all tasks share its dropout.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from mtrl.smto import SMTO, GradDrop
 from mtrl.smto.base import gram_matrix
 from mtrl.supervised.networks import MultiTaskNetwork
+from mtrl.supervised.problems import Loss
 
-Loss = Callable[[Tensor, Tensor], Tensor]
 Space = Literal["parameters", "representation"]
 
 

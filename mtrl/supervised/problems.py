@@ -15,6 +15,9 @@ from mtrl.supervised.config import SupervisedConfig
 from mtrl.supervised.data import Splits
 from mtrl.supervised.networks import MultiTaskNetwork
 
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""(output, target) -> scalar, a mean over the batch."""
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -31,8 +34,7 @@ class Metric:
 @dataclass(frozen=True)
 class Task:
     name: str
-    loss: Callable[[Tensor, Tensor], Tensor]
-    """(output, target) -> scalar, a mean over the batch."""
+    loss: Loss
     metrics: tuple[Metric, ...]
 
 
@@ -153,7 +155,10 @@ def make_problem(config: SupervisedConfig) -> Problem:
         pairs = mnist.digits() if config.problem == "digits" else mnist.multi_mnist(folder)
         return pairs.targets_of(names)
 
-    kinds = {True: (functional.cross_entropy, ACCURACY), False: (functional.mse_loss, MSE)}
+    kinds: dict[bool, tuple[Loss, Metric]] = {
+        True: (functional.cross_entropy, ACCURACY),
+        False: (functional.mse_loss, MSE),
+    }
     tasks = [(name, *kinds[is_class]) for name, is_class in zip(names, classify, strict=True)]
     return Problem(
         tuple(Task(name, loss, (metric,)) for name, loss, metric in tasks),

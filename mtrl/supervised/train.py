@@ -209,6 +209,7 @@ class Trainer:
     def status(self, status: Status) -> None:
         self.run.write_status(
             status,
+            reason="",
             step=self.step,
             total_steps=self.total,
             elapsed_s=round(self.elapsed, 1),
