@@ -278,6 +278,15 @@ def test_the_tested_model_is_the_best_on_validation(finished: Path, mnist_folder
     assert test["mse"] == pytest.approx(records(finished)[-1]["test/mse/reconstruct_right"])
 
 
+def test_auto_lambda_holds_samples_out(mnist_folder: Path, tmp_path: Path) -> None:
+    config = small_config(mnist_folder, tmp_path / "run", "auto_lambda", epochs=1)
+    train(config, RunDirectory.create(config))
+    log = records(tmp_path / "run")
+    assert log[-1]["step"] == 4, "90 of the 100 training samples, 20 at a time"
+    weights = [r["smto/shared/weight/classify_left"] for r in log if "train/loss_mean" in r]
+    assert len(set(weights)) == len(weights), "they move"
+
+
 def test_stopped_and_resumed_equals_uninterrupted(
     finished: Path, mnist_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from mtrl.smto import SMTO, GradDrop, available, create
 from mtrl.smto.base import gram_matrix, options_of
+from mtrl.supervised.auto_lambda import AutoLambda, Prepared
 from mtrl.supervised.gradients import Space, backward
 from mtrl.supervised.networks import MultiTaskNetwork
 
@@ -203,3 +204,55 @@ def test_identical_tasks_get_equal_weights(name: str, space: Space) -> None:
     assert outcome.weights is not None
     weights = outcome.weights / outcome.weights.sum()
     assert torch.allclose(weights, torch.full_like(weights, 1 / TASKS), atol=5e-3)
+
+
+# -- Auto-Lambda --------------------------------------------------------------------------------
+
+
+def test_the_look_ahead_against_exact_second_derivatives() -> None:
+    network = make_network().double()
+    network.encoder[2] = nn.Tanh()  # smooth: ReLU's kinks spoil finite differences
+    alpha, lambdas = 0.1, [0.2, 0.5, 0.3]
+    training, held_out = (
+        Prepared(inputs.double(), targets) for inputs, targets in (make_batch(), other_batch())
+    )
+    smto = AutoLambda(TASKS)
+    smto.parameter.copy_(torch.tensor(lambdas))
+    before = copy.deepcopy(network.state_dict())
+    losses_of = [functional.cross_entropy] * TASKS
+    found = smto.gradient(network, losses_of, training, held_out, alpha)
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+
+    weights = torch.tensor(lambdas, dtype=torch.float64, requires_grad=True)
+    parameters = dict(network.named_parameters())
+
+    def losses(values: dict[str, Tensor], data: Prepared) -> Tensor:
+        outputs = torch.func.functional_call(copy.deepcopy(network), values, (data.inputs,))
+        pairs = zip(outputs, data.targets, strict=True)
+        return torch.stack([functional.cross_entropy(*pair) for pair in pairs])
+
+    step = torch.autograd.grad(
+        losses(parameters, training) @ weights, list(parameters.values()), create_graph=True
+    )
+    ahead = {n: p - alpha * g for (n, p), g in zip(parameters.items(), step, strict=True)}
+    (exact,) = torch.autograd.grad(losses(ahead, held_out).mean(), weights)
+    torch.testing.assert_close(found, exact, rtol=0.02, atol=1e-4 * float(exact.abs().max()))
+
+
+def other_batch() -> tuple[Tensor, list[Tensor]]:
+    inputs, targets = make_batch()
+    return inputs.flip(0) + 0.3, [target.roll(1) for target in targets]
+
+
+def test_auto_lambda_favours_the_task_that_helps() -> None:
+    """Held-out samples whose labels agree with one task's training labels alone."""
+    network = make_network()
+    inputs, targets = make_batch()
+    wrong = [targets[0], (targets[1] + 1) % 4, (targets[2] + 2) % 4]
+    smto = AutoLambda(TASKS, lr=0.01)
+    losses_of = [functional.cross_entropy] * TASKS
+    for _ in range(20):
+        smto.look_ahead(network, losses_of, Prepared(inputs, targets), Prepared(inputs, wrong), 0.1)
+    weights = smto.weights(losses=torch.ones(TASKS))
+    assert weights.argmax() == 0
+    assert (weights >= 0).all()

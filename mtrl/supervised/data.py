@@ -35,6 +35,16 @@ class Splits(NamedTuple):
     """Seen by the selected models only."""
 
 
+def cut(split: Split, share: float) -> tuple[Split, Split]:
+    """-> all but the last `share` of the samples, and these; views, no copies."""
+    at = len(split.inputs) - max(1, round(share * len(split.inputs)))
+    first, last = (
+        Split(split.inputs[part], tuple(target[part] for target in split.targets))
+        for part in (slice(at), slice(at, None))
+    )
+    return first, last
+
+
 class Batch(NamedTuple):
     inputs: Tensor
     """[sample, ...] as stored."""

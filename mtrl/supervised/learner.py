@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mtrl.smto import SMTO, create
 from mtrl.smto.base import options_of
+from mtrl.supervised.auto_lambda import AutoLambda, Prepared
 from mtrl.supervised.config import SupervisedConfig
 from mtrl.supervised.data import Batch, Loader
 from mtrl.supervised.gradients import Outcome, backward
@@ -50,21 +51,34 @@ class Learner:
         own = {key: value for key, value in known.items() if key in options_of(config.smto.name)}
         return create(config.smto.name, config.num_tasks, **own | config.smto.options)
 
-    def update(self, batch: Batch, epoch: int, *, look: bool = False) -> Outcome:
-        """One step of Adam. look: make the Gramian on the shared parameters; changes nothing."""
+    def update(
+        self, batch: Batch, epoch: int, *, look: bool = False, held_out: Batch | None = None
+    ) -> Outcome:
+        """One step of Adam. look: make the Gramian on the shared parameters; changes nothing.
+
+        held_out: samples that are not trained on, for Auto-Lambda.
+        """
         config = self.config
         self.network.train()
+        inputs = self.problem.prepare(batch.inputs)
+        lr = config.train.lr * config.train.lr_decay**epoch
+        if isinstance(self.smto, AutoLambda):
+            if held_out is None:
+                raise ValueError("auto_lambda wants a held-out batch")
+            unseen = Prepared(self.problem.prepare(held_out.inputs), held_out.targets)
+            training = Prepared(inputs, batch.targets)
+            self.smto.look_ahead(self.network, self.losses, training, unseen, lr)
         outcome = backward(
             self.network,
             self.losses,
             self.smto,
-            self.problem.prepare(batch.inputs),
+            inputs,
             batch.targets,
             space=config.gradient_space,
             chunk_size=config.smto.chunk_size,
             look=look,
         )
-        self.optimizer.param_groups[0]["lr"] = config.train.lr * config.train.lr_decay**epoch
+        self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.step()
         return outcome
 

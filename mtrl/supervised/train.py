@@ -22,8 +22,9 @@ from mtrl.diagnostics import Diagnostics
 from mtrl.recorder import Recorder
 from mtrl.run_directory import RunDirectory, Status, environment, write_atomically
 from mtrl.schema import ConfigError
+from mtrl.supervised.auto_lambda import HELD_OUT
 from mtrl.supervised.config import SupervisedConfig
-from mtrl.supervised.data import Batches, Loader
+from mtrl.supervised.data import Batches, Loader, cut
 from mtrl.supervised.learner import Learner, Score
 from mtrl.supervised.problems import make_problem
 from mtrl.train import Stopped, TrainingError, choose_device, signals
@@ -40,6 +41,13 @@ class Trainer:
         self.problem = make_problem(config)
         folder = config.data_dir or os.environ.get("MTRL_DATA", "")
         splits = self.problem.load(Path(folder).expanduser() if folder else None)
+        self.held_out: Batches | None = None
+        if config.smto.name == "auto_lambda":
+            kept, apart = cut(splits.train, HELD_OUT)
+            splits = splits._replace(train=kept)
+            loader = Loader(apart, config.num_tasks, device)
+            self.held_out = Batches(loader, min(config.train.batch_size, loader.size), config.seed)
+            stack.callback(self.held_out.close)
         train, self.validation, self.test = (
             Loader(split, config.num_tasks, device) for split in splits
         )
@@ -80,7 +88,10 @@ class Trainer:
         while not self.finished:
             epoch = self.step // per_epoch
             look = every > 0 and self.step % every == 0
-            outcome = self.learner.update(self.batches[self.step], epoch, look=look)
+            held_out = None if self.held_out is None else self.held_out[self.step]
+            outcome = self.learner.update(
+                self.batches[self.step], epoch, look=look, held_out=held_out
+            )
             self.step += 1
             self._remember(outcome.losses, outcome.weights)
             if look and outcome.gramian is not None:
