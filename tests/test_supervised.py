@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import runpy
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -411,6 +412,20 @@ def test_every_method_is_accepted() -> None:
     for method in available():
         options = {"weights": [1, 2]} if method == "fixed" else {}
         validate(with_smto(SupervisedConfig(), name=method, options=options))
+
+
+def test_comparison_of_runs(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = REPOSITORY / "scripts" / "compare_supervised.py"
+    monkeypatch.setattr("sys.argv", [str(script), str(finished), "--baseline", "pcgrad"])
+    runpy.run_path(str(script), run_name="__main__")
+    row = capsys.readouterr().out.splitlines()[-1].split(" | ")
+    tested = records(finished)[-1]
+    assert row[:2] == ["| `pcgrad`", "1"]
+    assert float(row[2]) == pytest.approx(tested["test/accuracy/classify_left"], abs=1e-4)
+    assert float(row[3]) == pytest.approx(tested["test/mse/reconstruct_right"], abs=1e-4)
+    assert row[4:] == ["+0.00", "1.00 |"]
 
 
 def test_delta_m_and_ranks_by_hand() -> None:

@@ -33,6 +33,14 @@ def make_batch(tasks: int = TASKS) -> tuple[Tensor, list[Tensor]]:
     return inputs, [torch.randint(4, (6,), generator=generator) for _ in range(tasks)]
 
 
+def test_heads_of_reused_weights_stay_plain() -> None:
+    """update_every: between two solutions the encoder is weighted, the heads are not."""
+    network, smto = make_network(), create("mgda", TASKS, update_every=2)
+    solved = run(network, smto, "parameters")
+    reused = run(network, smto, "parameters")  # the same batch and parameters
+    assert_close(reused, solved)
+
+
 def make_smto(name: str, tasks: int = TASKS) -> SMTO:
     options: dict[str, object] = {"seed": 3} if "seed" in options_of(name) else {}
     if "total_steps" in options_of(name):

@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mtrl.smto import SMTO, GradDrop
+from mtrl.smto import SMTO, GradDrop, GramianSMTO
 from mtrl.smto.base import gram_matrix
 from mtrl.supervised.networks import MultiTaskNetwork
 from mtrl.supervised.problems import Loss
@@ -52,8 +52,8 @@ def backward(
     """Leave the SMTO's direction in the gradients of the network's parameters.
 
     inputs [sample, ...] prepared, targets per task. Shared parameters get the direction; heads
-    their own task's gradient, times its weight if the method weighs losses (needs = "losses": RLW
-    and the like), else times 1/m. look: make the Gramian on the shared parameters too.
+    their own task's gradient, times its weight if the method weighs losses (RLW and the like), else
+    times 1/m. look: make the Gramian on the shared parameters too.
     """
     m = len(network.heads)
     z = network.encoder(inputs)
@@ -98,9 +98,10 @@ def backward(
         for parameter, gradient in zip(shared, gradients, strict=True):
             parameter.grad = gradient
 
-    of_heads = (
-        weights if needs == "losses" and weights is not None else torch.full_like(losses, 1.0 / m)
-    )
+    # Not by `needs` alone: between two solutions a Gramian method's held weights need losses only.
+    weighs_losses = needs == "losses" and not isinstance(smto, GramianSMTO)
+    plain = torch.full_like(losses, 1.0 / m)
+    of_heads = weights if weighs_losses and weights is not None else plain
     for own, factor in zip(owned, of_heads.to(rows.dtype), strict=True):
         for parameter in own:
             parameter.grad = next(found).mul_(factor)
