@@ -38,7 +38,7 @@ from mtrl.supervised.problems import (
     depth_loss,
     make_problem,
 )
-from mtrl.supervised.train import Trainer, train
+from mtrl.supervised.train import Trainer, load_data, train
 from mtrl.train import Stopped
 from mtrl.weights import fixed_weights
 
@@ -196,6 +196,7 @@ def test_bad_input_is_one_line(
 ) -> None:
     words = line.format(run=tmp_path / "run").split()
     refused(["supervised", *words], capsys, *said)
+    assert not (tmp_path / "run").exists()
 
 
 # -- runs ---------------------------------------------------------------------------------------
@@ -225,7 +226,7 @@ def finished(mnist_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """Two epochs of five iterations, PCGrad, dropout, one model selected per metric."""
     path = tmp_path_factory.mktemp("runs") / "run"
     config = small_config(mnist_folder, path)
-    train(config, RunDirectory.create(config))
+    train(config, RunDirectory.create(config), load_data(config))
     return path
 
 
@@ -281,7 +282,7 @@ def test_the_tested_model_is_the_best_on_validation(finished: Path, mnist_folder
 
 def test_auto_lambda_holds_samples_out(mnist_folder: Path, tmp_path: Path) -> None:
     config = small_config(mnist_folder, tmp_path / "run", "auto_lambda", epochs=1)
-    train(config, RunDirectory.create(config))
+    train(config, RunDirectory.create(config), load_data(config))
     log = records(tmp_path / "run")
     assert log[-1]["step"] == 4, "90 of the 100 training samples, 20 at a time"
     weights = [r["smto/shared/weight/classify_left"] for r in log if "train/loss_mean" in r]
@@ -295,7 +296,7 @@ def test_stopped_and_resumed_equals_uninterrupted(
     config = small_config(mnist_folder, tmp_path / "run")
     run = RunDirectory.create(config)
     with ExitStack() as stack:
-        trainer = Trainer(config, run, CPU, stack)
+        trainer = Trainer(config, run, load_data(config), CPU, stack)
         trainer.open_recorder()
         update = trainer.learner.update
 
@@ -398,7 +399,7 @@ def test_digits_are_learned(method: str, tmp_path: Path) -> None:
     line = f"--smto.name {method} --train.epochs 4 --train.lr 4e-3 --diagnostics.every 0"
     line += f" --run-dir {tmp_path / 'run'} --learner.device cpu --learner.threads 1"
     config = with_overrides(default, "", line.split())
-    scores = train(config, RunDirectory.create(config))
+    scores = train(config, RunDirectory.create(config), load_data(config))
     assert min(score.value for score in scores) > 0.7, scores
 
 
@@ -425,7 +426,7 @@ def test_comparison_of_runs(
     assert row[:2] == ["| `pcgrad`", "1"]
     assert float(row[2]) == pytest.approx(tested["test/accuracy/classify_left"], abs=1e-4)
     assert float(row[3]) == pytest.approx(tested["test/mse/reconstruct_right"], abs=1e-4)
-    assert row[4:] == ["+0.00", "1.00 |"]
+    assert row[5] == "1.00 |"
 
 
 def test_delta_m_and_ranks_by_hand() -> None:

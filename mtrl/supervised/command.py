@@ -13,6 +13,7 @@ from mtrl.run_directory import RunDirectory, write_atomically
 from mtrl.schema import ConfigError, dump_yaml, flatten
 from mtrl.supervised import auto_lambda  # noqa: F401 - registers the method
 from mtrl.supervised.config import SupervisedConfig, load_yaml, validate, with_smto
+from mtrl.supervised.data import Splits
 from mtrl.supervised.method_presets import with_preset
 
 
@@ -53,6 +54,8 @@ def _parse(default: SupervisedConfig, program: str, arguments: list[str]) -> Sup
 
 def supervised(arguments: list[str]) -> None:
     """`mtrl supervised CONFIG [--key value ...]`"""
+    from mtrl.supervised.train import load_data
+
     if arguments[0] in ("-h", "--help"):
         with_overrides(SupervisedConfig(), "mtrl supervised CONFIG", ["--help"])
     name, *overrides = arguments
@@ -61,11 +64,14 @@ def supervised(arguments: list[str]) -> None:
         from mtrl.train import choose_device
 
         choose_device(config.learner.device)  # refused before anything is written
-    _train(config, RunDirectory.create(config), resume=False)
+    splits = load_data(config)  # likewise
+    _train(config, RunDirectory.create(config), splits, resume=False)
 
 
 def resume(arguments: list[str]) -> None:
     """`mtrl resume RUN_DIR [--train.epochs N]` of a supervised run."""
+    from mtrl.supervised.train import load_data
+
     name, *overrides = arguments
     run, stored = RunDirectory.open_as(Path(name), load_yaml)
     config = with_overrides(stored, f"mtrl resume {name}", overrides)
@@ -79,18 +85,19 @@ def resume(arguments: list[str]) -> None:
             config.train.epochs,
             f"may only be raised; the run has {stored.train.epochs}",
         )
+    splits = load_data(config)
     run.lock()
     write_atomically(run.config_file, dump_yaml(config))
-    _train(dataclasses.replace(config, run_dir=str(run.path)), run, resume=True)
+    _train(dataclasses.replace(config, run_dir=str(run.path)), run, splits, resume=True)
 
 
-def _train(config: SupervisedConfig, run: RunDirectory, *, resume: bool) -> None:
+def _train(config: SupervisedConfig, run: RunDirectory, splits: Splits, *, resume: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
     from mtrl.supervised.train import train
 
-    scores = train(config, run, resume=resume)
+    scores = train(config, run, splits, resume=resume)
     table = Table(title=f"test, {config.protocol_stamp}, {config.method}, selected on validation")
     for column in ("task", "metric", "value"):
         table.add_column(column, justify="right" if column == "value" else "left")

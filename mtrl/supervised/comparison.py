@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -16,13 +17,14 @@ def delta_m(scores: Scores, baseline: Scores) -> float:
     """Mean relative gain over the baseline in percent; POSITIVE is better (other papers: negative).
 
     1/N sum_i 1/M_i sum_j (-1)^l_ij (M_ij - B_ij) / B_ij over N tasks with M_i metrics each; l = 1
-    where lower is better. The paper's baseline: single-task networks.
+    where lower is better; NaN against a zero. The paper's baseline: single-task networks.
     """
     gains: dict[str, list[float]] = {}
     for (task, metric), value in scores.items():
         reference = baseline[task, metric]
         sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
-        gains.setdefault(task, []).append(sign * (value - reference) / reference)
+        change = (value - reference) / reference if reference else math.nan
+        gains.setdefault(task, []).append(sign * change)
     return 100.0 * float(np.mean([np.mean(of_task) for of_task in gains.values()]))
 
 

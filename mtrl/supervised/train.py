@@ -24,23 +24,32 @@ from mtrl.run_directory import RunDirectory, Status, environment, write_atomical
 from mtrl.schema import ConfigError
 from mtrl.supervised.auto_lambda import HELD_OUT
 from mtrl.supervised.config import SupervisedConfig
-from mtrl.supervised.data import Batches, Loader, cut
+from mtrl.supervised.data import Batches, Loader, Splits, cut
 from mtrl.supervised.learner import Learner, Score
 from mtrl.supervised.problems import make_problem
 from mtrl.train import Stopped, TrainingError, choose_device, signals
+
+
+def load_data(config: SupervisedConfig) -> Splits:
+    """Raises DataError if files are missing or damaged."""
+    folder = config.data_dir or os.environ.get("MTRL_DATA", "")
+    return make_problem(config).load(Path(folder).expanduser() if folder else None)
 
 
 class Trainer:
     """One run. `loop` is the algorithm; everything else serves it."""
 
     def __init__(
-        self, config: SupervisedConfig, run: RunDirectory, device: torch.device, stack: ExitStack
+        self,
+        config: SupervisedConfig,
+        run: RunDirectory,
+        splits: Splits,
+        device: torch.device,
+        stack: ExitStack,
     ) -> None:
         """`stack` ends what the run starts: threads and open files."""
         self.config, self.run, self.device, self.stack = config, run, device, stack
         self.problem = make_problem(config)
-        folder = config.data_dir or os.environ.get("MTRL_DATA", "")
-        splits = self.problem.load(Path(folder).expanduser() if folder else None)
         self.held_out: Batches | None = None
         if config.smto.name == "auto_lambda":
             kept, apart = cut(splits.train, HELD_OUT)
@@ -250,11 +259,13 @@ class Trainer:
         self._new_log_window()
 
 
-def train(config: SupervisedConfig, run: RunDirectory, *, resume: bool = False) -> list[Score]:
+def train(
+    config: SupervisedConfig, run: RunDirectory, splits: Splits, *, resume: bool = False
+) -> list[Score]:
     """Run to the end (or to a signal); -> test scores of the selected models.
 
-    Raises DataError, ConfigError, TrainingError, CheckpointError, MemoryError or Stopped;
-    status.json says why in every case.
+    splits: `load_data(config)`. Raises ConfigError, TrainingError, CheckpointError, MemoryError or
+    Stopped; status.json says why in every case.
     """
     torch.set_flush_denormal(True)  # l2 lets unused weights decay into denormal numbers
     if config.learner.threads != "auto":
@@ -264,7 +275,7 @@ def train(config: SupervisedConfig, run: RunDirectory, *, resume: bool = False) 
         write_atomically(run.path / "environment.json", json.dumps(environment(), indent=1))
     try:
         with ExitStack() as stack:
-            trainer = Trainer(config, run, device, stack)
+            trainer = Trainer(config, run, splits, device, stack)
             state, warnings = checkpoint.load_latest(run.checkpoints) if resume else (None, [])
             if state is not None:
                 trainer.load(state)
