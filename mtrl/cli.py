@@ -35,6 +35,10 @@ mtrl: multi-task reinforcement learning
       one HTML page with figures, intervals and comparisons
   mtrl sweep CONFIG|SWEEP.yaml [--methods M ...] [--seeds 0..9] [--set key=a,b ...]
       methods x seeds x settings, on this machine or on a Ray cluster
+  mtrl supervised CONFIG [--key value ...]
+      the supervised benchmarks; CONFIG as above
+  mtrl weights RUN_DIR
+      an SMTO's mean weights, as a configuration for `fixed`
   mtrl list tasks|benchmarks|methods|presets
 
 Every command explains itself with --help.
@@ -59,6 +63,8 @@ def main(arguments: list[str] | None = None) -> None:
         "report": report_command,
         "sweep": sweep_command,
         "list": list_command,
+        "supervised": supervised_command,
+        "weights": weights_command,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
@@ -90,11 +96,12 @@ def _report(error: Exception) -> None:
     from mtrl.checkpoint import CheckpointError
     from mtrl.envs.vector import WorkerError
     from mtrl.schema import ConfigError
+    from mtrl.supervised.files import DataError
     from mtrl.train import Stopped, TrainingError
 
     if isinstance(error, Stopped):
         _fail(str(error), error.exit_code)
-    if isinstance(error, ConfigError | UsageError):
+    if isinstance(error, ConfigError | UsageError | DataError):
         _fail(str(error), 2)
     if isinstance(error, WorkerError | TrainingError | CheckpointError | MemoryError | OSError):
         _fail(str(error), 1)
@@ -180,6 +187,11 @@ def resume_command(arguments: list[str]) -> None:
         print("mtrl resume RUN_DIR [--train.total-steps N]\n\nGo on from the newest checkpoint.")
         return
     name, *overrides = arguments
+    if RunDirectory(Path(name)).is_supervised:
+        from mtrl.supervised import command
+
+        command.resume(arguments)
+        return
     run, stored = RunDirectory.open(Path(name))
     config = with_overrides(stored, f"mtrl resume {name}", overrides)
     before = flatten(stored)
@@ -318,6 +330,27 @@ def sweep_command(arguments: list[str]) -> None:
     from mtrl.sweep.command import sweep
 
     raise SystemExit(sweep(arguments))
+
+
+def supervised_command(arguments: list[str]) -> None:
+    from mtrl.supervised import command
+
+    if not arguments:
+        raise UsageError("supervised wants a configuration, e.g. configs/supervised_digits.yaml")
+    if arguments[0].startswith("-") and arguments[0] not in ("-h", "--help"):
+        raise UsageError(f"supervised wants the configuration first, not {arguments[0]!r}")
+    command.supervised(arguments)
+
+
+def weights_command(arguments: list[str]) -> None:
+    from mtrl.weights import as_yaml
+
+    if len(arguments) != 1:
+        raise UsageError("weights wants a run directory, and nothing else")
+    if arguments[0] in ("-h", "--help"):
+        print("mtrl weights RUN_DIR\n\nAn SMTO's mean weights, as a configuration for `fixed`.")
+        return
+    print(as_yaml(Path(arguments[0])), end="")
 
 
 def list_command(arguments: list[str]) -> None:

@@ -28,7 +28,7 @@ def presets() -> dict[str, Path]:
     return {path.stem: path for path in reversed(files)}
 
 
-def load_config(name: str) -> Config:
+def find_config(name: str) -> Path:
     """A YAML file, or a preset by its name."""
     path = Path(name)
     if not path.is_file():
@@ -41,6 +41,11 @@ def load_config(name: str) -> Config:
                 + nearest(path.stem, known),
             )
         path = known[path.stem]
+    return path
+
+
+def load_config(name: str) -> Config:
+    path = find_config(name)
     config = load_yaml(path)
     return config if config.name else dataclasses.replace(config, name=path.stem)
 
@@ -63,7 +68,7 @@ def with_overrides(default: Config, program: str, arguments: list[str]) -> Confi
 
 def _parse(default: Config, program: str, arguments: list[str]) -> Config:
     config = tyro.cli(
-        Config, default=default, prog=program, args=arguments, registry=_mappings_as_pairs()
+        Config, default=default, prog=program, args=arguments, registry=mappings_as_pairs()
     )
     given = {word.replace("_", "-").split("=")[0] for word in arguments}
     agent = config.agent
@@ -76,7 +81,7 @@ def _parse(default: Config, program: str, arguments: list[str]) -> Config:
     return dataclasses.replace(config, agent=agent)
 
 
-def _mappings_as_pairs() -> Any:
+def mappings_as_pairs() -> Any:
     """How mappings (a method's options) are written on the command line: key=value ..."""
 
     def parse(words: list[str]) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from mtrl.config import Config, Loss
 from mtrl.plugins import load_plugins
-from mtrl.schema import ConfigError, coerce, describe_type, flatten, nearest
+from mtrl.schema import ConfigError, coerce, describe_type, nearest
 from mtrl.smto import available, create, describe
 from mtrl.smto.base import is_compilable
 
@@ -26,50 +27,61 @@ def check_methods(config: Config) -> Config:
     -> the configuration, plug-ins with absolute paths.
     """
     config = load_plugins(config)
-    values = flatten(config)
-
-    def need(condition: bool, key: str, allowed: str) -> None:
-        if not condition:
-            raise ConfigError(key, values[key], allowed)
-
-    known = [word for name in available() for word in (name, *describe(name).aliases)]
     for loss in LOSSES:
         smto, own = config.smto_of(loss), getattr(config.agent, f"{loss}_smto")
         source = "agent.smto" if own.name is None else f"agent.{loss}_smto"
-        need(
-            smto.name in known,
+        options_source = f"agent.{loss}_smto.options" if own.options else "agent.smto.options"
+        validate_method(
+            smto.name,
+            smto.options,
             f"{source}.name",
-            f"must be one of {', '.join(available())}{nearest(smto.name, known)}",
+            options_source,
+            config.num_tasks,
+            config.total_updates,
         )
-        source = f"agent.{loss}_smto.options" if own.options else "agent.smto.options"
-        defaults = method_options(smto.name)
-        for key, value in smto.options.items():
-            if key not in defaults:
-                raise ConfigError(
-                    f"{source}.{key}",
-                    value,
-                    f"method {smto.name} has no such option; it has: "
-                    f"{', '.join(defaults) or 'none'}{nearest(key, defaults)}",
-                )
-            kind = _kind(defaults[key])
-            try:
-                coerce(value, kind)
-            except ValueError:
-                raise ConfigError(
-                    f"{source}.{key}", value, f"must be {describe_type(kind)}"
-                ) from None
-        try:
-            run = {"total_steps": max(config.total_updates, 1)}
-            set_by_run = {k: v for k, v in run.items() if k in describe(smto.name).options}
-            create(smto.name, config.num_tasks, **set_by_run, **smto.options)
-        except ValueError as error:
-            raise ConfigError(source, smto.options, f"method {smto.name}: {error}") from None
-        need(
-            config.learner.compile != "on" or loss == "temperature" or is_compilable(smto.name),
-            "learner.compile",
-            f"method {smto.name} cannot be compiled; use auto or off",
-        )
+        compiled = config.learner.compile == "on" and loss != "temperature"
+        if compiled and not is_compilable(smto.name):
+            raise ConfigError(
+                "learner.compile", "on", f"method {smto.name} cannot be compiled; use auto or off"
+            )
     return config
+
+
+def validate_method(
+    name: str,
+    options: Mapping[str, Any],
+    name_key: str,
+    options_key: str,
+    num_tasks: int,
+    total_updates: int,
+) -> None:
+    """ConfigError, at one of the two keys, unless there is such a method with such options."""
+    known = [word for method in available() for word in (method, *describe(method).aliases)]
+    if name not in known:
+        allowed = f"must be one of {', '.join(available())}{nearest(name, known)}"
+        raise ConfigError(name_key, name, allowed)
+    defaults = method_options(name)
+    for key, value in options.items():
+        if key not in defaults:
+            raise ConfigError(
+                f"{options_key}.{key}",
+                value,
+                f"method {name} has no such option; it has: "
+                f"{', '.join(defaults) or 'none'}{nearest(key, defaults)}",
+            )
+        kind = _kind(defaults[key])
+        try:
+            coerce(value, kind)
+        except ValueError:
+            raise ConfigError(
+                f"{options_key}.{key}", value, f"must be {describe_type(kind)}"
+            ) from None
+    try:
+        run = {"total_steps": max(total_updates, 1)}
+        set_by_run = {k: v for k, v in run.items() if k in describe(name).options}
+        create(name, num_tasks, **set_by_run, **options)
+    except ValueError as error:
+        raise ConfigError(options_key, dict(options), f"method {name}: {error}") from None
 
 
 def _kind(default: Any) -> Any:

@@ -7,15 +7,18 @@ import importlib.util
 import sys
 import traceback
 from pathlib import Path
+from typing import Any, TypeVar
 
-from mtrl.config import Config
 from mtrl.schema import ConfigError
 from mtrl.smto import available
+
+Configured = TypeVar("Configured", bound=Any)
+"""A configuration of any kind that has `plugins`."""
 
 _loaded: dict[Path, tuple[str, ...]] = {}
 
 
-def load_plugins(config: Config) -> Config:
+def load_plugins(config: Configured) -> Configured:
     """Import config.plugins, each once per process; -> the configuration with absolute paths,
     which `resume` and `evaluate` find from anywhere.
 

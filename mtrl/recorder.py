@@ -17,14 +17,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
-from mtrl.config import Config
 from mtrl.evaluate import Evaluation
-from mtrl.run_directory import RunDirectory
+from mtrl.run_directory import RunConfig, RunDirectory
 from mtrl.schema import dump_yaml
 
 
 class Recorder:
-    def __init__(self, run: RunDirectory, config: Config, step: int, total: int) -> None:
+    def __init__(self, run: RunDirectory, config: RunConfig, step: int, total: int) -> None:
         """Continue at `step`: later lines of an interrupted run are dropped."""
         self.names, self.total = config.task_names, total
         self._keep_until(run, step)
@@ -114,6 +113,13 @@ class Recorder:
             f"step {step:,} ({percent:.0f}%)  success {seen or '-'}  {rates}  "
             f"ETA {eta_s / 60:.0f} min"
         )
+
+    def advance(self, step: int, text: str) -> None:
+        """`progress` in the caller's words."""
+        if self._progress is not None:
+            self._progress.update(self._bar, completed=step, description=text)
+        else:
+            self.message(f"step {step:,} ({100 * step / self.total:.0f}%)  {text}")
 
     def message(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)

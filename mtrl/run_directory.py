@@ -16,17 +16,34 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from mtrl.config import Config, load_yaml
-from mtrl.schema import ConfigError, dump_yaml
+from mtrl.schema import ConfigError, dump_yaml, read_yaml
 
 if TYPE_CHECKING:
     import torch
 
 Status = Literal["running", "finished", "stopped", "failed"]
+Loaded = TypeVar("Loaded")
+
+
+class RunConfig(Protocol):
+    """What a run of any kind, reinforcement learning or supervised, says of itself."""
+
+    @property
+    def overwrite(self) -> bool: ...
+    @property
+    def run_path(self) -> Path: ...
+    @property
+    def method(self) -> str: ...
+    @property
+    def task_names(self) -> tuple[str, ...]: ...
+    @property
+    def protocol_stamp(self) -> str: ...
 
 
 class RunDirectory:
@@ -40,7 +57,7 @@ class RunDirectory:
         self._lock: Any = None
 
     @classmethod
-    def create(cls, config: Config) -> RunDirectory:
+    def create(cls, config: RunConfig) -> RunDirectory:
         """A new directory; refuses an existing one unless config.overwrite says to replace it."""
         run = cls(config.run_path)
         if run.path.exists() and not run.is_empty():
@@ -70,10 +87,23 @@ class RunDirectory:
     @classmethod
     def open(cls, path: Path) -> tuple[RunDirectory, Config]:
         """An existing run and its configuration."""
+        return cls.open_as(path, load_yaml)
+
+    @classmethod
+    def open_as(cls, path: Path, load: Callable[[Path], Loaded]) -> tuple[RunDirectory, Loaded]:
+        """`open`, for a run with another kind of configuration."""
         run = cls(path)
         if not run.config_file.is_file():
             raise ConfigError("RUN_DIR", str(path), "is not a run directory: it has no config.yaml")
-        return run, load_yaml(run.config_file)
+        return run, load(run.config_file)
+
+    @property
+    def is_supervised(self) -> bool:
+        """Whether this is a run of `mtrl supervised`."""
+        if not self.config_file.is_file():
+            return False
+        content = read_yaml(self.config_file)
+        return isinstance(content, dict) and "problem" in content
 
     def is_empty(self) -> bool:
         """A folder that holds nothing, or no more than the lock of a run that never began."""

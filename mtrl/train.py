@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -385,16 +385,21 @@ class Trainer:
         self._new_log_window()
 
 
+class Stoppable(Protocol):
+    stop_signal: int
+    recorder: Recorder
+
+
 @contextmanager
-def _signals(trainer: Trainer) -> Iterator[None]:
-    """SIGTERM or Ctrl-C: stop at the next episode end. A second Ctrl-C: at once."""
+def signals(trainer: Stoppable, where: str) -> Iterator[None]:
+    """SIGTERM or Ctrl-C: stop at the next `where`. A second Ctrl-C: at once."""
 
     def handle(signum: int, frame: Any) -> None:
         if signum == signal.SIGINT and trainer.stop_signal == signal.SIGINT:
             raise KeyboardInterrupt
         trainer.stop_signal = signum
         trainer.recorder.message(
-            f"{signal.Signals(signum).name}: stopping at the next episode end, then saving; "
+            f"{signal.Signals(signum).name}: stopping at the next {where}, then saving; "
             "Ctrl-C twice stops at once"
         )
 
@@ -430,7 +435,7 @@ def train(
             if state is not None:
                 trainer.load(state)
             trainer.open_recorder()
-            stack.enter_context(_signals(trainer))
+            stack.enter_context(signals(trainer, "episode end"))
             if config.learner.compile == "on" and config.total_updates and not trainer.finished:
                 trainer.start_compiling()
             for warning in warnings:

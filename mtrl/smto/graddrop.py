@@ -40,6 +40,14 @@ class GradDrop(RandomSMTO):
         kept = torch.where(positive > u * size, positive, negative.clamp(max=0.0))
         return (self.leak * total + (1.0 - self.leak) * kept) / self.num_tasks
 
+    def kept(self, jacobian: Tensor) -> Tensor:
+        """The share of each entry [m, P] that a draw keeps: 1, or `leak`. `direction`, for callers
+        that apply it to other gradients than those that decide."""
+        size = torch.linalg.vector_norm(jacobian, ord=1, dim=0)
+        u = torch.rand(size.shape, generator=self.generator, device=size.device, dtype=size.dtype)
+        positive = 0.5 * (jacobian.sum(0) + size) > u * size
+        return torch.where(torch.where(positive, jacobian, -jacobian) > 0, 1.0, self.leak)
+
 
 @register("graddrop_random", "sign_agnostic_graddrop")
 class RandomGradDropout(RandomSMTO):

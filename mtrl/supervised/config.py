@@ -1,0 +1,228 @@
+"""Every option of a supervised run; the docstring under each field is its help text."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from mtrl.methods import validate_method
+from mtrl.schema import ConfigError, build, flatten, read_yaml
+from mtrl.smto import describe
+
+ProblemName = Literal[
+    "digits",
+    "multi_mnist",
+    "multi_mnist_cl_rr",
+    "multi_mnist_cl_cr",
+    "multi_mnist_rl_rr",
+    "celeba",
+    "cityscapes",
+    "cityscapes_19",
+]
+PROBLEMS: tuple[str, ...] = get_args(ProblemName)
+CELEBA_ATTRIBUTES = (
+    "5_o_Clock_Shadow", "Arched_Eyebrows", "Attractive", "Bags_Under_Eyes", "Bald", "Bangs",
+    "Big_Lips", "Big_Nose", "Black_Hair", "Blond_Hair", "Blurry", "Brown_Hair", "Bushy_Eyebrows",
+    "Chubby", "Double_Chin", "Eyeglasses", "Goatee", "Gray_Hair", "Heavy_Makeup",
+    "High_Cheekbones", "Male", "Mouth_Slightly_Open", "Mustache", "Narrow_Eyes", "No_Beard",
+    "Oval_Face", "Pale_Skin", "Pointy_Nose", "Receding_Hairline", "Rosy_Cheeks", "Sideburns",
+    "Smiling", "Straight_Hair", "Wavy_Hair", "Wearing_Earrings", "Wearing_Hat",
+    "Wearing_Lipstick", "Wearing_Necklace", "Wearing_Necktie", "Young",
+)  # fmt: skip
+Z_METHODS = ("mgda", "imtl", "imtl_g", "graddrop", "graddrop_random")
+"""Published on the gradients of the last shared activation."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Adam, its regularisation and its length."""
+
+    epochs: int = 100
+    """Passes over the training split."""
+    batch_size: int = 256
+    """Samples per iteration; the incomplete batch at an epoch's end is left out."""
+    lr: float = 1e-3
+    """Adam step size of encoder and heads."""
+    lr_decay: float = 1.0
+    """The step size is multiplied by this after every epoch (Kurin et al.: 0.95); 1 = constant."""
+    l2: float = 0.0
+    """l2 regularisation: Adam's coupled weight decay. It meets the MEAN of the task losses: a
+    published strength for their sum is to be divided by the number of tasks."""
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The published network of the problem."""
+
+    dropout: bool = True
+    """The published dropout layers; false = none (the ablation of Kurin et al., 5.1)."""
+    weights: str = ""
+    """File with an ImageNet encoder (a torchvision state dictionary) to start from, for cityscapes;
+    nothing is ever downloaded. Empty = random."""
+
+
+@dataclass(frozen=True)
+class SmtoConfig:
+    """The multi-task optimiser."""
+
+    name: str = "unitary"
+    """Multi-task optimiser; see `mtrl list methods`."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """The method's own options, e.g. c=0.4; on top of the file's for the same method."""
+    gradient_space: Literal["auto", "parameters", "representation"] = "auto"
+    """Task gradients on the shared parameters, or on the last shared activation z, followed by one
+    backward of the encoder; auto = as published (z for MGDA, IMTL, GradDrop)."""
+    preset: Literal["", "kurin"] = ""
+    """kurin: the settings Kurin et al. used with this method and problem; they replace the file's,
+    the command line replaces them. See docs/supervised.md."""
+    chunk_size: int = 1
+    """Tasks per backward pass of the encoder, in parameter space. More saves launches (small
+    networks on a GPU) and costs memory: their activation gradients exist at once."""
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """Where the updates run."""
+
+    device: str = "auto"
+    """auto (CUDA where there is one), cpu, cuda or cuda:i."""
+    threads: int | Literal["auto"] = "auto"
+    """CPU threads; auto = all cores. Runs are bitwise reproducible for equal thread counts."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Checkpoints."""
+
+    every: int = 1
+    """Epochs between checkpoints; the last epoch and a signal save too."""
+    keep: int = 2
+    """Newest checkpoints kept, besides the selected models."""
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """metrics.jsonl, TensorBoard and console."""
+
+    every: int = 100
+    """Iterations between two log lines (losses, weights, speed)."""
+
+
+@dataclass(frozen=True)
+class DiagnosticsConfig:
+    """Gradient conflict metrics on the shared parameters."""
+
+    every: int = 100
+    """Iterations between two looks at all task gradients, whatever the method (both papers: 100);
+    0 = off. A look costs one backward of the encoder per task."""
+
+
+@dataclass(frozen=True)
+class SupervisedConfig:
+    """One supervised run."""
+
+    problem: ProblemName = "digits"
+    """Data, tasks, network and metrics, as published; digits needs no files."""
+    name: str = ""
+    """Name of the experiment; the preset's file name if empty."""
+    seed: int = 1
+    """Seed of initial weights, batches, dropout and method. The data do not depend on it."""
+    data_dir: str = ""
+    """Folder of the official files; MTRL_DATA if empty. See docs/supervised.md."""
+    run_dir: str = ""
+    """Where the run is written; runs/<name>/<method>/seed_<seed> if empty."""
+    overwrite: bool = False
+    """Delete an existing run directory first."""
+    plugins: tuple[str, ...] = ()
+    """Python files that register methods of your own; see docs/smto.md."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    smto: SmtoConfig = field(default_factory=SmtoConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        if self.problem == "celeba":
+            return CELEBA_ATTRIBUTES
+        if self.problem.startswith("cityscapes"):
+            return ("segmentation", "depth")
+        kinds = self.problem.removeprefix("multi_mnist_").split("_")
+        if kinds[0] not in ("cl", "rl"):
+            kinds = ["cl", "cr"]
+        words = {"c": "classify", "r": "reconstruct", "l": "left"}
+        return tuple(f"{words[k[0]]}_{'left' if k[1] == 'l' else 'right'}" for k in kinds)
+
+    @property
+    def num_tasks(self) -> int:
+        return len(self.task_names)
+
+    @property
+    def gradient_space(self) -> Literal["parameters", "representation"]:
+        if self.smto.gradient_space != "auto":
+            return self.smto.gradient_space
+        return "representation" if describe(self.smto.name).name in Z_METHODS else "parameters"
+
+    @property
+    def method(self) -> str:
+        """Name for paths and tables."""
+        return self.smto.name
+
+    @property
+    def run_path(self) -> Path:
+        if self.run_dir:
+            return Path(self.run_dir)
+        return Path("runs") / (self.name or self.problem) / self.method / f"seed_{self.seed}"
+
+    @property
+    def protocol_stamp(self) -> str:
+        return f"supervised {self.problem}"
+
+
+def load_yaml(path: Path) -> SupervisedConfig:
+    """Read a configuration; missing keys take the defaults, unknown or ill-typed ones raise."""
+    config: SupervisedConfig = build(SupervisedConfig, read_yaml(path))
+    return config
+
+
+def validate(config: SupervisedConfig) -> None:
+    """Raise ConfigError at the first impossible value."""
+    values = flatten(config)
+
+    def need(condition: bool, key: str, allowed: str) -> None:
+        if not condition:
+            raise ConfigError(key, values[key], allowed)
+
+    for key in (
+        "train.epochs", "train.batch_size", "smto.chunk_size", "checkpoint.every",
+        "checkpoint.keep", "logging.every",
+    ):  # fmt: skip
+        need(values[key] >= 1, key, "must be at least 1")
+    need(0 < config.train.lr < float("inf"), "train.lr", "must be positive and finite")
+    need(0 < config.train.lr_decay <= 1, "train.lr_decay", "must be in (0, 1]")
+    need(0 <= config.train.l2 < float("inf"), "train.l2", "must be zero or positive, and finite")
+    need(config.diagnostics.every >= 0, "diagnostics.every", "must be zero (off) or positive")
+    need(config.seed >= 0, "seed", "must be zero or positive")
+    threads = config.learner.threads
+    need(threads == "auto" or threads >= 1, "learner.threads", "must be auto or at least 1")
+    need(
+        not config.network.weights or config.problem.startswith("cityscapes"),
+        "network.weights",
+        "is for cityscapes alone; the other networks start from random weights, as published",
+    )
+    validate_method(
+        config.smto.name,
+        config.smto.options,
+        "smto.name",
+        "smto.options",
+        config.num_tasks,
+        1_000_000,  # the length, which depends on the data, is not known yet
+    )
+
+
+def with_smto(config: SupervisedConfig, **changes: Any) -> SupervisedConfig:
+    return dataclasses.replace(config, smto=dataclasses.replace(config.smto, **changes))

@@ -1,0 +1,138 @@
+"""From a batch that all tasks share to one direction: one forward, and as few backwards as the
+method allows.
+
+Every head gets its own leaf at z, the last shared activation, so ONE backward of the heads gives
+all rows dl_i/dz and all heads' gradients. What follows:
+
+    losses          z <- sum_i w_i dl_i/dz               one backward of the encoder
+    representation  z <- the SMTO's direction of them    one backward of the encoder
+    parameters      J from all rows                      m backwards, `chunk_size` at a time
+
+Unlike in `mtrl.task_gradients` the tasks share every sample: m encoder backwards are the work that
+the task gradients on parameters take, however they are batched. There is one forward, so BatchNorm
+sees the batch once and all tasks share its dropout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mtrl.smto import SMTO, GradDrop, GramianSMTO
+from mtrl.smto.base import gram_matrix
+from mtrl.supervised.networks import MultiTaskNetwork
+from mtrl.supervised.problems import Loss
+
+Space = Literal["parameters", "representation"]
+
+
+class Outcome(NamedTuple):
+    losses: Tensor
+    """[task] detached."""
+    weights: Tensor | None
+    """[task] the SMTO's weights, where it has weights."""
+    gramian: Tensor | None
+    """[task, task] float64, on the shared parameters; where it was asked for."""
+
+
+def backward(
+    network: MultiTaskNetwork,
+    losses_of: Sequence[Loss],
+    smto: SMTO,
+    inputs: Tensor,
+    targets: Sequence[Tensor],
+    *,
+    space: Space,
+    chunk_size: int = 1,
+    look: bool = False,
+) -> Outcome:
+    """Leave the SMTO's direction in the gradients of the network's parameters.
+
+    inputs [sample, ...] prepared, targets per task. Shared parameters get the direction; heads
+    their own task's gradient, times its weight if the method weighs losses (RLW and the like), else
+    times 1/m. look: make the Gramian on the shared parameters too.
+    """
+    m = len(network.heads)
+    z = network.encoder(inputs)
+    leaves = [z.detach().requires_grad_() for _ in range(m)]
+    pairs = zip(losses_of, network.heads, leaves, targets, strict=True)
+    losses = torch.stack([loss(head(leaf), target) for loss, head, leaf, target in pairs])
+    owned = [list(head.parameters()) for head in network.heads]
+    found = iter(torch.autograd.grad(losses.sum(), [*leaves, *(p for own in owned for p in own)]))
+    rows = torch.stack([next(found) for _ in range(m)])  # [task, *z]
+    losses = losses.detach()
+
+    shared = list(network.encoder.parameters())
+    weights = matrix = None
+    needs = smto.needs
+    if needs == "losses":
+        weights = smto.weights(losses=losses)
+    if look or (needs != "losses" and space == "parameters"):
+        jacobian = task_jacobian(z, shared, rows, chunk_size)
+    if look or (needs == "gramian" and space == "parameters"):
+        matrix = gram_matrix(jacobian)
+
+    if needs != "losses" and space == "parameters":
+        if needs == "gramian":
+            weights = smto.weights(losses=losses, gramian=matrix)
+            direction = weights.to(jacobian.dtype) @ jacobian
+        else:
+            direction = smto.direction(jacobian, losses)
+        pieces = direction.split([p.numel() for p in shared])
+        for parameter, piece in zip(shared, pieces, strict=True):
+            parameter.grad = piece.view_as(parameter)
+    else:
+        flat = rows.flatten(1)
+        if needs == "gramian":
+            weights = smto.weights(losses=losses, gramian=gram_matrix(flat))
+        if weights is not None:
+            at_z = (weights.to(flat.dtype) @ flat).view_as(z)
+        elif isinstance(smto, GradDrop):
+            at_z = sign_dropped(smto, z.detach(), rows)
+        else:
+            at_z = smto.direction(flat, losses).view_as(z)
+        gradients = torch.autograd.grad(z, shared, at_z)
+        for parameter, gradient in zip(shared, gradients, strict=True):
+            parameter.grad = gradient
+
+    # Not by `needs` alone: between two solutions a Gramian method's held weights need losses only.
+    weighs_losses = needs == "losses" and not isinstance(smto, GramianSMTO)
+    plain = torch.full_like(losses, 1.0 / m)
+    of_heads = weights if weighs_losses and weights is not None else plain
+    for own, factor in zip(owned, of_heads.to(rows.dtype), strict=True):
+        for parameter in own:
+            parameter.grad = next(found).mul_(factor)
+    return Outcome(losses, weights, matrix)
+
+
+def task_jacobian(
+    z: Tensor, shared: Sequence[nn.Parameter], rows: Tensor, chunk_size: int
+) -> Tensor:
+    """J [task, P] on the encoder's parameters, from dl_i/dz [task, *z]; keeps z's graph."""
+    jacobian = rows.new_empty(len(rows), sum(p.numel() for p in shared))
+    for start in range(0, len(rows), chunk_size):
+        some = rows[start : start + chunk_size]
+        batched = len(some) > 1
+        gradients = torch.autograd.grad(
+            z, shared, some if batched else some[0], is_grads_batched=batched, retain_graph=True
+        )
+        torch.cat(
+            [g.reshape(len(some), -1) for g in gradients],
+            dim=1,
+            out=jacobian[start : start + chunk_size],
+        )
+    return jacobian
+
+
+def sign_dropped(smto: GradDrop, z: Tensor, rows: Tensor) -> Tensor:
+    """GradDrop on activations (Chen et al. 2020, Algorithm 1): -> the gradient at z, shape of z.
+
+    Purity and mask come from sum over samples of sign(z) dl_i/dz, one u per coordinate of z; each
+    task's mask then holds for all samples. Like the class: divided by m.
+    """
+    summed = (z.sign() * rows).sum(1)  # [task, coordinate ...]
+    kept = smto.kept(summed.flatten(1)).view_as(summed)
+    return (kept[:, None] * rows).sum(0) / len(rows)

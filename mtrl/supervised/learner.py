@@ -1,0 +1,122 @@
+"""One network, one optimiser, one SMTO: batch -> losses per task -> direction -> Adam."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mtrl.smto import SMTO, create
+from mtrl.smto.base import options_of
+from mtrl.supervised.auto_lambda import AutoLambda, Prepared
+from mtrl.supervised.config import SupervisedConfig
+from mtrl.supervised.data import Batch, Loader
+from mtrl.supervised.gradients import Outcome, backward
+from mtrl.supervised.networks import load_encoder
+from mtrl.supervised.problems import Problem
+
+
+class Score(NamedTuple):
+    """One metric of one task on a whole split."""
+
+    task: str
+    metric: str
+    value: float
+    higher_is_better: bool
+
+
+class Learner:
+    def __init__(
+        self, config: SupervisedConfig, problem: Problem, total_steps: int, device: torch.device
+    ) -> None:
+        self.config, self.problem, self.device = config, problem, device
+        torch.manual_seed(config.seed)  # weights, then dropout; the networks draw from no other
+        self.network = problem.network()
+        if config.network.weights:
+            load_encoder(self.network, Path(config.network.weights))
+        self.network.to(device)
+        self.losses = [task.loss for task in problem.tasks]
+        # Coupled weight decay (Adam, not AdamW): the l2 gradient is added to the direction.
+        self.optimizer = torch.optim.Adam(
+            self.network.parameters(), config.train.lr, weight_decay=config.train.l2, fused=True
+        )
+        self.smto = self._create_smto(total_steps)
+
+    def _create_smto(self, total_steps: int) -> SMTO:
+        config = self.config
+        known = {"seed": config.seed + 1, "device": self.device, "total_steps": total_steps}
+        own = {key: value for key, value in known.items() if key in options_of(config.smto.name)}
+        return create(config.smto.name, config.num_tasks, **own | config.smto.options)
+
+    def update(
+        self, batch: Batch, epoch: int, *, look: bool = False, held_out: Batch | None = None
+    ) -> Outcome:
+        """One step of Adam. look: make the Gramian on the shared parameters; changes nothing.
+
+        held_out: samples that are not trained on, for Auto-Lambda.
+        """
+        config = self.config
+        self.network.train()
+        inputs = self.problem.prepare(batch.inputs)
+        lr = config.train.lr * config.train.lr_decay**epoch
+        if isinstance(self.smto, AutoLambda):
+            if held_out is None:
+                raise ValueError("auto_lambda wants a held-out batch")
+            unseen = Prepared(self.problem.prepare(held_out.inputs), held_out.targets)
+            training = Prepared(inputs, batch.targets)
+            self.smto.look_ahead(self.network, self.losses, training, unseen, lr)
+        outcome = backward(
+            self.network,
+            self.losses,
+            self.smto,
+            inputs,
+            batch.targets,
+            space=config.gradient_space,
+            chunk_size=config.smto.chunk_size,
+            look=look,
+        )
+        self.optimizer.param_groups[0]["lr"] = lr
+        self.optimizer.step()
+        return outcome
+
+    @torch.no_grad()
+    def evaluate(self, loader: Loader) -> list[Score]:
+        """All metrics on a split, dropout off."""
+        self.network.eval()
+        sums: dict[tuple[int, int], Tensor] = {}
+        for batch in loader.in_order():
+            outputs = self.network(self.problem.prepare(batch.inputs))
+            for i, task in enumerate(self.problem.tasks):
+                for j, metric in enumerate(task.metrics):
+                    seen = metric.statistics(outputs[i], batch.targets[i])
+                    sums[i, j] = sums[i, j] + seen if (i, j) in sums else seen
+        return [
+            Score(task.name, metric.name, float(metric.value(sums[i, j])), metric.higher_is_better)
+            for i, task in enumerate(self.problem.tasks)
+            for j, metric in enumerate(task.metrics)
+        ]
+
+    def certificates(self) -> dict[str, Tensor]:
+        return {f"shared/{name}": value for name, value in self.smto.certificates().items()}
+
+    # -- state ----------------------------------------------------------------------------------
+
+    def _stateful(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("network", "optimizer", "smto")}
+
+    def state_dict(self) -> dict[str, Any]:
+        state = {name: part.state_dict() for name, part in self._stateful().items()}
+        state["dropout"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            state["dropout_cuda"] = torch.cuda.get_rng_state(self.device)
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name, part in self._stateful().items():
+            part.load_state_dict(state[name])
+        torch.set_rng_state(state["dropout"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["dropout_cuda"], self.device)

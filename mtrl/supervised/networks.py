@@ -1,0 +1,260 @@
+"""Encoders and heads of the supervised benchmarks, as published.
+
+A network is an encoder, shared by all tasks, and one head per task. Parameters of the residual
+encoders have torchvision's names, so that its ImageNet files fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mtrl.schema import ConfigError
+
+
+class MultiTaskNetwork(nn.Module):
+    """inputs -> encoder -> z [sample, ...] -> one output per task."""
+
+    def __init__(self, encoder: nn.Module, heads: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.heads = nn.ModuleList(heads)
+
+    def forward(self, inputs: Tensor) -> list[Tensor]:
+        z = self.encoder(inputs)
+        return [head(z) for head in self.heads]
+
+
+# -- Multi-MNIST --------------------------------------------------------------------------------
+
+
+def lenet_encoder(dropout: bool) -> nn.Sequential:
+    """[sample, 1, 28, 28] -> z [sample, 50] (Sener & Koltun 2018); 21,330 parameters.
+
+    Dropout drops channels of each sample on its own and rescales (the published code: the same
+    channels for the whole batch, never rescaled).
+    """
+    return nn.Sequential(
+        nn.Conv2d(1, 10, 5),
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        nn.Conv2d(10, 20, 5),
+        nn.Dropout2d(0.5 * dropout),
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(320, 50),
+        nn.ReLU(),
+    )
+
+
+def digit_head(dropout: bool) -> nn.Sequential:
+    """z [sample, 50] -> logits [sample, 10]; 3,060 parameters."""
+    return nn.Sequential(nn.Linear(50, 50), nn.ReLU(), nn.Dropout(0.5 * dropout), nn.Linear(50, 10))
+
+
+def digit_decoder() -> nn.Sequential:
+    """z [sample, 50] -> an image [sample, 28, 28] in [0, 1]; the mirrored encoder, of our own."""
+    return nn.Sequential(
+        nn.Linear(50, 320),
+        nn.ReLU(),
+        nn.Unflatten(1, (20, 4, 4)),
+        nn.ConvTranspose2d(20, 10, 5, stride=2),
+        nn.ReLU(),
+        nn.ConvTranspose2d(10, 1, 8, stride=2),
+        nn.Sigmoid(),
+        nn.Flatten(1, 2),
+    )
+
+
+# -- residual encoders --------------------------------------------------------------------------
+
+
+def _conv(fan_in: int, fan_out: int, size: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
+    padding = dilation * (size // 2)
+    return nn.Conv2d(fan_in, fan_out, size, stride, padding, dilation, bias=False)
+
+
+class _Block(nn.Module):
+    expansion: int
+    downsample: nn.Module | None
+
+    def _shortcut(self, fan_in: int, fan_out: int, stride: int) -> nn.Module | None:
+        if stride == 1 and fan_in == fan_out:
+            return None
+        return nn.Sequential(_conv(fan_in, fan_out, 1, stride), nn.BatchNorm2d(fan_out))
+
+    def residual(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = x if self.downsample is None else self.downsample(x)
+        return functional.relu(self.residual(x) + skip)
+
+
+class BasicBlock(_Block):
+    expansion = 1
+
+    def __init__(self, fan_in: int, width: int, stride: int, dilation: int, dropout: float) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = _conv(fan_in, width, 3, stride, dilation), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = _conv(width, width, 3, 1, dilation), nn.BatchNorm2d(width)
+        self.dropout = nn.Dropout2d(dropout)
+        self.downsample = self._shortcut(fan_in, width, stride)
+
+    def residual(self, x: Tensor) -> Tensor:
+        hidden = self.dropout(functional.relu(self.bn1(self.conv1(x))))
+        return self.bn2(self.conv2(hidden))
+
+
+class Bottleneck(_Block):
+    expansion = 4
+
+    def __init__(self, fan_in: int, width: int, stride: int, dilation: int, dropout: float) -> None:
+        super().__init__()
+        out = width * self.expansion
+        self.conv1, self.bn1 = _conv(fan_in, width, 1), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = _conv(width, width, 3, stride, dilation), nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = _conv(width, out, 1), nn.BatchNorm2d(out)
+        self.downsample = self._shortcut(fan_in, out, stride)
+
+    def residual(self, x: Tensor) -> Tensor:
+        x = functional.relu(self.bn1(self.conv1(x)))
+        x = functional.relu(self.bn2(self.conv2(x)))
+        return self.bn3(self.conv3(x))
+
+
+class ResNet(nn.Module):
+    """Residual encoder without its classifier (He et al. 2016).
+
+    stem: small (3x3, stride 1, no pooling: CIFAR) or large (7x7, stride 2, max pooling: ImageNet).
+    strides, dilations: of the four stages; a dilated stage's first block has the dilation before.
+    """
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        depths: Sequence[int],
+        *,
+        small: bool,
+        width: int = 64,
+        strides: Sequence[int] = (1, 2, 2, 2),
+        dilations: Sequence[int] = (1, 1, 1, 1),
+        stem_dropout: float = 0.0,
+        block_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.small = small
+        self.conv1 = _conv(3, width, 3) if small else _conv(3, width, 7, 2)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.dropout = nn.Dropout2d(stem_dropout)
+        fan_in, before = width, 1
+        self.stages: list[str] = []
+        for i, (depth, stride, dilation) in enumerate(zip(depths, strides, dilations, strict=True)):
+            blocks = []
+            for j in range(depth):
+                first = (stride, before) if j == 0 else (1, dilation)
+                blocks.append(block(fan_in, width << i, *first, block_dropout))
+                fan_in = (width << i) * block.expansion
+            before = dilation
+            self.stages.append(f"layer{i + 1}")
+            self.add_module(self.stages[-1], nn.Sequential(*blocks))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.dropout(functional.relu(self.bn1(self.conv1(x))))
+        if not self.small:
+            x = functional.max_pool2d(x, 3, 2, 1)
+        for stage in self.stages:
+            x = self.get_submodule(stage)(x)
+        return x
+
+
+def celeba_network(tasks: int, dropout: bool) -> MultiTaskNetwork:
+    """[sample, 3, 64, 64] -> z [sample, 2048] -> `tasks` pairs of logits (Kurin et al. 2022, C.1).
+
+    CIFAR-style ResNet-18, 4x4 average pooling; dropout after the stem (.25), inside each block (.5)
+    and on z (.5).
+    """
+    trunk = ResNet(
+        BasicBlock,
+        [2, 2, 2, 2],
+        small=True,
+        stem_dropout=0.25 * dropout,
+        block_dropout=0.5 * dropout,
+    )
+    encoder = nn.Sequential(trunk, nn.AvgPool2d(4), nn.Flatten(), nn.Dropout(0.5 * dropout))
+    return MultiTaskNetwork(encoder, [nn.Linear(2048, 2) for _ in range(tasks)])
+
+
+class DeepLabHead(nn.Module):
+    """z [sample, channels, h, w] -> [sample, outputs, 8h, 8w] (Chen et al. 2017, DeepLab v3)."""
+
+    def __init__(self, channels: int, outputs: int, dropout: bool, width: int = 256) -> None:
+        super().__init__()
+
+        def unit(fan_in: int, size: int, dilation: int = 1) -> nn.Sequential:
+            return nn.Sequential(
+                _conv(fan_in, width, size, 1, dilation), nn.BatchNorm2d(width), nn.ReLU()
+            )
+
+        self.branches = nn.ModuleList(
+            [unit(channels, 1), *(unit(channels, 3, dilation) for dilation in (12, 24, 36))]
+        )
+        # No BatchNorm after the pooling: with one sample it would see a single value.
+        self.image = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, width, 1), nn.ReLU()
+        )
+        self.project = nn.Sequential(
+            unit(5 * width, 1),
+            nn.Dropout(0.5 * dropout),
+            unit(width, 3),
+            nn.Conv2d(width, outputs, 1),
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        image = self.image(z).expand(-1, -1, *z.shape[2:])
+        features = torch.cat([*(branch(z) for branch in self.branches), image], dim=1)
+        return functional.interpolate(
+            self.project(features), scale_factor=8, mode="bilinear", align_corners=False
+        )
+
+
+def cityscapes_encoder() -> ResNet:
+    """ResNet-50 of output stride 8: dilations 2 and 4 in the last two stages."""
+    return ResNet(
+        Bottleneck, [3, 4, 6, 3], small=False, strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4)
+    )
+
+
+def cityscapes_network(classes: int, dropout: bool) -> MultiTaskNetwork:
+    """[sample, 3, 8h, 8w] -> z [sample, 2048, h, w] -> class logits, depth (Kurin et al. 2022)."""
+    encoder = cityscapes_encoder()
+    return MultiTaskNetwork(encoder, [DeepLabHead(2048, n, dropout) for n in (classes, 1)])
+
+
+def load_encoder(network: MultiTaskNetwork, path: Path) -> None:
+    """Copy a torchvision state dictionary's convolutions into the encoder.
+
+    Raises ConfigError if the file cannot be read or does not fit; its classifier is left out.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).split("\n")[0]
+        raise ConfigError("network.weights", str(path), f"cannot be read: {reason}") from None
+    wanted = network.encoder.state_dict()
+    if not isinstance(state, dict):
+        raise ConfigError("network.weights", str(path), "is not a state dictionary")
+    given = {name: value for name, value in state.items() if not name.startswith("fc.")}
+    wrong = [n for n in wanted if n not in given or given[n].shape != wanted[n].shape]
+    if wrong or set(given) - set(wanted):
+        first = (wrong or sorted(set(given) - set(wanted)))[0]
+        raise ConfigError("network.weights", str(path), f"does not fit the encoder, at {first}")
+    network.encoder.load_state_dict(given)

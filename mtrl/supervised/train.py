@@ -1,0 +1,311 @@
+"""The supervised training loop, and selection, logging, saving and stopping around it.
+
+x axis of all logs: iterations (mini-batches).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtrl import checkpoint
+from mtrl.diagnostics import Diagnostics
+from mtrl.learner import choose_device
+from mtrl.recorder import Recorder
+from mtrl.run_directory import RunDirectory, Status, environment, write_atomically
+from mtrl.schema import ConfigError
+from mtrl.supervised.auto_lambda import HELD_OUT
+from mtrl.supervised.config import SupervisedConfig
+from mtrl.supervised.data import Batches, Loader, Splits, cut
+from mtrl.supervised.learner import Learner, Score
+from mtrl.supervised.problems import make_problem
+from mtrl.train import Stopped, TrainingError, signals
+
+
+def load_data(config: SupervisedConfig) -> Splits:
+    """Raises DataError if files are missing or damaged."""
+    folder = config.data_dir or os.environ.get("MTRL_DATA", "")
+    return make_problem(config).load(Path(folder).expanduser() if folder else None)
+
+
+class Trainer:
+    """One run. `loop` is the algorithm; everything else serves it."""
+
+    def __init__(
+        self,
+        config: SupervisedConfig,
+        run: RunDirectory,
+        splits: Splits,
+        device: torch.device,
+        stack: ExitStack,
+    ) -> None:
+        """`stack` ends what the run starts: threads and open files."""
+        self.config, self.run, self.device, self.stack = config, run, device, stack
+        self.problem = make_problem(config)
+        self.held_out: Batches | None = None
+        if config.smto.name == "auto_lambda":
+            kept, apart = cut(splits.train, HELD_OUT)
+            splits = splits._replace(train=kept)
+            loader = Loader(apart, config.num_tasks, device)
+            self.held_out = Batches(loader, min(config.train.batch_size, loader.size), config.seed)
+            stack.callback(self.held_out.close)
+        train, self.validation, self.test = (
+            Loader(split, config.num_tasks, device) for split in splits
+        )
+        if train.size < config.train.batch_size:
+            raise ConfigError(
+                "train.batch_size",
+                config.train.batch_size,
+                f"must not exceed the {train.size:,} training samples",
+            )
+        self.batches = Batches(train, config.train.batch_size, config.seed)
+        stack.callback(self.batches.close)
+        self.total = config.train.epochs * self.batches.per_epoch
+        self.learner = Learner(config, self.problem, self.total, device)
+        self.step = 0
+        self.best: dict[str, float] = {}
+        self.scores: dict[str, float] = {}
+        """The latest means, {"eval/accuracy_mean": ...}."""
+        self.elapsed = 0.0
+        self.stop_signal = 0
+        self.diagnostics = Diagnostics()
+        self._epoch_s = 0.0
+        self._new_log_window()
+
+    def open_recorder(self) -> None:
+        """Once the step is known (zero, or a checkpoint's)."""
+        self.recorder = Recorder(self.run, self.config, self.step, self.total)
+        self.stack.callback(self.recorder.close)
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.total
+
+    # -- the algorithm --------------------------------------------------------------------------
+
+    def loop(self) -> list[Score]:
+        """Train to the end; -> test scores of the selected models."""
+        per_epoch, every = self.batches.per_epoch, self.config.diagnostics.every
+        while not self.finished:
+            epoch = self.step // per_epoch
+            look = every > 0 and self.step % every == 0
+            held_out = None if self.held_out is None else self.held_out[self.step]
+            outcome = self.learner.update(
+                self.batches[self.step], epoch, look=look, held_out=held_out
+            )
+            self.step += 1
+            self._remember(outcome.losses, outcome.weights)
+            if look and outcome.gramian is not None:
+                certificates = self.learner.certificates()
+                self.diagnostics.add({"shared": outcome.gramian}, certificates)
+            end = self.step % per_epoch == 0
+            if self.step % self.config.logging.every == 0 or end or self.stop_signal:
+                self.log()
+            if end:
+                self._end_epoch(epoch + 1)
+            if self.stop_signal and not self.finished:
+                self.save()
+                raise Stopped(self.stop_signal)
+        return self._test()
+
+    def _end_epoch(self, epoch: int) -> None:
+        self.recorder.scalars(self.step, {"epoch": epoch, "time/epoch_s": self._epoch_s})
+        self._epoch_s = 0.0
+        started = time.monotonic()
+        self._select(self.learner.evaluate(self.validation))
+        seconds = time.monotonic() - started
+        self.elapsed += seconds
+        self.recorder.scalars(self.step, {"time/eval_s": seconds})
+        if epoch % self.config.checkpoint.every == 0 or self.finished:
+            self.save()
+        self._new_log_window()
+
+    def _select(self, scores: list[Score]) -> None:
+        """Record the validation scores and keep the models that are best so far."""
+        values = self._values("eval", scores)
+        self.scores = {tag: value for tag, value in values.items() if tag.endswith("_mean")}
+        self.recorder.scalars(self.step, values)
+        for name, value, higher in self._criteria(scores):
+            if not math.isfinite(value):
+                raise TrainingError(f"non-finite {name} on the validation split")
+            best = self.best.get(name, -math.inf if higher else math.inf)
+            if value > best if higher else value < best:
+                self.best[name] = value
+                state = {"step": self.step, "network": self.learner.network.state_dict()}
+                checkpoint.save(self._best_path(name), state)
+
+    def _criteria(self, scores: list[Score]) -> list[tuple[str, float, bool]]:
+        """(name, value, higher is better) of each model to select."""
+        if self.problem.selects_by_mean:
+            mean = float(np.mean([score.value for score in scores]))
+            return [(f"{scores[0].metric}_mean", mean, scores[0].higher_is_better)]
+        return [(f"{s.metric}_{s.task}", s.value, s.higher_is_better) for s in scores]
+
+    def _best_path(self, criterion: str) -> Path:
+        name = "best" if self.problem.selects_by_mean else f"best_{criterion}"
+        return self.run.checkpoints / f"{name}.pt"
+
+    def _test(self) -> list[Score]:
+        """Every metric by the model that was selected for it."""
+        last = self.learner.network.state_dict()
+        last = {name: value.clone() for name, value in last.items()}
+        scores: list[Score] = []
+        for name in self.best:
+            state = checkpoint.load(self._best_path(name))
+            self.learner.network.load_state_dict(state["network"])
+            measured = self.learner.evaluate(self.test)
+            scores += [
+                score
+                for score in measured
+                if self.problem.selects_by_mean or name == f"{score.metric}_{score.task}"
+            ]
+        self.learner.network.load_state_dict(last)
+        values = self._values("test", scores)
+        self.scores |= {tag: value for tag, value in values.items() if tag.endswith("_mean")}
+        self.recorder.scalars(self.step, values)
+        return scores
+
+    @staticmethod
+    def _values(prefix: str, scores: list[Score]) -> dict[str, float]:
+        """{"<prefix>/<metric>/<task>": value}, and a mean for each metric of several tasks."""
+        values = {f"{prefix}/{s.metric}/{s.task}": s.value for s in scores}
+        for metric in dict.fromkeys(s.metric for s in scores):
+            of_tasks = [s.value for s in scores if s.metric == metric]
+            values[f"{prefix}/{metric}_mean"] = float(np.mean(of_tasks))
+        return values
+
+    # -- around it ------------------------------------------------------------------------------
+
+    def _new_log_window(self) -> None:
+        self._losses: Tensor | None = None
+        self._weights: Tensor | None = None
+        self._updates = 0
+        self._window_start = time.monotonic()
+
+    def _remember(self, losses: Tensor, weights: Tensor | None) -> None:
+        self._updates += 1
+        self._losses = losses if self._losses is None else self._losses + losses
+        if weights is not None:
+            self._weights = weights if self._weights is None else self._weights + weights
+
+    def log(self) -> None:
+        """Mean metrics since the last log; the one place where the loop waits for the device."""
+        if self._losses is None:
+            return
+        losses = (self._losses / self._updates).tolist()
+        weights = [] if self._weights is None else (self._weights / self._updates).tolist()
+        seconds = max(time.monotonic() - self._window_start, 1e-9)
+        self.elapsed += seconds
+        self._epoch_s += seconds
+        for name, loss in zip(self.config.task_names, losses, strict=True):
+            if not math.isfinite(loss):
+                raise TrainingError(f"non-finite loss of task {name} before step {self.step}")
+        values = self.recorder.per_task("train/loss", losses)
+        if weights:
+            values |= self.recorder.per_task("smto/shared/weight", weights)
+        values |= {"train/loss_mean": float(np.mean(losses))} | self.diagnostics.flush()
+        values["time/updates_per_s"] = self._updates / seconds
+        self.recorder.scalars(self.step, values)
+        known = "  ".join(f"{tag} {value:.4f}" for tag, value in self.scores.items())
+        rate = values["time/updates_per_s"]
+        self.recorder.advance(
+            self.step,
+            f"loss {values['train/loss_mean']:.4f}  {known}  {rate:.1f} updates/s  "
+            f"ETA {(self.total - self.step) / rate / 60:.1f} min",
+        )
+        self.status("running")
+        self._new_log_window()
+
+    # -- state ----------------------------------------------------------------------------------
+
+    def status(self, status: Status) -> None:
+        self.run.write_status(
+            status,
+            reason="",
+            step=self.step,
+            total_steps=self.total,
+            elapsed_s=round(self.elapsed, 1),
+            protocol=self.config.protocol_stamp,
+            **{tag.replace("/", "_"): value for tag, value in self.scores.items()},
+        )
+
+    def save(self) -> None:
+        """A checkpoint of everything, at any iteration."""
+        self.log()  # refuses non-finite losses: a bad state never replaces a good one
+        state = {
+            "step": self.step,
+            "best": self.best,
+            "scores": self.scores,
+            "elapsed": self.elapsed,
+            "epoch_s": self._epoch_s,
+            "learner": self.learner.state_dict(),
+        }
+        checkpoint.save(checkpoint.step_path(self.run.checkpoints, self.step), state)
+        checkpoint.prune(self.run.checkpoints, self.config.checkpoint.keep)
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.step, self.best = state["step"], state["best"]
+        self.scores, self.elapsed = state["scores"], state["elapsed"]
+        self._epoch_s = state["epoch_s"]
+        self.learner.load_state_dict(state["learner"])
+        self._new_log_window()
+
+
+def train(
+    config: SupervisedConfig, run: RunDirectory, splits: Splits, *, resume: bool = False
+) -> list[Score]:
+    """Run to the end (or to a signal); -> test scores of the selected models.
+
+    splits: `load_data(config)`. Raises ConfigError, TrainingError, CheckpointError, MemoryError or
+    Stopped; status.json says why in every case.
+    """
+    torch.set_flush_denormal(True)  # l2 lets unused weights decay into denormal numbers
+    if config.learner.threads != "auto":
+        torch.set_num_threads(config.learner.threads)
+    device = choose_device(config.learner.device)
+    if not resume:
+        write_atomically(run.path / "environment.json", json.dumps(environment(), indent=1))
+    try:
+        with ExitStack() as stack:
+            trainer = Trainer(config, run, splits, device, stack)
+            state, warnings = checkpoint.load_latest(run.checkpoints) if resume else (None, [])
+            if state is not None:
+                trainer.load(state)
+            trainer.open_recorder()
+            stack.enter_context(signals(trainer, "iteration"))
+            if config.problem.startswith("cityscapes") and not config.network.weights:
+                warnings.append(
+                    "the encoder starts from RANDOM weights, the published ones from ImageNet: "
+                    "give a file with --network.weights to compare"
+                )
+            for warning in warnings:
+                trainer.recorder.message(f"warning: {warning}")
+            began = f"resumed at step {trainer.step:,}" if state else "started"
+            trainer.recorder.message(
+                f"{run.path}: {began}, {config.train.epochs} epochs of "
+                f"{trainer.batches.per_epoch} iterations, {config.num_tasks} tasks, "
+                f"{config.method} in {config.gradient_space} space, {config.protocol_stamp}, "
+                f"on {device}"
+            )
+            trainer.status("running")
+            scores = trainer.loop()
+            trainer.status("finished")
+            return scores
+    except Stopped as stopped:
+        run.update_status("stopped", str(stopped))
+        raise
+    except KeyboardInterrupt:
+        run.update_status("stopped", "stopped at once by Ctrl-C")
+        raise
+    except BaseException as error:
+        run.update_status("failed", f"{type(error).__name__}: {error}".splitlines()[0])
+        raise

@@ -1,0 +1,77 @@
+"""Fixed weights from an SMTO's own run (Gama & Grassi 2025): no search, no SMTO any more."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from mtrl.run_directory import RunDirectory
+from mtrl.schema import ConfigError
+
+EMA = 0.9
+
+
+def as_yaml(path: Path) -> str:
+    """What to put into a configuration, for a supervised run or for critic and actor.
+
+    ConfigError if the run has no weights, or weights that `fixed` does not take.
+    """
+    run = RunDirectory(path)
+    if not run.config_file.is_file() or not run.metrics_file.is_file():
+        raise ConfigError("RUN_DIR", str(path), "is not a run directory with metrics.jsonl")
+    supervised = run.is_supervised
+    records = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
+    found = {
+        loss: weights
+        for loss in (("shared",) if supervised else ("critic", "actor"))
+        if (weights := fixed_weights(records, loss, by_epoch=supervised))
+    }
+    if not found:
+        raise ConfigError("RUN_DIR", str(path), "has no logged task weights: its method has none")
+    for loss, weights in found.items():
+        if min(weights.values()) < 0:
+            raise ConfigError("RUN_DIR", str(path), f"ends with negative weights of the {loss}")
+    chosen: dict[str, Any] = {
+        loss: {"name": "fixed", "options": {"weights": [round(w, 6) for w in weights.values()]}}
+        for loss, weights in found.items()
+    }
+    content = (
+        {"smto": chosen["shared"]}
+        if supervised
+        else {"agent": {f"{loss}_smto": value for loss, value in chosen.items()}}
+    )
+    names = ", ".join(next(iter(found.values())))
+    return f"# tasks: {names}\n" + yaml.safe_dump(content, sort_keys=False, default_flow_style=None)
+
+
+def fixed_weights(records: list[dict[str, Any]], loss: str, *, by_epoch: bool) -> dict[str, float]:
+    """{task: weight}, summing to 1; {} if the lines of metrics.jsonl have none.
+
+    The mean weights of each epoch, normalised to sum 1, go into a moving average (0.9, from the
+    first epoch's); its last value is normalised again. Where there are no epochs (reinforcement
+    learning) every log interval counts as one.
+    """
+    prefix = f"smto/{loss}/weight/"
+    average: NDArray[np.float64] | None = None
+    total: NDArray[np.float64] | float = 0.0
+    names: list[str] = []
+    last = 0
+    for record in records:
+        own = {key.removeprefix(prefix): v for key, v in record.items() if key.startswith(prefix)}
+        if own:
+            names = list(own)
+            total = total + (record["step"] - last) * np.array(list(own.values()))
+            last = record["step"]
+        ended = "epoch" in record if by_epoch else bool(own)
+        if ended and isinstance(total, np.ndarray) and total.sum() != 0:
+            mean = total / total.sum()
+            average = mean if average is None else EMA * average + (1.0 - EMA) * mean
+            total = 0.0
+    if average is None:
+        return {}
+    return dict(zip(names, (average / average.sum()).tolist(), strict=True))

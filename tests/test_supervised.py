@@ -1,0 +1,439 @@
+"""Networks, training, resuming and the command line of the supervised benchmarks."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import runpy
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import REPOSITORY, differences
+from supervised_files import write_celeba, write_cityscapes, write_mnist
+from test_cli import refused
+from torch import Tensor
+
+from mtrl import checkpoint, cli
+from mtrl.run_directory import RunDirectory
+from mtrl.schema import dump_yaml, flatten
+from mtrl.smto import available
+from mtrl.supervised import networks
+from mtrl.supervised.command import load_config, with_overrides
+from mtrl.supervised.comparison import delta_m, mean_ranks
+from mtrl.supervised.config import PROBLEMS, SupervisedConfig, load_yaml, validate, with_smto
+from mtrl.supervised.data import Loader
+from mtrl.supervised.learner import Learner
+from mtrl.supervised.method_presets import METHODS
+from mtrl.supervised.problems import (
+    ABSOLUTE_ERROR,
+    MEAN_IOU,
+    MSE,
+    PIXEL_ACCURACY,
+    RELATIVE_ERROR,
+    Problem,
+    depth_loss,
+    make_problem,
+)
+from mtrl.supervised.train import Trainer, load_data, train
+from mtrl.train import Stopped
+from mtrl.weights import fixed_weights
+
+PRESETS = sorted((REPOSITORY / "configs").glob("supervised_*.yaml"))
+CPU = torch.device("cpu")
+
+
+def size(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+# -- networks and metrics -----------------------------------------------------------------------
+
+
+def test_parameter_counts_and_shapes() -> None:
+    assert size(networks.lenet_encoder(True)) == 21_330
+    assert size(networks.digit_head(True)) == 3_060
+    z = networks.lenet_encoder(True)(torch.zeros(2, 1, 28, 28))
+    assert z.shape == (2, 50)
+    image = networks.digit_decoder()(z)
+    assert image.shape == (2, 28, 28)
+    assert ((image >= 0) & (image <= 1)).all()
+
+
+def test_celeba_network() -> None:
+    network = networks.celeba_network(40, True).eval()
+    assert size(network.encoder) == 11_168_832, "ResNet-18 without its classifier, 3x3 stem"
+    with torch.no_grad():
+        outputs = network(torch.randn(1, 3, 64, 64))
+        assert network.encoder(torch.randn(1, 3, 64, 64)).shape == (1, 2048)
+    assert [tuple(o.shape) for o in outputs] == [(1, 2)] * 40
+
+
+def test_cityscapes_network_and_its_pretrained_weights(tmp_path: Path) -> None:
+    encoder = networks.cityscapes_encoder()
+    assert size(encoder) == 23_508_032, "ResNet-50 without its classifier"
+    state = encoder.state_dict()
+    assert state["layer4.0.downsample.0.weight"].shape == (2048, 1024, 1, 1), "torchvision's names"
+    assert [m.stride[0] for m in encoder.modules() if isinstance(m, torch.nn.Conv2d)].count(2) == 3
+    tiny = networks.ResNet(networks.BasicBlock, [1, 1, 1, 1], small=False, width=2)
+    other = networks.ResNet(networks.BasicBlock, [1, 1, 1, 1], small=False, width=2)
+    torch.save(other.state_dict() | {"fc.weight": torch.zeros(10, 16)}, tmp_path / "file.pt")
+    networks.load_encoder(networks.MultiTaskNetwork(tiny, []), tmp_path / "file.pt")
+    assert torch.equal(tiny.conv1.weight, other.conv1.weight)
+    wide = networks.ResNet(networks.BasicBlock, [1, 1, 1, 1], small=False, width=3)
+    with pytest.raises(ValueError, match=r"network\.weights.*does not fit.*conv1\.weight"):
+        networks.load_encoder(networks.MultiTaskNetwork(wide, []), tmp_path / "file.pt")
+    (tmp_path / "file.pt").write_bytes(b"junk")
+    with pytest.raises(ValueError, match=r"network\.weights.*cannot be read"):
+        networks.load_encoder(networks.MultiTaskNetwork(tiny, []), tmp_path / "file.pt")
+
+
+def test_metrics_against_their_definitions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 3, 5, 6, generator=generator)
+    truth = torch.randint(-1, 3, (4, 5, 6), generator=generator)
+    depth = torch.rand(4, 5, 6, generator=generator) * torch.randint(
+        2, (4, 5, 6), generator=generator
+    )
+    guess = torch.rand(4, 1, 5, 6, generator=generator)
+
+    def in_two_batches(metric: object, output: Tensor, target: Tensor) -> float:
+        sums = metric.statistics(output[:1], target[:1])  # type: ignore[attr-defined]
+        sums = sums + metric.statistics(output[1:], target[1:])  # type: ignore[attr-defined]
+        return float(metric.value(sums))  # type: ignore[attr-defined]
+
+    prediction, seen = logits.argmax(1), truth >= 0
+    right = float((prediction == truth)[seen].double().mean())
+    assert in_two_batches(PIXEL_ACCURACY, logits, truth) == pytest.approx(right)
+    ious = []
+    for c in range(3):
+        both = ((prediction == c) & (truth == c))[seen].sum()
+        either = ((prediction == c) | (truth == c))[seen].sum()
+        ious.append(float(both / either))
+    assert in_two_batches(MEAN_IOU, logits, truth) == pytest.approx(np.mean(ious))
+    error = (guess[:, 0] - depth).abs()[depth != 0].double()
+    assert in_two_batches(ABSOLUTE_ERROR, guess, depth) == pytest.approx(float(error.mean()))
+    relative = float((error / depth[depth != 0]).mean())
+    assert in_two_batches(RELATIVE_ERROR, guess, depth) == pytest.approx(relative)
+    square = float((guess - depth[:, None]).square().mean())
+    assert in_two_batches(MSE, guess, depth[:, None]) == pytest.approx(square)
+    assert float(depth_loss(guess, depth)) == pytest.approx(float(error.mean()), rel=1e-5)
+    assert float(depth_loss(guess, torch.zeros_like(depth))) == 0.0
+
+
+# -- configurations -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_preset_is_valid_and_minimal(path: Path) -> None:
+    config = load_config(str(path))
+    validate(config)
+    assert config.name == path.stem
+    assert path.read_text().startswith("# ")
+    chosen, defaults = flatten(load_yaml(path)), flatten(SupervisedConfig())
+    given = yaml.safe_load(path.read_text())
+    keys = [f"{s}.{k}" for s, v in given.items() if isinstance(v, dict) for k in v]
+    assert not [key for key in keys if chosen[key] == defaults[key]]
+
+
+def test_tasks_of_the_problems() -> None:
+    names = {p: SupervisedConfig(problem=p).task_names for p in PROBLEMS}  # type: ignore[arg-type]
+    assert names["digits"] == names["multi_mnist"] == ("classify_left", "classify_right")
+    assert names["multi_mnist_cl_rr"] == ("classify_left", "reconstruct_right")
+    assert names["multi_mnist_cl_cr"] == ("classify_left", "classify_right")
+    assert names["multi_mnist_rl_rr"] == ("reconstruct_left", "reconstruct_right")
+    assert len(names["celeba"]) == 40
+    assert names["cityscapes"] == ("segmentation", "depth")
+
+
+def test_published_settings() -> None:
+    def resolved(problem: str, method: str, *more: str) -> SupervisedConfig:
+        default = load_config(f"supervised_{problem}")
+        line = ["--smto.name", method, "--smto.preset", "kurin", *more]
+        return with_overrides(default, "mtrl supervised", line)
+
+    for problem, methods in (
+        ("multi_mnist", ["imtl"]),
+        ("celeba", METHODS),
+        ("cityscapes", ["graddrop"]),
+    ):
+        for method in methods:
+            config = resolved(problem, method)
+            assert config.smto.preset == ""
+            assert config.method == method
+        plain = load_config(f"supervised_{problem}")
+        assert resolved(problem, "unitary").train == plain.train, "the preset is unitary's"
+    mgda = resolved("celeba", "mgda", "--smto.options", "update_every=2")
+    assert mgda.smto.options == {"normalisation": "loss+", "update_every": 2}
+    assert (mgda.train.lr, mgda.train.l2) == (5e-4, 1e-4)
+    assert mgda.gradient_space == "representation"
+    pcgrad = resolved("celeba", "pcgrad", "--train.l2", "0.5")
+    assert pcgrad.train.l2 == 0.5, "the command line wins"
+    assert pcgrad.gradient_space == "parameters"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("", ["supervised wants a configuration"]),
+        ("--seed 3", ["configuration first"]),
+        ("supervised_digit", ["no such file or preset", "mean 'supervised_digits'"]),
+        ("toy", ["unknown key"]),
+        ("supervised_digits --train.lr 0", ["train.lr = 0.0", "positive"]),
+        ("supervised_digits --train.lr-decay 1.5", ["train.lr_decay = 1.5"]),
+        ("supervised_digits --smto.name pcgrd", ["smto.name = 'pcgrd'", "mean 'pcgrad'"]),
+        ("supervised_digits --smto.options c=1", ["smto.options.c", "no such option"]),
+        ("supervised_digits --smto.preset kurin", ["smto.preset", "digits"]),
+        ("supervised_digits --network.weights x.pt", ["network.weights", "cityscapes"]),
+        ("supervised_multi_mnist --run-dir {run} --data-dir /nowhere", ["no such folder"]),
+    ],
+)
+def test_bad_input_is_one_line(
+    line: str, said: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = line.format(run=tmp_path / "run").split()
+    refused(["supervised", *words], capsys, *said)
+    assert not (tmp_path / "run").exists()
+
+
+# -- runs ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mnist_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_mnist(tmp_path_factory.mktemp("data"))
+
+
+def small_config(
+    folder: Path, run: Path, method: str = "pcgrad", epochs: int = 2
+) -> SupervisedConfig:
+    config = SupervisedConfig(problem="multi_mnist_cl_rr", data_dir=str(folder), run_dir=str(run))
+    return dataclasses.replace(
+        config,
+        train=dataclasses.replace(config.train, epochs=epochs, batch_size=20, lr_decay=0.5),
+        smto=dataclasses.replace(config.smto, name=method),
+        logging=dataclasses.replace(config.logging, every=2),
+        diagnostics=dataclasses.replace(config.diagnostics, every=3),
+        learner=dataclasses.replace(config.learner, device="cpu", threads=1),
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(mnist_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two epochs of five iterations, PCGrad, dropout, one model selected per metric."""
+    path = tmp_path_factory.mktemp("runs") / "run"
+    config = small_config(mnist_folder, path)
+    train(config, RunDirectory.create(config), load_data(config))
+    return path
+
+
+def records(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_holds_what_is_documented(finished: Path) -> None:
+    assert load_yaml(finished / "config.yaml").problem == "multi_mnist_cl_rr"
+    status = json.loads((finished / "status.json").read_text())
+    assert (status["status"], status["step"], status["total_steps"]) == ("finished", 10, 10)
+    tags = {tag for record in records(finished) for tag in record}
+    assert {
+        "train/loss/classify_left",
+        "train/loss_mean",
+        "eval/accuracy/classify_left",
+        "eval/mse/reconstruct_right",
+        "test/accuracy/classify_left",
+        "test/mse_mean",
+        "smto/shared/weight/classify_left",
+        "gradients/shared/sum_norm",
+        "gradients/shared/alignment",
+        "time/epoch_s",
+        "time/updates_per_s",
+    } <= tags
+    assert [r["epoch"] for r in records(finished) if "epoch" in r] == [1, 2]
+    names = sorted(path.name for path in (finished / "checkpoints").glob("*.pt"))
+    assert names == [
+        "best_accuracy_classify_left.pt",
+        "best_mse_reconstruct_right.pt",
+        "step_000000000005.pt",
+        "step_000000000010.pt",
+    ]
+    assert (finished / "environment.json").is_file()
+    assert list((finished / "tensorboard").iterdir())
+
+
+def test_the_tested_model_is_the_best_on_validation(finished: Path, mnist_folder: Path) -> None:
+    evaluated = [r["eval/mse/reconstruct_right"] for r in records(finished) if "eval/mse_mean" in r]
+    config = small_config(mnist_folder, finished)
+    problem = make_problem(config)
+    splits = problem.load(mnist_folder)
+    learner = Learner(config, problem, 10, CPU)
+    best = checkpoint.load(finished / "checkpoints" / "best_mse_reconstruct_right.pt")
+    learner.network.load_state_dict(best["network"])
+    validation, test = (
+        {score.metric: score.value for score in learner.evaluate(Loader(split, 2, CPU))}
+        for split in (splits.validation, splits.test)
+    )
+    assert validation["mse"] == pytest.approx(min(evaluated))
+    assert test["mse"] == pytest.approx(records(finished)[-1]["test/mse/reconstruct_right"])
+
+
+def test_auto_lambda_holds_samples_out(mnist_folder: Path, tmp_path: Path) -> None:
+    config = small_config(mnist_folder, tmp_path / "run", "auto_lambda", epochs=1)
+    train(config, RunDirectory.create(config), load_data(config))
+    log = records(tmp_path / "run")
+    assert log[-1]["step"] == 4, "90 of the 100 training samples, 20 at a time"
+    weights = [r["smto/shared/weight/classify_left"] for r in log if "train/loss_mean" in r]
+    assert len(set(weights)) == len(weights), "they move"
+
+
+def test_stopped_and_resumed_equals_uninterrupted(
+    finished: Path, mnist_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stopped in the middle of the second epoch, then `mtrl resume`."""
+    config = small_config(mnist_folder, tmp_path / "run")
+    run = RunDirectory.create(config)
+    with ExitStack() as stack:
+        trainer = Trainer(config, run, load_data(config), CPU, stack)
+        trainer.open_recorder()
+        update = trainer.learner.update
+
+        def update_and_stop(*args: object, **options: object) -> object:
+            if trainer.step == 6:
+                trainer.stop_signal = 15
+            return update(*args, **options)  # type: ignore[arg-type]
+
+        trainer.learner.update = update_and_stop  # type: ignore[method-assign, assignment]
+        with pytest.raises(Stopped):
+            trainer.loop()
+    run._lock.close()  # as when the process ends
+    assert trainer.step == 7
+    torch.manual_seed(12345)  # as in another process
+    cli.main(["resume", str(run.path)])
+    assert "classify_left" in capsys.readouterr().out
+    wanted, found = (
+        checkpoint.load(checkpoint.step_path(path / "checkpoints", 10))
+        for path in (finished, run.path)
+    )
+    wanted.pop("epoch_s"), found.pop("epoch_s")
+    assert differences(wanted, found) == []
+    ours, theirs = (
+        [{k: v for k, v in r.items() if not k.startswith("time/")} for r in records(path)]
+        for path in (finished, run.path)
+    )
+    assert ours[-3:] == theirs[-3:], "last losses, validation and test"
+
+
+def test_resume_refuses_other_settings(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["resume", str(finished)]
+    refused([*line, "--train.lr", "0.5"], capsys, "train.lr", "a resumed run keeps")
+    refused([*line, "--train.epochs", "1"], capsys, "train.epochs", "may only be raised")
+
+
+def test_weights_of_the_run_are_a_configuration(
+    finished: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    cli.main(["weights", str(finished)])
+    (tmp_path / "fixed.yaml").write_text("problem: multi_mnist_cl_rr\n" + capsys.readouterr().out)
+    config = load_yaml(tmp_path / "fixed.yaml")
+    validate(config)
+    assert config.method == "fixed"
+    assert sum(config.smto.options["weights"]) == pytest.approx(1.0, abs=1e-5)
+    refused(["weights", str(tmp_path)], capsys, "not a run directory")
+
+
+def test_fixed_weights_are_averaged_as_published() -> None:
+    def line(step: int, a: float, b: float) -> dict[str, float]:
+        return {"step": step, "smto/shared/weight/a": a, "smto/shared/weight/b": b}
+
+    epochs = [
+        line(10, 1.0, 1.0), line(20, 3.0, 1.0), {"step": 20, "epoch": 1},
+        line(30, 1.0, 3.0), line(40, 1.0, 3.0), {"step": 40, "epoch": 2},
+    ]  # fmt: skip
+    found = fixed_weights(epochs, "shared", by_epoch=True)
+    first, second = 4.0 / 6.0, 0.25
+    assert found["a"] == pytest.approx(0.9 * first + 0.1 * second)
+    assert found["a"] + found["b"] == pytest.approx(1.0)
+    every = fixed_weights(epochs[:2], "shared", by_epoch=False)
+    assert every["a"] == pytest.approx(0.9 * 0.5 + 0.1 * 0.75)
+    assert fixed_weights(epochs, "critic", by_epoch=False) == {}
+
+
+@pytest.mark.parametrize(("problem", "method"), [("celeba", "imtl"), ("cityscapes", "mgda")])
+def test_large_problems_on_files_of_the_true_format(
+    problem: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One update and one evaluation with the published networks."""
+    monkeypatch.setenv("MTRL_CACHE", str(tmp_path / "cache"))
+    write = write_celeba if problem == "celeba" else write_cityscapes
+    folder = write(tmp_path / problem)
+    config = with_overrides(
+        load_config(f"supervised_{problem}"), "", ["--smto.name", method, "--smto.preset", "kurin"]
+    )
+    made: Problem = make_problem(config)
+    splits = made.load(folder)
+    learner = Learner(config, made, 10, CPU)
+    before = [p.clone() for p in learner.network.parameters()]
+    batch = Loader(splits.train, config.num_tasks, CPU).take(np.arange(3))
+    outcome = learner.update(batch, 0)
+    assert outcome.losses.isfinite().all()
+    moved = [
+        not torch.equal(a, b) for a, b in zip(before, learner.network.parameters(), strict=True)
+    ]
+    assert np.mean(moved) > 0.95
+    scores = learner.evaluate(Loader(splits.test, config.num_tasks, CPU))
+    assert {score.metric for score in scores} == (
+        {"accuracy"}
+        if problem == "celeba"
+        else {"mean_iou", "pixel_accuracy", "absolute_error", "relative_error"}
+    )
+    assert all(np.isfinite(score.value) for score in scores)
+
+
+@pytest.mark.parametrize("method", ["unitary", "pcgrad"])
+def test_digits_are_learned(method: str, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    default = load_config("supervised_digits")
+    line = f"--smto.name {method} --train.epochs 4 --train.lr 4e-3 --diagnostics.every 0"
+    line += f" --run-dir {tmp_path / 'run'} --learner.device cpu --learner.threads 1"
+    config = with_overrides(default, "", line.split())
+    scores = train(config, RunDirectory.create(config), load_data(config))
+    assert min(score.value for score in scores) > 0.7, scores
+
+
+def test_the_resolved_file_reproduces_the_run(tmp_path: Path) -> None:
+    config = with_overrides(load_config("supervised_celeba"), "", ["--smto.name", "cagrad"])
+    (tmp_path / "config.yaml").write_text(dump_yaml(config))
+    assert load_yaml(tmp_path / "config.yaml") == config
+
+
+def test_every_method_is_accepted() -> None:
+    for method in available():
+        options = {"weights": [1, 2]} if method == "fixed" else {}
+        validate(with_smto(SupervisedConfig(), name=method, options=options))
+
+
+def test_comparison_of_runs(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = REPOSITORY / "scripts" / "compare_supervised.py"
+    monkeypatch.setattr("sys.argv", [str(script), str(finished), "--baseline", "pcgrad"])
+    runpy.run_path(str(script), run_name="__main__")
+    row = capsys.readouterr().out.splitlines()[-1].split(" | ")
+    tested = records(finished)[-1]
+    assert row[:2] == ["| `pcgrad`", "1"]
+    assert float(row[2]) == pytest.approx(tested["test/accuracy/classify_left"], abs=1e-4)
+    assert float(row[3]) == pytest.approx(tested["test/mse/reconstruct_right"], abs=1e-4)
+    assert row[5] == "1.00 |"
+
+
+def test_delta_m_and_ranks_by_hand() -> None:
+    baseline = {("a", "accuracy"): 0.5, ("b", "mse"): 2.0, ("b", "mean_iou"): 0.4}
+    better = {("a", "accuracy"): 0.6, ("b", "mse"): 1.0, ("b", "mean_iou"): 0.4}
+    # a: +20%; b: mean of +50% (lower is better) and 0
+    assert delta_m(better, baseline) == pytest.approx((20 + 25) / 2)
+    assert delta_m(baseline, baseline) == 0.0
+    ranks = mean_ranks({"old": baseline, "new": better})
+    assert ranks == pytest.approx({"old": (2 + (2 + 1.5) / 2) / 2, "new": (1 + 1.25) / 2})
