@@ -13,7 +13,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from mtrl.config import Config, load_yaml
 from mtrl.method_presets import with_preset
 from mtrl.plugins import load_plugins
-from mtrl.schema import ConfigError, coerce, nearest
+from mtrl.schema import ConfigError, coerce, flatten, nearest
 from mtrl.validation import validate
 
 
@@ -57,6 +57,28 @@ def with_overrides(default: Config, program: str, arguments: list[str]) -> Confi
     config = load_plugins(config)
     validate(config)
     return config
+
+
+MAY_DIFFER = ("overwrite", "resume_if_exists", "run_dir")
+
+
+def continued(stored: Config, wanted: Config) -> Config:
+    """Configuration with which a run goes on: the stored one, longer if so wanted.
+
+    Raises ConfigError for the first setting in which `wanted` differs otherwise.
+    """
+    before = flatten(stored)
+    for key, value in flatten(wanted).items():
+        if key in MAY_DIFFER or value == before[key]:
+            continue
+        if key == "learner.compile" and value == "auto":
+            continue  # decided when the run started
+        if key != "train.total_steps":
+            raise ConfigError(key, value, f"a resumed run keeps {key} = {before[key]!r}")
+        if value < before[key]:
+            raise ConfigError(key, value, f"may only be raised; the run has {before[key]}")
+    train = dataclasses.replace(stored.train, total_steps=wanted.train.total_steps)
+    return dataclasses.replace(stored, train=train)
 
 
 def _parse(default: Config, program: str, arguments: list[str]) -> Config:

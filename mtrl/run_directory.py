@@ -1,7 +1,7 @@
 """The folder of one run: resolved configuration, machine, status, and a lock.
 
 runs/<name>/<method>/seed_<n>/ holds config.yaml, environment.json, status.json, metrics.jsonl,
-tensorboard/ and checkpoints/.
+TensorBoard's events.out.tfevents.*, checkpoints/ and videos/.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class RunDirectory:
         self.config_file = path / "config.yaml"
         self.metrics_file = path / "metrics.jsonl"
         self.status_file = path / "status.json"
-        self.tensorboard = path / "tensorboard"
+        self.tensorboard = path  # beside the rest: TensorBoard names a run by its events' folder
         self.checkpoints = path / "checkpoints"
         self._lock: Any = None
 
@@ -39,12 +39,12 @@ class RunDirectory:
     def create(cls, config: Config) -> RunDirectory:
         """A new directory; refuses an existing one unless config.overwrite says to replace it."""
         run = cls(config.run_path)
-        if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+        if run.path.exists() and (not run.path.is_dir() or run._holds_anything()):
             if not config.overwrite:
                 raise ConfigError(
                     "run_dir",
                     str(run.path),
-                    f"exists already; use --overwrite, another --run-dir, "
+                    f"exists already; use --overwrite, --resume-if-exists, another --run-dir, "
                     f"or `mtrl resume {run.path}`",
                 )
             if not run.config_file.exists():
@@ -63,12 +63,17 @@ class RunDirectory:
         write_atomically(run.config_file, dump_yaml(config))
         return run
 
+    def _holds_anything(self) -> bool:
+        """Beyond the lock of a run that was killed before it wrote its configuration."""
+        return any(path.name != ".lock" for path in self.path.iterdir())
+
     @classmethod
     def open(cls, path: Path) -> tuple[RunDirectory, Config]:
-        """An existing run and its configuration."""
-        run = cls(path)
+        """An existing run and its configuration; path: its directory or one of its checkpoints."""
+        run = cls(path.parent.parent if path.is_file() else path)
         if not run.config_file.is_file():
-            raise ConfigError("RUN_DIR", str(path), "is not a run directory: it has no config.yaml")
+            what = "the checkpoint of a run" if path.is_file() else "a run directory"
+            raise ConfigError("RUN_DIR", str(path), f"is not {what}: no {run.config_file}")
         return run, load_yaml(run.config_file)
 
     def lock(self) -> None:
@@ -80,6 +85,9 @@ class RunDirectory:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ConfigError("run_dir", str(self.path), "is in use by another process") from None
+
+    def video_folder(self, step: int) -> Path:
+        return self.path / "videos" / f"step_{step:012d}"
 
     def write_status(self, status: Status, reason: str = "", **details: Any) -> None:
         """Replace status.json: status, reason and whatever describes the progress."""
