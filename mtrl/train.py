@@ -21,8 +21,7 @@ from mtrl.compilation import Compilation, decide_compile
 from mtrl.config import Config
 from mtrl.diagnostics import Diagnostics
 from mtrl.envs.goals import lane_goals
-from mtrl.envs.rendering import RenderingError
-from mtrl.envs.vector import Step, VectorEnv, WorkerError, make_vector_env
+from mtrl.envs.vector import Step, VectorEnv, make_vector_env
 from mtrl.evaluate import Evaluation, agent_policy, evaluate, goal_schedule
 from mtrl.recorder import Recorder
 from mtrl.replay import Batch, ReplayBuffer
@@ -321,7 +320,7 @@ class Trainer:
         try:
             path = record(self.config, agent_policy(self.agent), self.run.video_folder(self.step))
             self.recorder.video(self.step, path)
-        except (RenderingError, WorkerError, OSError) as error:
+        except (RuntimeError, OSError) as error:
             self.recorder.message(f"warning: no video: {error}")
         self._exclude(time.monotonic() - started)
 

@@ -88,7 +88,6 @@ else
   }
 fi
 
-show id
 mtrl --version
 mtrl list benchmarks | cut -c 1-80
 mtrl train configs/smoke.yaml
