@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import pytest
 from conftest import REPOSITORY, TINY, final_state, metrics
 
 from mtrl import cli
+from mtrl.config import Config
 from mtrl.envs.gym_tasks import GymTask, dimensions
-from mtrl.plugin_files import import_file
+from mtrl.plugins import load_plugins
 
 PLUGIN = '''
 import gymnasium
@@ -50,7 +52,7 @@ TASKS = tuple(f"countdown-{scale}-v0" for scale in (1, 10, 100))
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("plugin") / "countdown.py"
     path.write_text(PLUGIN)
-    import_file(path)
+    load_plugins(dataclasses.replace(Config(), plugins=(str(path),)))
     return path
 
 
