@@ -71,7 +71,7 @@ class _Watched(Trainer):
     window = 20.0
     _until = float("inf")
 
-    def _log_evaluate_save(self, *, all_done: bool) -> None:
+    def _log_evaluate_save(self, *, may_save: bool) -> None:
         if self._until == float("inf") and self.updates >= 2:  # compiled, and warm
             self._until = time.perf_counter() + self.window
             self._new_log_window()

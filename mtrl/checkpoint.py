@@ -105,6 +105,19 @@ def load_latest(directory: Path) -> tuple[dict[str, Any] | None, list[str]]:
     return None, warnings
 
 
+def rewind(path: Path) -> list[Path]:
+    """Make a step checkpoint its folder's newest: later ones are deleted, and returned.
+
+    Raises CheckpointError, before anything is deleted, if a run cannot go on from `path`.
+    """
+    if "replay" not in load(path):
+        raise CheckpointError(f"{path} holds the policy alone; a run goes on from a step_*.pt")
+    later = [other for other in newest_first(path.parent) if other.name > path.name]
+    for other in later:
+        other.unlink()
+    return later
+
+
 def prune(directory: Path, keep: int) -> None:
     """Delete all but the newest `keep` step checkpoints, and leftovers of interrupted writes."""
     for path in [*newest_first(directory)[keep:], *directory.glob("*.tmp")]:

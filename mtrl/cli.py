@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from mtrl.config import Config
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 USAGE = """\
 mtrl: multi-task reinforcement learning
 
-  mtrl train CONFIG [--key value ...]
+  mtrl train CONFIG [--resume-if-exists] [--key value ...]
       train; CONFIG is a YAML file or a preset's name
-  mtrl resume RUN_DIR [--train.total-steps N]
-      go on from the newest checkpoint
-  mtrl evaluate RUN_DIR [--checkpoint best|latest|PATH]
-                        [--episodes-per-task 50] [--json]
+  mtrl resume RUN [--train.total-steps N]
+      go on from the newest checkpoint, or from the one given
+  mtrl evaluate RUN [--checkpoint best|latest|PATH]
+                    [--episodes-per-task 50] [--json] [--video]
       success rates of a trained agent
   mtrl bench CONFIG [--key value ...]
       where the time of a vector step goes here, in under a minute
@@ -39,8 +39,12 @@ mtrl: multi-task reinforcement learning
       the supervised benchmarks; CONFIG as above
   mtrl weights RUN_DIR
       an SMTO's mean weights, as a configuration for `fixed`
+  mtrl export RUN [--out policy.pt2]
+      the trained policy as a file that PyTorch loads without mtrl
   mtrl list tasks|benchmarks|methods|presets
+  mtrl completion bash|zsh
 
+RUN is a run's directory or one of its checkpoint files.
 Every command explains itself with --help.
 """
 
@@ -62,9 +66,11 @@ def main(arguments: list[str] | None = None) -> None:
         "runs": runs_command,
         "report": report_command,
         "sweep": sweep_command,
-        "list": list_command,
         "supervised": supervised_command,
         "weights": weights_command,
+        "export": export_command,
+        "list": list_command,
+        "completion": completion_command,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
@@ -94,6 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _report(error: Exception) -> None:
     """Known failures as one line and their exit code; anything else keeps its traceback."""
     from mtrl.checkpoint import CheckpointError
+    from mtrl.envs.rendering import RenderingError
     from mtrl.envs.vector import WorkerError
     from mtrl.schema import ConfigError
     from mtrl.supervised.files import DataError
@@ -103,7 +110,8 @@ def _report(error: Exception) -> None:
         _fail(str(error), error.exit_code)
     if isinstance(error, ConfigError | UsageError | DataError):
         _fail(str(error), 2)
-    if isinstance(error, WorkerError | TrainingError | CheckpointError | MemoryError | OSError):
+    known = WorkerError | TrainingError | CheckpointError | RenderingError | MemoryError | OSError
+    if isinstance(error, known):
         _fail(str(error), 1)
     raise error
 
@@ -143,6 +151,17 @@ def _parse_run(command: str, arguments: list[str]) -> Config:
 def train_command(arguments: list[str]) -> None:
     config = _parse_run("train", arguments)
 
+    from mtrl.run_directory import RunDirectory
+
+    if config.resume_if_exists and RunDirectory(config.run_path).config_file.is_file():
+        run, stored = RunDirectory.open(config.run_path)
+        _resume(run, stored, config)
+        return
+    if config.train.video_every:
+        from mtrl.videos import check_rendering
+
+        check_rendering(config)
+
     from mtrl.envs.vector import make_vector_env
 
     with make_vector_env(config, config.train.envs_per_task) as envs:
@@ -150,7 +169,6 @@ def train_command(arguments: list[str]) -> None:
         # refused before anything is written.
         from mtrl.learner import choose_device
         from mtrl.methods import check_methods
-        from mtrl.run_directory import RunDirectory
 
         choose_device(config.learner.device)
         config = check_methods(config)
@@ -174,17 +192,17 @@ def bench_command(arguments: list[str]) -> None:
 
 
 def resume_command(arguments: list[str]) -> None:
-    import dataclasses
-
     from mtrl.command_line import with_overrides
-    from mtrl.envs.vector import make_vector_env
-    from mtrl.run_directory import RunDirectory, write_atomically
-    from mtrl.schema import ConfigError, dump_yaml, flatten
+    from mtrl.run_directory import RunDirectory
 
     if not arguments:
-        raise UsageError("resume wants a run directory")
+        raise UsageError("resume wants a run directory or a checkpoint")
     if arguments[0] in ("-h", "--help"):
-        print("mtrl resume RUN_DIR [--train.total-steps N]\n\nGo on from the newest checkpoint.")
+        print(
+            "mtrl resume RUN [--train.total-steps N]\n\n"
+            "RUN is a run's directory: go on from its newest checkpoint. Or one of its\n"
+            "checkpoints/step_*.pt: go on from there; later checkpoints are deleted."
+        )
         return
     name, *overrides = arguments
     if RunDirectory(Path(name)).is_supervised:
@@ -193,18 +211,28 @@ def resume_command(arguments: list[str]) -> None:
         command.resume(arguments)
         return
     run, stored = RunDirectory.open(Path(name))
-    config = with_overrides(stored, f"mtrl resume {name}", overrides)
-    before = flatten(stored)
-    for key, value in flatten(config).items():
-        if value != before[key] and key != "train.total_steps":
-            raise ConfigError(key, value, f"a resumed run keeps {key} = {before[key]!r}")
-    if config.train.total_steps < stored.train.total_steps:
-        raise ConfigError(
-            "train.total_steps",
-            config.train.total_steps,
-            f"may only be raised; the run has {stored.train.total_steps}",
-        )
+    wanted = with_overrides(stored, f"mtrl resume {name}", overrides)
+    _resume(run, stored, wanted, Path(name) if Path(name).is_file() else None)
+
+
+def _resume(
+    run: RunDirectory, stored: Config, wanted: Config, checkpoint: Path | None = None
+) -> None:
+    """Go on with `run`; checkpoint: not from the newest, but from this one."""
+    import dataclasses
+
+    from mtrl.command_line import continued
+    from mtrl.envs.vector import make_vector_env
+    from mtrl.run_directory import write_atomically
+    from mtrl.schema import dump_yaml
+
+    config = continued(stored, wanted)
     run.lock()
+    if checkpoint is not None:
+        from mtrl.checkpoint import rewind
+
+        for later in rewind(checkpoint):
+            print(f"mtrl: {later} is later and was deleted", file=sys.stderr)
     write_atomically(run.config_file, dump_yaml(config))
     with make_vector_env(config, config.train.envs_per_task) as envs:
         from mtrl.methods import check_methods
@@ -214,6 +242,8 @@ def resume_command(arguments: list[str]) -> None:
 
 
 def _train(config: Config, run: RunDirectory, envs: VectorEnv, *, resume: bool) -> None:
+    import dataclasses
+
     from rich.console import Console
 
     from mtrl.recorder import success_table
@@ -224,8 +254,13 @@ def _train(config: Config, run: RunDirectory, envs: VectorEnv, *, resume: bool) 
     title = f"final evaluation, {episodes} episodes per task, protocol {config.protocol_stamp}"
     Console().print(success_table(config.task_names, result, title))
     tensorboard = Path(sys.executable).parent / "tensorboard"  # works outside the environment too
-    print(f"run directory: {run.path.resolve()}")
-    print(f"watch it:      {tensorboard} --logdir {run.path.resolve()}")
+    path = run.path.resolve()
+    # runs/<name>/<method>/seed_<n>: from where the other runs are seen too, to compare with.
+    usual = dataclasses.replace(config, run_dir="").run_path.parts
+    logdir = path.parents[2] if path.parts[-3:] == usual[-3:] else path.parent
+    print(f"run directory: {path}")
+    print(f"watch it:      {tensorboard} --logdir {logdir}")
+    print("               then http://localhost:6006/#custom_scalars")
 
 
 @dataclass(frozen=True)
@@ -236,15 +271,17 @@ class EvaluateOptions:
     """Episodes per task, each with a goal of its own; at most the run's env.num_goals are run."""
     json: bool = False
     """Print JSON to standard output instead of a table."""
+    video: bool = False
+    """Also render an episode of each task: RUN/videos/step_<N>/<task>.mp4, and grid.mp4 of all."""
 
 
 def evaluate_command(arguments: list[str]) -> None:
     import tyro
 
     if not arguments:
-        raise UsageError("evaluate wants a run directory")
-    name = "RUN_DIR" if arguments[0] in ("-h", "--help") else arguments[0]
-    rest = arguments if name == "RUN_DIR" else arguments[1:]
+        raise UsageError("evaluate wants a run directory or a checkpoint")
+    name = "RUN" if arguments[0] in ("-h", "--help") else arguments[0]
+    rest = arguments if name == "RUN" else arguments[1:]
     options = tyro.cli(EvaluateOptions, prog=f"mtrl evaluate {name}", args=rest)
 
     from mtrl.schema import ConfigError
@@ -259,52 +296,89 @@ def _evaluate(path: Path, options: EvaluateOptions) -> None:
 
     from rich.console import Console
 
-    from mtrl import checkpoint
     from mtrl.agent import Agent
     from mtrl.envs.vector import make_vector_env
     from mtrl.evaluate import agent_policy, evaluate, goal_schedule
     from mtrl.learner import set_up_learner
-    from mtrl.methods import check_methods
     from mtrl.recorder import evaluation_json, success_table
-    from mtrl.run_directory import RunDirectory
+    from mtrl.trained import open_trained
+    from mtrl.videos import check_rendering, record
 
-    run, config = RunDirectory.open(path)
-    config = check_methods(config)
-    state: dict[str, Any] | None
-    if options.checkpoint == "latest":
-        state, warnings = checkpoint.load_latest(run.checkpoints)
-        for warning in warnings:
-            print(f"mtrl: warning: {warning}", file=sys.stderr)
-        if state is None:
-            raise checkpoint.CheckpointError(f"no readable checkpoint in {run.checkpoints}")
-    elif options.checkpoint == "best":
-        state = checkpoint.load(run.checkpoints / "best.pt")
-    else:
-        state = checkpoint.load(Path(options.checkpoint))
+    trained = open_trained(path, options.checkpoint)
+    config, step = trained.config, trained.step
+    if options.video:
+        check_rendering(config)
     device = set_up_learner(config)
     with make_vector_env(config) as envs:
         agent = Agent(config, envs.observation_dim, envs.action_dim, device)
-        agent.load_state_dict(state["agent"])
+        agent.load_state_dict(trained.agent_state)
+        policy = agent_policy(agent)
         goals = goal_schedule(config, options.episodes_per_task)
-        result = evaluate(
-            agent_policy(agent), envs, goals, stop_at_success=config.evaluation.stop_at_success
-        )
-    step = state["step"]
+        result = evaluate(policy, envs, goals, stop_at_success=config.evaluation.stop_at_success)
+    video = record(config, policy, trained.run.video_folder(step)) if options.video else None
     if options.json:
         extra = {
             "step": step,
-            "checkpoint": options.checkpoint,
+            "checkpoint": trained.checkpoint,
             "protocol": config.protocol_stamp,
             "method": config.method,
             "seed": config.seed,
         }
+        if video:
+            extra["video"] = str(video)
         print(json.dumps(evaluation_json(config.task_names, result, **extra), indent=1))
         return
     title = (
-        f"{path}: {options.checkpoint} checkpoint at step {step:,}, {goals.shape[1]} episodes per "
+        f"{path}: {trained.checkpoint} checkpoint at step {step:,}, {goals.shape[1]} episodes per "
         f"task, protocol {config.protocol_stamp}"
     )
     Console().print(success_table(config.task_names, result, title))
+    if video:
+        print(f"videos: {video}, and one file per task beside it")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    out: Path = Path("policy.pt2")
+    """File to write."""
+    checkpoint: str = "best"
+    """best (highest mean success while training), latest, or a checkpoint file."""
+
+
+def export_command(arguments: list[str]) -> None:
+    import tyro
+
+    if not arguments:
+        raise UsageError("export wants a run directory or a checkpoint")
+    name = "RUN" if arguments[0] in ("-h", "--help") else arguments[0]
+    rest = arguments if name == "RUN" else arguments[1:]
+    options = tyro.cli(ExportOptions, prog=f"mtrl export {name}", args=rest)
+
+    import torch
+
+    from mtrl.agent import Agent
+    from mtrl.envs.tasks import make_task_set
+    from mtrl.export import export_policy
+    from mtrl.trained import open_trained
+
+    trained = open_trained(Path(name), options.checkpoint)
+    config = trained.config
+    envs = make_task_set(config.task_names, seed=config.seed, plugins=config.plugins)
+    agent = Agent(config, envs.observation_dim, envs.action_dim, torch.device("cpu"))
+    agent.load_state_dict(trained.agent_state)
+    export_policy(agent, config, envs.observation_dim, options.out)
+    print(f"{options.out}: policy of {name} at step {trained.step:,}, for {len(envs.names)} tasks")
+
+
+def completion_command(arguments: list[str]) -> None:
+    import re
+
+    from mtrl.completion import SHELLS, script
+
+    if len(arguments) != 1 or arguments[0] not in SHELLS:
+        raise UsageError(f"completion wants one of {', '.join(SHELLS)}")
+    commands = dict.fromkeys(re.findall(r"^  mtrl (\w+)", USAGE, re.MULTILINE))
+    print(script(arguments[0], list(commands)), end="")
 
 
 def runs_command(arguments: list[str]) -> None:

@@ -11,7 +11,7 @@ import yaml
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from mtrl.config import Config, load_yaml
-from mtrl.schema import ConfigError, coerce, nearest
+from mtrl.schema import ConfigError, coerce, flatten, nearest
 from mtrl.validation import validate
 
 
@@ -62,8 +62,36 @@ def with_overrides(default: Config, program: str, arguments: list[str]) -> Confi
         config = _parse(with_preset(default, config), program, arguments)
         smto = dataclasses.replace(config.agent.smto, preset="")
         config = dataclasses.replace(config, agent=dataclasses.replace(config.agent, smto=smto))
+    if config.plugins:  # they may register the environments that env.tasks names
+        from mtrl.plugins import load_plugins
+
+        config = load_plugins(config)
     validate(config)
     return config
+
+
+MAY_DIFFER = ("overwrite", "resume_if_exists", "run_dir")
+
+
+def continued(stored: Config, wanted: Config) -> Config:
+    """Configuration with which a run goes on: the stored one, longer if so wanted.
+
+    Raises ConfigError for the first setting in which `wanted` differs otherwise.
+    """
+    before = flatten(stored)
+    for key, value in flatten(wanted).items():
+        if key in MAY_DIFFER or value == before[key]:
+            continue
+        if key in ("learner.compile", "learner.precision") and value == "auto":
+            continue  # decided when the run started
+        if key == "learner.precision" and before[key] == "fp32":
+            continue  # the machine it started on had nothing else
+        if key != "train.total_steps":
+            raise ConfigError(key, value, f"a resumed run keeps {key} = {before[key]!r}")
+        if value < before[key]:
+            raise ConfigError(key, value, f"may only be raised; the run has {before[key]}")
+    train = dataclasses.replace(stored.train, total_steps=wanted.train.total_steps)
+    return dataclasses.replace(stored, train=train)
 
 
 def _parse(default: Config, program: str, arguments: list[str]) -> Config:

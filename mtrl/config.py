@@ -37,11 +37,12 @@ class EnvConfig:
     benchmark: str = "MT10"
     """MT1, MT10, MT25, MT50 (Meta-World) or toy. MT1 wants env.tasks with one task."""
     tasks: tuple[str, ...] = ()
-    """A task list of your own, in this order; replaces the benchmark's. See `mtrl list tasks`."""
+    """A task list of your own, in this order; replaces the benchmark's. See `mtrl list tasks`;
+    or registered Gymnasium environments with equal, continuous spaces (docs/extending.md)."""
     workers: int | Literal["auto"] = "auto"
     """Simulation processes; auto = min(cores, environments)."""
     horizon: int = 500
-    """Steps of an episode, at most 500; episodes are truncated there, never terminated."""
+    """Steps of an episode, where it is truncated; Meta-World: at most 500, and no other end."""
     num_goals: int = 50
     """Goals per task, 1..50: the first of Meta-World's own list for this seed.
     1 = one fixed goal (Kurin et al.)."""
@@ -61,6 +62,9 @@ class TrainConfig:
     """Environment steps, summed over tasks, of uniformly random actions before the first update."""
     envs_per_task: int = 1
     """Environments of each task, stepped together: more data for the same number of updates."""
+    video_every: int = 0
+    """Environment steps between videos of the deterministic policy, in videos/; 0 = none.
+    An episode of each task is rendered beside the training, which waits for it."""
 
 
 @dataclass(frozen=True)
@@ -227,6 +231,10 @@ class LoggingConfig:
 
     every: int = 10_000
     """Environment steps between two log lines (losses, temperatures, speed)."""
+    csv: bool = False
+    """Also write metrics.csv: step, tag, value."""
+    wandb: bool = False
+    """Also log to Weights & Biases: `pip install wandb`; set up by its own WANDB_* variables."""
 
 
 @dataclass(frozen=True)
@@ -252,8 +260,11 @@ class Config:
     """Where the run is written; runs/<name>/<method>/seed_<seed> if empty."""
     overwrite: bool = False
     """Delete an existing run directory first."""
+    resume_if_exists: bool = False
+    """Go on with the run directory if it is there already, else start: the same command serves the
+    first start and every restart (containers, clusters)."""
     plugins: tuple[str, ...] = ()
-    """Python files that register methods of your own; see docs/smto.md."""
+    """Python files that register methods (docs/smto.md) or environments (docs/extending.md)."""
     env: EnvConfig = field(default_factory=EnvConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
@@ -282,6 +293,11 @@ class Config:
     def episode_steps(self) -> int:
         """Environment steps of one episode of every training environment."""
         return self.env.horizon * self.num_envs
+
+    @property
+    def episodes_end_together(self) -> bool:
+        """Always at the horizon, so that all environments are reset at once."""
+        return not env_tasks.is_gym(self.task_names[0])
 
     @property
     def total_updates(self) -> int:

@@ -5,21 +5,27 @@ x axis everywhere: environment steps summed over tasks.
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import imageio.v3
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
+from mtrl.dashboard import layout
 from mtrl.evaluate import Evaluation
 from mtrl.run_directory import RunConfig, RunDirectory
 from mtrl.schema import dump_yaml
+from mtrl.sinks import open_sinks
 
 
 class Recorder:
@@ -34,6 +40,8 @@ class Recorder:
         if not step:
             text = f"protocol: **{config.protocol_stamp}**\n\n```yaml\n{dump_yaml(config)}```"
             self._tensorboard.add_text("config", text)
+            self._tensorboard.add_custom_scalars(layout(self.names))
+        self._sinks = open_sinks(run, config, step)
         self.console = Console(stderr=True)
         self._progress: Progress | None = None
         if sys.stderr.isatty():
@@ -66,6 +74,8 @@ class Recorder:
         self._file.write(json.dumps({"step": step, **finite}) + "\n")
         for tag, value in finite.items():
             self._tensorboard.add_scalar(tag, value, step)
+        for sink in self._sinks:
+            sink.scalars(step, finite)
 
     def per_task(self, prefix: str, values: Sequence[float] | np.ndarray) -> dict[str, float]:
         """{"<prefix>/<task>": value, ...}"""
@@ -88,6 +98,16 @@ class Recorder:
     def heat_map(self, step: int, tag: str, cosines: NDArray[np.float64]) -> None:
         """A TensorBoard image of values in [-1, 1], [task, task]."""
         self._tensorboard.add_image(tag, draw_heat_map(self.names, cosines), step)
+        self._tensorboard.flush()
+
+    def video(self, step: int, path: Path) -> None:
+        """A video file as an animated image, which is what TensorBoard can show."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        gif, height, width = animated_gif(path)
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif)
+        summary = Summary(value=[Summary.Value(tag="videos/grid", image=image)])
+        self._tensorboard._get_file_writer().add_summary(summary, step)
         self._tensorboard.flush()
 
     def progress(
@@ -129,6 +149,8 @@ class Recorder:
             self._progress.stop()
         self._file.close()
         self._tensorboard.close()
+        for sink in self._sinks:
+            sink.close()
 
 
 def draw_heat_map(names: Sequence[str], cosines: NDArray[np.float64]) -> NDArray[np.uint8]:
@@ -148,6 +170,20 @@ def draw_heat_map(names: Sequence[str], cosines: NDArray[np.float64]) -> NDArray
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[..., :3]
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def animated_gif(path: Path, *, every: int = 4, longest_side: int = 480) -> tuple[bytes, int, int]:
+    """A video in a tenth of its size, by size and rate; -> GIF, height, width."""
+    frames = []
+    for index, frame in enumerate(imageio.v3.imiter(path)):
+        if index % every == 0:
+            frames.append(Image.fromarray(frame))
+            frames[-1].thumbnail((longest_side, longest_side))
+    file = io.BytesIO()
+    frames[0].save(
+        file, "GIF", save_all=True, append_images=frames[1:], duration=25 * every, loop=0
+    )
+    return file.getvalue(), frames[0].height, frames[0].width
 
 
 def success_table(names: Sequence[str], result: Evaluation, title: str) -> Table:

@@ -1,7 +1,7 @@
 """The folder of one run: resolved configuration, machine, status, and a lock.
 
 runs/<name>/<method>/seed_<n>/ holds config.yaml, environment.json, status.json, metrics.jsonl,
-tensorboard/ and checkpoints/.
+TensorBoard's events.out.tfevents.*, checkpoints/ and videos/.
 """
 
 from __future__ import annotations
@@ -31,6 +31,15 @@ Status = Literal["running", "finished", "stopped", "failed"]
 Loaded = TypeVar("Loaded")
 
 
+class Sinks(Protocol):
+    """Where else the numbers go."""
+
+    @property
+    def csv(self) -> bool: ...
+    @property
+    def wandb(self) -> bool: ...
+
+
 class RunConfig(Protocol):
     """What a run of any kind, reinforcement learning or supervised, says of itself."""
 
@@ -44,6 +53,8 @@ class RunConfig(Protocol):
     def task_names(self) -> tuple[str, ...]: ...
     @property
     def protocol_stamp(self) -> str: ...
+    @property
+    def logging(self) -> Sinks: ...
 
 
 class RunDirectory:
@@ -52,7 +63,7 @@ class RunDirectory:
         self.config_file = path / "config.yaml"
         self.metrics_file = path / "metrics.jsonl"
         self.status_file = path / "status.json"
-        self.tensorboard = path / "tensorboard"
+        self.tensorboard = path  # beside the rest: TensorBoard names a run by its events' folder
         self.checkpoints = path / "checkpoints"
         self._lock: Any = None
 
@@ -60,12 +71,12 @@ class RunDirectory:
     def create(cls, config: RunConfig) -> RunDirectory:
         """A new directory; refuses an existing one unless config.overwrite says to replace it."""
         run = cls(config.run_path)
-        if run.path.exists() and not run.is_empty():
+        if run.path.exists() and (not run.path.is_dir() or run._holds_anything()):
             if not config.overwrite:
                 raise ConfigError(
                     "run_dir",
                     str(run.path),
-                    f"exists already; use --overwrite, another --run-dir, "
+                    f"exists already; use --overwrite, --resume-if-exists, another --run-dir, "
                     f"or `mtrl resume {run.path}`",
                 )
             if not run.config_file.exists():
@@ -84,17 +95,22 @@ class RunDirectory:
         write_atomically(run.config_file, dump_yaml(config))
         return run
 
+    def _holds_anything(self) -> bool:
+        """Beyond the lock of a run that was killed before it wrote its configuration."""
+        return any(path.name != ".lock" for path in self.path.iterdir())
+
     @classmethod
     def open(cls, path: Path) -> tuple[RunDirectory, Config]:
-        """An existing run and its configuration."""
+        """An existing run and its configuration; path: its directory or one of its checkpoints."""
         return cls.open_as(path, load_yaml)
 
     @classmethod
     def open_as(cls, path: Path, load: Callable[[Path], Loaded]) -> tuple[RunDirectory, Loaded]:
         """`open`, for a run with another kind of configuration."""
-        run = cls(path)
+        run = cls(path.parent.parent if path.is_file() else path)
         if not run.config_file.is_file():
-            raise ConfigError("RUN_DIR", str(path), "is not a run directory: it has no config.yaml")
+            what = "the checkpoint of a run" if path.is_file() else "a run directory"
+            raise ConfigError("RUN_DIR", str(path), f"is not {what}: no {run.config_file}")
         return run, load(run.config_file)
 
     @property
@@ -105,10 +121,6 @@ class RunDirectory:
         content = read_yaml(self.config_file)
         return isinstance(content, dict) and "problem" in content
 
-    def is_empty(self) -> bool:
-        """A folder that holds nothing, or no more than the lock of a run that never began."""
-        return self.path.is_dir() and all(item.name == ".lock" for item in self.path.iterdir())
-
     def lock(self) -> None:
         """Hold the run for this process; the system releases it however the process ends."""
         if self._lock is not None:
@@ -118,6 +130,9 @@ class RunDirectory:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ConfigError("run_dir", str(self.path), "is in use by another process") from None
+
+    def video_folder(self, step: int) -> Path:
+        return self.path / "videos" / f"step_{step:012d}"
 
     def write_status(self, status: Status, reason: str = "", **details: Any) -> None:
         """Replace status.json: status, reason and whatever describes the progress."""

@@ -35,6 +35,7 @@ from mtrl.run_directory import (
 )
 from mtrl.schema import dump_yaml
 from mtrl.timing import StageTimer
+from mtrl.videos import record
 
 SUCCESS_WINDOW = 10  # episodes per task in train/episode_success
 
@@ -168,7 +169,7 @@ class Trainer:
                 next_goals = self._goals(self.episodes + 1)
             if self.step == warmup and config.network.observation_norm:
                 agent.encoder.set_statistics(*replay.observation_statistics())
-            self._log_evaluate_save(all_done=bool(done.all()))
+            self._log_evaluate_save(may_save=bool(done.all()) or not config.episodes_end_together)
 
     def _updates_due(self, warmup: int) -> int:
         """Updates of this vector step; fractional rates are spread evenly."""
@@ -224,13 +225,15 @@ class Trainer:
         self.episodes += done
         solved[done] = False
 
-    def _log_evaluate_save(self, *, all_done: bool) -> None:
+    def _log_evaluate_save(self, *, may_save: bool) -> None:
         config, final = self.config, self.finished
         if self._crossed(config.logging.every) or final:
             self.log()
         if self._crossed(config.evaluation.every) or final:
             self._record_evaluation(final=final)
-        if all_done:
+        if self._crossed(config.train.video_every):
+            self._record_video()
+        if may_save:
             stop = self.stop_signal
             if stop or final or self.step % config.checkpoint.every == 0:
                 self.save()
@@ -330,11 +333,21 @@ class Trainer:
         for loss, cosines in self.diagnostics.heat_maps.items():
             self.recorder.heat_map(self.step, f"gradients/{loss}/cosine", cosines)
         self.last_evaluation = result
-        if result.success_mean > self.best_success:
+        if result.success_mean >= self.best_success:  # of equals the one trained longest
             self.best_success = result.success_mean
             state = {"step": self.step, "agent": self.agent.state_dict()}
             checkpoint.save(self.run.checkpoints / "best.pt", state)
         self._exclude(seconds)
+
+    def _record_video(self) -> None:
+        """Beside the training: what goes wrong here must not end it."""
+        started = time.monotonic()
+        try:
+            path = record(self.config, agent_policy(self.agent), self.run.video_folder(self.step))
+            self.recorder.video(self.step, path)
+        except (RuntimeError, OSError) as error:
+            self.recorder.message(f"warning: no video: {error}")
+        self._exclude(time.monotonic() - started)
 
     def _exclude(self, seconds: float) -> None:
         """Keep time spent beside training out of the logged speeds."""
@@ -355,7 +368,7 @@ class Trainer:
         )
 
     def save(self) -> None:
-        """A checkpoint of everything; only where every episode has just ended."""
+        """A checkpoint of everything; where every episode has just ended, if they end together."""
         self.log()  # refuses non-finite losses: a bad state never replaces a good one
         state = {
             "step": self.step,
@@ -446,6 +459,10 @@ def train(
                 f"{config.num_tasks} tasks, {config.method}, protocol {config.protocol_stamp}, "
                 f"learner on {device}"
             )
+            if state and not config.episodes_end_together:
+                trainer.recorder.message(
+                    "note: new episodes start; those that the stop cut short are not finished"
+                )
             for warning in trainer.agent.warnings():
                 trainer.recorder.message(f"warning: {warning}")
             trainer.status("running")

@@ -6,7 +6,10 @@ simulation workers have been started.
 
 from __future__ import annotations
 
+import importlib.util
+
 from mtrl.config import Config
+from mtrl.envs import gym_tasks
 from mtrl.envs import tasks as env_tasks
 from mtrl.schema import ConfigError, flatten, nearest
 
@@ -32,18 +35,27 @@ def validate(config: Config) -> None:
     for task in env.tasks:
         known_tasks = env_tasks.all_tasks()
         need(
-            task in known_tasks,
+            task in known_tasks or env_tasks.is_gym(task),
             "env.tasks",
             f"unknown task {task!r}; `mtrl list tasks` shows all{nearest(task, known_tasks)}",
         )
     need(len(set(env.tasks)) == len(env.tasks), "env.tasks", "each task may stand only once")
     need(
-        len({env_tasks.is_toy(task) for task in config.task_names}) == 1,
+        len({env_tasks.kind(task) for task in config.task_names}) == 1,
         "env.tasks",
-        "toy and Meta-World tasks cannot be mixed: their observations differ",
+        "toy, Meta-World and Gymnasium tasks cannot be mixed: their observations differ",
     )
+    gym = env_tasks.is_gym(config.task_names[0])
+    if gym:
+        need(config.protocol == "none", "protocol", "must be none with Gymnasium tasks")
+        try:
+            gym_tasks.dimensions(config.task_names, config.plugins)
+        except Exception as error:  # whatever an environment raises where it cannot be made
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise ConfigError("env.tasks", env.tasks, reason) from error
     need(env.workers == "auto" or env.workers >= 1, "env.workers", "must be auto or at least 1")
-    need(1 <= env.horizon <= 500, "env.horizon", "must be between 1 and 500")
+    need(1 <= env.horizon <= 500 or gym, "env.horizon", "must be between 1 and 500")
+    need(env.horizon >= 1, "env.horizon", "must be at least 1")
     need(1 <= env.num_goals <= 50, "env.num_goals", "must be between 1 and 50")
 
     m, n = config.num_tasks, config.num_envs
@@ -95,7 +107,7 @@ def validate(config: Config) -> None:
         "learner.threads",
         "must be auto or at least 1",
     )
-    for key in ("evaluation.every", "diagnostics.every"):
+    for key in ("evaluation.every", "diagnostics.every", "train.video_every"):
         need(values[key] >= 0, key, "must be zero (off) or positive")
     need(
         agent.chunk_size is None or agent.chunk_size >= 1,
@@ -110,4 +122,14 @@ def validate(config: Config) -> None:
         f"must be a multiple of env.horizon * environments = {episode}, "
         f"e.g. {max(1, round(every / episode)) * episode}",
     )
+    need(
+        not config.logging.wandb or importlib.util.find_spec("wandb") is not None,
+        "logging.wandb",
+        "wandb is not installed; `pip install wandb`, or leave it off",
+    )
     need(config.seed >= 0, "seed", "must be zero or positive")
+    need(
+        not (config.overwrite and config.resume_if_exists),
+        "resume_if_exists",
+        "cannot be combined with overwrite, which deletes what exists",
+    )

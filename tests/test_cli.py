@@ -212,7 +212,10 @@ def test_config_that_is_not_text(
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("trian configs/toy.yaml", ["'trian'", "train, resume, evaluate, list", "mean 'train'"]),
+        (
+            "trian configs/toy.yaml",
+            ["'trian'", "train, resume, evaluate, export, list", "mean 'train'"],
+        ),
         ("train", ["train wants a configuration"]),
         ("train --seed 3", ["configuration first", "--seed"]),
         ("train no/such.yaml", ["CONFIG = 'no/such.yaml'", "no such file or preset", "toy"]),
@@ -345,7 +348,7 @@ def series(run: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def tensorboard_series(run: Path) -> dict[str, list[tuple[int, float]]]:
-    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
     events.Reload()
     return {
         tag: [(event.step, event.value) for event in events.Scalars(tag)]
@@ -418,7 +421,7 @@ def test_metrics_agree_with_each_other(toy_run: Path) -> None:
 
 
 def test_heat_maps_at_every_evaluation(toy_run: Path) -> None:
-    events = EventAccumulator(str(toy_run / "tensorboard"), size_guidance={"images": 0})
+    events = EventAccumulator(str(toy_run), size_guidance={"images": 0})
     events.Reload()
     for loss in ("critic", "actor"):
         images = events.Images(f"gradients/{loss}/cosine")
@@ -468,7 +471,7 @@ def test_evaluate_best_and_file(toy_run: Path, run_mtrl: Mtrl) -> None:
     best = evaluate(run_mtrl, toy_run)
     assert best["success_mean"] == max(scores.values()) == scores[best["step"]]
     path = toy_run / "checkpoints/step_000000001200.pt"
-    chosen = evaluate(run_mtrl, toy_run, "--checkpoint", path, "--episodes-per-task", 1)
+    chosen = evaluate(run_mtrl, path, "--episodes-per-task", 1)
     assert chosen["step"] == 1200
     assert chosen["episodes_per_task"] == 1
 
@@ -480,6 +483,10 @@ def test_evaluate_refuses_bad_options(toy_run: Path, capsys: pytest.CaptureFixtu
     refused(["evaluate", run, "--checkpoint", f"{run}/config.yaml"], capsys, "damaged", code=1)
     refused(["evaluate", run, "--episodes-per-task", "0"], capsys, "episodes_per_task = 0")
     refused(["evaluate", run, "--episodes", "x"], capsys, "--episodes")
+    best = f"{run}/checkpoints/best.pt"
+    refused(["evaluate", best, "--checkpoint", "latest"], capsys, "is a checkpoint already")
+    alone = f"{run}/metrics.jsonl"
+    refused(["evaluate", alone], capsys, f"RUN_DIR = '{alone}'", "not the checkpoint of a run")
 
 
 def test_resume_refuses_other_settings(toy_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -122,7 +122,7 @@ def test_the_fast_simulation_gives_the_same_training(runs: Path) -> None:
 
 def test_tensorboard_of_a_resumed_run_has_every_step_once(runs: Path, reference: Path) -> None:
     for run in (runs / "half", reference):
-        events = EventAccumulator(str(run / "tensorboard"))
+        events = EventAccumulator(str(run))
         events.Reload()
         logged = [event.step for event in events.Scalars("train/reward_std/toy-east")]
         assert logged == [400, 800, 1200, 1600]
@@ -197,6 +197,48 @@ def test_resuming_a_finished_run_changes_nothing(
     shutil.copytree(reference, run)
     done = run_mtrl("resume", run)
     assert done.returncode == 0, done.stderr
+    assert_equal_runs(run, reference)
+
+
+def test_resume_from_an_earlier_checkpoint_deletes_the_later_ones(
+    reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(reference, run)
+    later = checkpoint.step_path(run / "checkpoints", 1600)
+    # The same training again, so the same files: only the message tells that it went back.
+    cli.main(["resume", str(checkpoint.step_path(run / "checkpoints", 1200))])
+    shown = capsys.readouterr().err
+    assert f"{later} is later and was deleted" in shown
+    assert "resumed at step 1,200" in shown
+    assert_equal_runs(run, reference)
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["resume", str(run / "checkpoints" / "best.pt")])
+    assert caught.value.code == 1
+    assert "the policy alone" in capsys.readouterr().err
+    assert later.exists()
+
+
+def test_resume_if_exists_starts_then_goes_on_and_refuses_other_settings(
+    run_mtrl: Mtrl, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+
+    def train(*options: str) -> None:
+        cli.main([str(word) for word in run_mtrl.toy_line(run, *PCGRAD, *options)])
+
+    run.mkdir()
+    (run / ".lock").touch()  # killed before it wrote its configuration
+    train("--resume-if-exists", "--train.total-steps", "800")
+    assert "started" in capsys.readouterr().err
+    train("--resume-if-exists")
+    assert "resumed at step 800" in capsys.readouterr().err
+    assert_equal_runs(run, reference)
+    for option, key in (("--agent.gamma=0.8", "agent.gamma"), ("--overwrite", "resume_if_exists")):
+        with pytest.raises(SystemExit) as caught:
+            train("--resume-if-exists", option)
+        assert caught.value.code == 2
+        assert f"mtrl: {key} = " in capsys.readouterr().err
     assert_equal_runs(run, reference)
 
 

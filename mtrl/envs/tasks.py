@@ -7,7 +7,6 @@ when an environment is made.
 from __future__ import annotations
 
 import contextlib
-import ctypes.util
 import functools
 import hashlib
 import os
@@ -21,9 +20,10 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrl.envs import toy
+from mtrl.envs import gym_tasks, toy
 from mtrl.envs.fast_metaworld.versions import is_verified
 from mtrl.envs.goals import GoalOrder
+from mtrl.envs.rendering import import_without_screen
 
 MAX_GOALS = 50  # Meta-World makes 50 goals per task
 
@@ -92,6 +92,16 @@ def is_toy(task_name: str) -> bool:
     return task_name in toy.TASKS
 
 
+def is_gym(task_name: str) -> bool:
+    """A registered Gymnasium environment."""
+    return task_name in gymnasium.registry
+
+
+def kind(task_name: str) -> str:
+    """Tasks of one kind can be trained together."""
+    return "toy" if is_toy(task_name) else "Gymnasium" if is_gym(task_name) else "Meta-World"
+
+
 class TaskSet(NamedTuple):
     """What the vector environment needs of a list of tasks."""
 
@@ -112,8 +122,12 @@ def make_task_set(
     horizon: int = 500,
     num_goals: int = MAX_GOALS,
     fast: bool = False,
+    plugins: Sequence[str] = (),
+    render: bool = False,
 ) -> TaskSet:
     """Factories of all tasks; the goals are upstream's for this list of tasks and this seed.
+
+    plugins: files that register Gymnasium environments. render: the environments can `render()`.
 
     `fast` steps Meta-World faster, bit for bit as upstream does (see `fast_metaworld`); with
     versions of Meta-World or MuJoCo not listed there, it warns and uses upstream's own step.
@@ -125,8 +139,24 @@ def make_task_set(
         ]
         costs = (1.0,) * len(names)
         return TaskSet(tuple(names), tuple(factories), toy.OBSERVATION_DIM, toy.ACTION_DIM, costs)
+    if is_gym(names[0]):
+        factories = [
+            functools.partial(
+                gym_tasks.GymTask,
+                name,
+                num_goals=num_goals,
+                horizon=horizon,
+                seed=seed,
+                plugins=plugins,
+                render=render,
+            )
+            for name in names
+        ]
+        dims = gym_tasks.dimensions(tuple(names), tuple(plugins))
+        return TaskSet(tuple(names), tuple(factories), *dims, (1.0,) * len(names))
     goals = goal_vectors(tuple(names), seed)
-    fast = fast and is_verified()  # asked here: the workers need not warn again
+    # The fast step leaves the goal's marker where it was, which no number shows but a picture does.
+    fast = fast and not render and is_verified()  # asked here: the workers need not warn again
     factories = [
         functools.partial(
             MetaWorldTask,
@@ -182,8 +212,7 @@ def make_env(
 
 
 def _import_metaworld() -> Any:
-    # Without a display library `import mujoco` fails on its default (GLFW) renderer.
-    os.environ.setdefault("MUJOCO_GL", "egl" if ctypes.util.find_library("EGL") else "disabled")
+    import_without_screen()
     import metaworld
 
     return metaworld
@@ -291,6 +320,7 @@ class MetaWorldTask(gymnasium.Env):
         self.env.set_task(self._tasks[0])
         self.observation_space = self.env.sawyer_observation_space
         self.action_space = self.env.action_space
+        self._renderer: Any = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -308,6 +338,15 @@ class MetaWorldTask(gymnasium.Env):
         observation, reward, _, _, info = self.env.step(action)
         self._step += 1
         return observation, float(reward), False, self._step >= self.horizon, info
+
+    def render(self) -> NDArray[np.uint8]:
+        """Pixels [240, 240, 3]. Wants MUJOCO_GL=egl (or osmesa) before MuJoCo is imported."""
+        if self._renderer is None:
+            import mujoco
+
+            self._renderer = mujoco.Renderer(self.env.model, 240, 240)
+        self._renderer.update_scene(self.env.data, camera="corner2")
+        return self._renderer.render()[::-1]  # the camera hangs upside down
 
     def close(self) -> None:
         self.env.close()

@@ -64,6 +64,15 @@ class PointMass(gymnasium.Env):
         reward = -self.reward_scale * distance
         return self.position.copy(), reward, False, self._step >= self.horizon, {"success": success}
 
+    def render(self) -> NDArray[np.uint8]:
+        """Pixels [240, 240, 3] of the square [-1.2, 1.2]^2: the target's zone, the point."""
+        axis = np.linspace(-1.2, 1.2, 240)
+        place = np.stack(np.meshgrid(axis, -axis), axis=-1)  # [row, column, (x, y)]
+        pixels = np.full((240, 240, 3), 255, np.uint8)
+        pixels[np.abs(place - self.target).max(-1) <= SUCCESS_RADIUS] = (150, 210, 150)
+        pixels[np.abs(place - self.position).max(-1) <= 0.04] = (30, 60, 160)
+        return pixels
+
 
 def optimal_return(task_name: str, start: NDArray[np.float64], horizon: int) -> float:
     """Undiscounted return of the best policy from `start` [2]."""

@@ -341,6 +341,7 @@ def make_vector_env(config: Config, envs_per_task: int = 1) -> VectorEnv:
         horizon=config.env.horizon,
         num_goals=config.env.num_goals,
         fast=config.env.fast,
+        plugins=config.plugins,
     )
     return VectorEnv(
         [name for name in task_set.names for _ in range(envs_per_task)],

@@ -108,6 +108,10 @@ class LoggingConfig:
 
     every: int = 100
     """Iterations between two log lines (losses, weights, speed)."""
+    csv: bool = False
+    """Also write metrics.csv: step, tag, value."""
+    wandb: bool = False
+    """Also log to Weights & Biases: `pip install wandb`; set up by its own WANDB_* variables."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,101 @@
+"""Registered Gymnasium environments as tasks: equal observation and action spaces, continuous.
+
+Unlike Meta-World's, their episodes may end at different times. A goal is a start: goal i is the
+episode that begins with `reset(seed=...)`, a seed drawn from the run's seed, the task and i.
+"""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box
+from numpy.typing import NDArray
+
+from mtrl.envs.goals import GoalOrder
+from mtrl.envs.rendering import import_without_screen
+from mtrl.plugin_files import import_file
+
+
+class GymTask(gymnasium.Env):
+    """A registered environment with flat observations, actions in [-1, 1] and a horizon.
+
+    Success is what the environment says in `info["success"]` or `info["is_success"]`, else never.
+    """
+
+    def __init__(
+        self,
+        task_name: str,
+        *,
+        num_goals: int = 50,
+        horizon: int = 500,
+        seed: int = 0,
+        plugins: Sequence[str] = (),
+        render: bool = False,
+    ) -> None:
+        """plugins: files that register `task_name`, imported here, in the worker's process."""
+        import_without_screen()
+        for path in plugins:
+            import_file(Path(path))
+        mode = {"render_mode": "rgb_array"} if render else {}
+        env = gymnasium.make(task_name, max_episode_steps=horizon, **mode)
+        check_spaces(task_name, env)
+        env = gymnasium.wrappers.FlattenObservation(env)
+        self.env = gymnasium.wrappers.RescaleAction(env, np.float32(-1.0), np.float32(1.0))
+        self.task_name, self.num_goals = task_name, num_goals
+        self.observation_space = self.env.observation_space
+        self.action_space = self.env.action_space
+        self._order = GoalOrder(seed, task_name, num_goals)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[Any], dict[str, Any]]:
+        goal = self._order.choose(seed, options)
+        entropy = [self._order.seed, zlib.crc32(self.task_name.encode()), goal]
+        start = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        observation, info = self.env.reset(seed=start)
+        return observation, info | {"goal": goal}
+
+    def step(
+        self, action: NDArray[np.float32]
+    ) -> tuple[NDArray[Any], float, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        success = info.get("success", info.get("is_success", False))
+        return observation, float(reward), terminated, truncated, info | {"success": success}
+
+    def render(self) -> Any:
+        return self.env.render()
+
+    def close(self) -> None:
+        self.env.close()
+
+
+def check_spaces(task_name: str, env: gymnasium.Env) -> None:
+    """Raise ValueError unless both spaces are boxes and the actions' bounds are finite."""
+    for what, space in (("observation", env.observation_space), ("action", env.action_space)):
+        if not isinstance(space, Box):
+            raise ValueError(f"task {task_name} has {what}s {space}; they must be a Box")
+    if not env.action_space.is_bounded():
+        raise ValueError(f"task {task_name} has actions without bounds: {env.action_space}")
+
+
+@functools.lru_cache(maxsize=32)
+def dimensions(names: tuple[str, ...], plugins: tuple[str, ...] = ()) -> tuple[int, int]:
+    """Observation and action dimensions that all tasks share; ValueError if they do not."""
+    shapes = {}
+    for name in names:
+        task = GymTask(name, plugins=plugins)
+        shapes[name] = (task.observation_space.shape, task.action_space.shape)
+        task.close()
+        if shapes[name] != shapes[names[0]]:
+            raise ValueError(
+                f"the spaces of {names[0]} and {name} differ: observations and actions "
+                f"{shapes[names[0]]} and {shapes[name]}"
+            )
+    (observation,), (action,) = shapes[names[0]]
+    return observation, action

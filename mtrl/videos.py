@@ -1,0 +1,115 @@
+"""Videos of a policy: one episode per task, one file per task and a grid of all.
+
+Rendering happens in worker processes of its own: MuJoCo takes its renderer from MUJOCO_GL when
+it is imported, which this process may have done already.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import gymnasium
+
+from mtrl.config import Config
+from mtrl.envs import tasks
+from mtrl.envs.film import FPS, SIZE, Filmed
+from mtrl.envs.rendering import RenderingError, choose_renderer
+from mtrl.envs.vector import VectorEnv, auto_workers
+from mtrl.evaluate import Policy, evaluate, goal_schedule
+
+
+def _renderer(config: Config) -> str:
+    """MUJOCO_GL for the workers; empty where the tasks are drawn without MuJoCo."""
+    wanted = any(
+        tasks.kind(name) == "Meta-World"
+        or (tasks.is_gym(name) and "mujoco" in str(gymnasium.spec(name).entry_point))
+        for name in config.task_names
+    )
+    return choose_renderer() if wanted else ""
+
+
+def check_rendering(config: Config) -> None:
+    """Raise RenderingError now, rather than after hours of training."""
+    _renderer(config)
+
+
+def record(config: Config, policy: Policy, folder: Path) -> Path:
+    """Write <task>.mp4 of every task's first evaluation goal and grid.mp4; -> the grid.
+
+    policy: observations [task, dim] -> actions [task, dim]. Raises RenderingError, WorkerError.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{name.replace('/', '_')}.mp4" for name in config.task_names]
+    task_set = tasks.make_task_set(
+        config.task_names,
+        seed=config.seed,
+        reward_version=config.env.reward_version,
+        horizon=config.env.horizon,
+        num_goals=config.env.num_goals,
+        plugins=config.plugins,
+        render=True,
+    )
+    films = [
+        functools.partial(Filmed, factory, name, path)
+        for factory, name, path in zip(task_set.factories, task_set.names, files, strict=True)
+    ]
+    with (
+        _inherited("MUJOCO_GL", _renderer(config)),
+        VectorEnv(
+            task_set.names,
+            films,
+            task_set.observation_dim,
+            task_set.action_dim,
+            task_set.costs,
+            workers=auto_workers(config.env.workers, config.num_tasks),
+        ) as envs,
+    ):
+        evaluate(policy, envs, goal_schedule(config, 1))
+    return _tile(files, folder / "grid.mp4")
+
+
+@contextmanager
+def _inherited(name: str, value: str) -> Iterator[None]:
+    """An environment variable for the processes started inside; an empty value changes nothing."""
+    before = os.environ.get(name)
+    if value:
+        os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[name] = before
+        elif value:
+            del os.environ[name]
+
+
+def _tile(files: Sequence[Path], path: Path) -> Path:
+    """Videos side by side as one; those that end earlier keep their last picture."""
+    import imageio_ffmpeg
+
+    if len(files) == 1:
+        shutil.copyfile(files[0], path)
+        return path
+    frames = [imageio_ffmpeg.count_frames_and_secs(str(file))[0] for file in files]
+    columns = math.ceil(math.sqrt(len(files)))
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error"]
+    filters, corners = "", []
+    for index, file in enumerate(files):
+        command += ["-threads", "1", "-i", str(file)]
+        filters += f"[{index}]tpad=stop=-1:stop_mode=clone[v{index}];"
+        corners.append(f"{index % columns * SIZE}_{index // columns * SIZE}")
+    filters += "".join(f"[v{index}]" for index in range(len(files)))
+    filters += f"xstack=inputs={len(files)}:layout={'|'.join(corners)}:fill=black"
+    command += ["-filter_complex", filters, "-frames:v", str(max(frames)), "-r", str(FPS)]
+    command += ["-pix_fmt", "yuv420p", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RenderingError(f"cannot write {path}: {done.stderr.strip()}")
+    return path

@@ -1,0 +1,241 @@
+"""What a run leaves beside its numbers: videos, TensorBoard's page, CSV, an exported policy."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import importlib.util
+import io
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import imageio.v3
+import numpy as np
+import pytest
+import torch
+from conftest import PCGRAD, REPOSITORY, Mtrl
+from numpy.typing import NDArray
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import summary
+
+from mtrl import cli
+from mtrl.agent import Agent
+from mtrl.config import Config, EnvConfig
+from mtrl.dashboard import layout
+from mtrl.envs import rendering, toy
+from mtrl.envs.film import GREEN, HOLD, SIZE, STRIDE
+from mtrl.trained import open_trained
+from mtrl.videos import record
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short toy run in this process, with everything on."""
+    path = tmp_path_factory.mktemp("outputs") / "run"
+    short = ("--train.total-steps", 480, "--evaluation.every", 480, "--logging.every", 80)
+    line = Mtrl.toy_line(path, *PCGRAD, *short, "--train.video-every", 480, "--logging.csv")
+    cli.main([str(word) for word in line])
+    return path
+
+
+def events(run: Path) -> EventAccumulator:
+    accumulator = EventAccumulator(str(run), size_guidance={"images": 0, "tensors": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+# -- videos -------------------------------------------------------------------------------------
+
+
+def to_the_target(observations: NDArray[np.float32]) -> NDArray[np.float32]:
+    """All tasks but the last: that one goes the other way."""
+    targets = np.array([toy.TARGETS[name] for name in toy.TASKS], np.float32)
+    actions = np.clip((targets - observations) / toy.STEP_SIZE, -1.0, 1.0)
+    actions[-1] *= -1
+    return actions.astype(np.float32)
+
+
+def test_videos_show_each_task_until_it_is_solved(tmp_path: Path) -> None:
+    config = dataclasses.replace(
+        Config(), env=EnvConfig(benchmark="toy", horizon=20, num_goals=1, workers=1)
+    )
+    grid = record(config, to_the_target, tmp_path)
+    films = {name: imageio.v3.imread(tmp_path / f"{name}.mp4") for name in toy.TASKS}
+    for name, film in films.items():
+        assert film.shape[1:] == (SIZE, SIZE, 3)
+        corner = film[-1][2, SIZE // 2].astype(int)  # of the bar, where nothing is written
+        solved = name != toy.TASKS[-1]
+        assert (np.abs(corner - np.array(GREEN)).max() < 40) == solved
+        assert np.abs(film[0][2, SIZE // 2].astype(int)).max() < 40, "not solved at the start"
+        unsolved_length = 1 + 20 // STRIDE - 1 + HOLD
+        assert (len(film) < unsolved_length) if solved else (len(film) == unsolved_length)
+    tiles = imageio.v3.imread(grid)
+    assert tiles.shape == (max(map(len, films.values())), 2 * SIZE, 2 * SIZE, 3)
+    for index, film in enumerate(films.values()):
+        row, column = divmod(index, 2)
+        tile = tiles[-1][row * SIZE : (row + 1) * SIZE, column * SIZE : (column + 1) * SIZE]
+        # Encoded twice; an ended film keeps its last picture.
+        assert np.abs(tile.astype(int) - film[-1]).mean() < 8
+
+
+def test_meta_world_is_rendered_without_a_screen(tmp_path: Path) -> None:
+    try:
+        rendering.choose_renderer()
+    except rendering.RenderingError as error:
+        pytest.skip(str(error))
+    config = dataclasses.replace(
+        Config(), env=EnvConfig(tasks=("reach-v3",), horizon=2, num_goals=1)
+    )
+    record(config, lambda _: np.zeros((1, 4), np.float32), tmp_path)
+    picture = imageio.v3.imread(tmp_path / "reach-v3.mp4")[0]
+    wall, floor = picture[20:50].astype(int), picture[-30:].astype(int)
+    assert wall.std((0, 1)).max() < 15, "upright: one colour above, the table and the floor below"
+    assert floor.std((0, 1)).max() > 15
+    red = picture[..., 0].astype(int) - picture[..., 1:].max(-1)
+    assert (red > 60).mean() > 0.01, "the robot"
+
+
+def test_a_machine_that_cannot_render_is_told_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.setattr(rendering, "PROBE", "raise RuntimeError('no such display')")
+    with pytest.raises(rendering.RenderingError) as caught:
+        rendering.choose_renderer.__wrapped__()
+    message = str(caught.value)
+    assert message.startswith("cannot render: egl: RuntimeError: no such display; osmesa: ")
+    assert "libosmesa6" in message
+
+
+def test_videos_while_training(run: Path) -> None:
+    folder = run / "videos/step_000000000480"
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"grid.mp4", *(f"{name}.mp4" for name in toy.TASKS)}
+    (shown,) = events(run).Images("videos/grid")
+    assert shown.step == 480
+    assert shown.encoded_image_string.startswith(b"GIF89a")
+
+
+# -- TensorBoard, CSV, Weights & Biases ---------------------------------------------------------
+
+
+def records(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_every_chart_of_the_first_page_has_data(run: Path) -> None:
+    tags = {tag for record in records(run) for tag in record}
+    sections = layout(toy.TASKS)
+    assert next(iter(sections)) == "Success"
+    for section, charts in sections.items():
+        for chart, (_, patterns) in charts.items():
+            shown = [tag for tag in tags for pattern in patterns if re.match(pattern, tag)]
+            assert shown, f"{section}: {chart}"
+    (stored,) = events(run).Tensors("custom_scalars__config__")
+    expected = summary.custom_scalars(sections).value[0].tensor.string_val
+    assert list(stored.tensor_proto.string_val) == list(expected)
+
+
+def test_csv_equals_metrics(run: Path) -> None:
+    with open(run / "metrics.csv", newline="") as file:
+        rows = [(int(r["step"]), r["tag"], float(r["value"])) for r in csv.DictReader(file)]
+    expected = [
+        (record["step"], tag, value)
+        for record in records(run)
+        for tag, value in record.items()
+        if tag != "step"
+    ]
+    assert rows == expected
+
+
+def test_csv_of_a_resumed_run_has_every_step_once(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open(run / "metrics.csv", "a") as file:
+        file.write("560,train/alpha/toy-east,0.5\n560,trai")  # killed while it wrote
+    cli.main(["resume", str(run)])
+    capsys.readouterr()
+    test_csv_equals_metrics(run)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
+def test_wandb_that_is_not_installed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = Mtrl.toy_line(tmp_path / "run", "--logging.wandb")
+    with pytest.raises(SystemExit) as caught:
+        cli.main([str(word) for word in line])
+    assert caught.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith("mtrl: logging.wandb = True: wandb is not installed")
+    assert message.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+# -- export, completion -------------------------------------------------------------------------
+
+
+def test_exported_policy_acts_as_the_agent_and_loads_as_documented(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cli.main(["export", str(run), "--checkpoint", "latest"])
+    assert "policy.pt2" in capsys.readouterr().out
+    text = (REPOSITORY / "docs/quickstart.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert example.count("\n") <= 10
+    names: dict = {}
+    exec(example, names)
+    assert names["actions"].shape == (1, toy.ACTION_DIM)
+    assert tuple(names["about"]["tasks"]) == toy.TASKS
+
+    trained = open_trained(run, "latest")
+    agent = Agent(trained.config, toy.OBSERVATION_DIM, toy.ACTION_DIM, torch.device("cpu"))
+    agent.load_state_dict(trained.agent_state)
+    observations = torch.randn(4, 3, 2)
+    tasks = torch.arange(4)[:, None].expand(4, 3)
+    actions = names["policy"](observations.flatten(0, 1), tasks.flatten())
+    expected = agent.act(observations, deterministic=True).flatten(0, 1)
+    torch.testing.assert_close(actions, expected)
+    assert (actions[:3] - actions[3:6]).abs().max() > 1e-4, "the task matters"
+
+
+@pytest.fixture(scope="module")
+def completion() -> str:
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        cli.main(["completion", "bash"])
+    return shown.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("mtrl ev", {"evaluate"}),
+        ("mtrl train smok", {"smoke"}),
+        ("mtrl train toy --agent.smto.n", {"--agent.smto.name"}),
+        ("mtrl list me", {"methods"}),
+    ],
+)
+def test_completion_in_bash(completion: str, line: str, expected: set[str]) -> None:
+    assert complete(completion, line) == expected
+
+
+def complete(completion: str, line: str) -> set[str]:
+    words = f"COMP_WORDS=({line}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _mtrl"
+    done = subprocess.run(
+        ["bash", "-c", f'{completion}{words}; echo "${{COMPREPLY[@]}}"'],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(done.stdout.split())
+
+
+def test_completion_knows_every_command(
+    completion: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["no-such-command"])
+    allowed = capsys.readouterr().err.split("allowed are ")[1].split(";")[0].strip()
+    assert complete(completion, "mtrl ''") == set(allowed.split(", "))
