@@ -114,7 +114,9 @@ def test_figures_beside_the_page(report: Path) -> None:
 def test_page_says_what_is_weak(report: Path) -> None:
     text = Page(report.read_text()).text
     assert "mgda: 1 of 1 runs failed or died (out of memory)" in text
-    assert "pcgrad: 1 of 4 runs failed or died" in text  # said to be running, but it is gone
+    assert "None is finished, so there is no final score" in text
+    # Said to be running, but its process is gone.
+    assert "pcgrad: 1 of 4 runs failed or died. The numbers are those of the survivors" in text
     assert "UNFINISHED: died" in text
     assert "no evaluation yet" in text
     assert "famo: one finished run" in text
