@@ -172,10 +172,11 @@ def _weaknesses(groups: Sequence[Group]) -> list[str]:
         open_runs = len(group.runs) - len(group.finished) - len(broken)
         if broken:
             reasons = sorted({str(run.status.get("reason")) for run in broken} - {"", "None"})
+            effect = "The numbers are those of the survivors, which flatters the method."
             warnings.append(
                 f"{group.label}: {len(broken)} of {len(group.runs)} runs failed or died"
-                f"{' (' + '; '.join(reasons) + ')' if reasons else ''}. The numbers are those "
-                "of the survivors, which flatters the method."
+                f"{' (' + '; '.join(reasons) + ')' if reasons else ''}. "
+                + (effect if group.finished else "None is finished, so there is no final score.")
             )
         if open_runs:
             warnings.append(

@@ -307,12 +307,20 @@ def _provenance(runs: Sequence[Run]) -> list[str]:
     """Versions and machines behind the runs."""
     found = machines(runs)
     keys = dict.fromkeys(key for entry in found for key in entry["what"])
-    columns = ("", *(f"{len(entry['runs'])} runs" for entry in found))
+    columns = ("runs", *(_names(entry["runs"]) for entry in found))
     rows = [(key, *(_shown(entry["what"].get(key)) for entry in found)) for key in keys]
     parts = [page.heading(2, "Versions and machines"), page.table(columns, rows)]
     if len(found) > 1:
         parts.append(page.paragraph("The runs were not all made by the same versions and machine."))
     return parts
+
+
+def _names(runs: Sequence[Run]) -> str:
+    """`pcgrad 1, pcgrad 2, ... (7 runs)`"""
+    names = [f"{run.method} {run.seed}" for run in runs]
+    return (
+        ", ".join(names) if len(names) < 4 else f"{names[0]}, {names[1]}, ... ({len(names)} runs)"
+    )
 
 
 def _shown(value: object) -> str:
