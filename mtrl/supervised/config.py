@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -217,6 +218,11 @@ def validate(config: SupervisedConfig) -> None:
         not config.network.weights or config.problem.startswith("cityscapes"),
         "network.weights",
         "is for cityscapes alone; the other networks start from random weights, as published",
+    )
+    need(
+        not config.logging.wandb or importlib.util.find_spec("wandb") is not None,
+        "logging.wandb",
+        "wandb is not installed; `pip install wandb`, or leave it off",
     )
     validate_method(
         config.smto.name,
