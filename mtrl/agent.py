@@ -51,9 +51,10 @@ class Agent:
             inputs = self.encoder.output_dim
             shape = (inputs, action_dim, net.width, net.depth, net.layer_norm)
             bounds = (net.log_std_min, net.log_std_max, net.log_std_bound)
-            self.actor = Actor(*shape, *bounds).to(device)
-            self.critic = TwinCritic(*shape).to(device)
-            self.target_critic = TwinCritic(*shape).to(device).requires_grad_(False)
+            bf16 = config.learner.precision == "bf16"
+            self.actor = Actor(*shape, *bounds, bf16=bf16).to(device)
+            self.critic = TwinCritic(*shape, bf16=bf16).to(device)
+            self.target_critic = TwinCritic(*shape, bf16=bf16).to(device).requires_grad_(False)
         self.target_critic.load_state_dict(self.critic.state_dict())
         entries = self.num_tasks if settings.temperature == "per_task" else 1
         log_alpha = torch.full((entries,), settings.initial_temperature).log()

@@ -46,7 +46,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             hashing = _HashingFile(file)
-            torch.save(state, hashing)  # type: ignore[arg-type]
+            torch.save(state, hashing)  # type: ignore[arg-type]  # it only writes and flushes
             file.write(MARKER + hashing.hash.digest())
             file.flush()
             os.fsync(file.fileno())

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from mtrl.config import Config
+    from mtrl.envs.vector import VectorEnv
+    from mtrl.run_directory import RunDirectory
 
 USAGE = """\
 mtrl: multi-task reinforcement learning
@@ -25,6 +27,8 @@ mtrl: multi-task reinforcement learning
   mtrl evaluate RUN_DIR [--checkpoint best|latest|PATH]
                         [--episodes-per-task 50] [--json]
       success rates of a trained agent
+  mtrl bench CONFIG [--key value ...]
+      where the time of a vector step goes here, in under a minute
   mtrl supervised CONFIG [--key value ...]
       the supervised benchmarks; CONFIG as above
   mtrl weights RUN_DIR
@@ -48,6 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
         "train": train_command,
         "resume": resume_command,
         "evaluate": evaluate_command,
+        "bench": bench_command,
         "list": list_command,
         "supervised": supervised_command,
         "weights": weights_command,
@@ -73,7 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(0) from None  # `mtrl list ... | head`
     except KeyboardInterrupt:
         _exit(130)
-    except Exception as error:
+    except Exception as error:  # sorted there; unknown ones are raised again
         _report(error)
 
 
@@ -109,32 +114,61 @@ def _exit(code: int) -> NoReturn:
     raise SystemExit(code) from None
 
 
-def train_command(arguments: list[str]) -> None:
+def _parse_run(command: str, arguments: list[str]) -> Config:
+    """CONFIG [overrides] -> configuration; methods are still to be checked."""
     from mtrl.command_line import load_config, with_overrides
     from mtrl.config import Config
 
     if not arguments or arguments[0] in ("-h", "--help"):
         if not arguments:
-            raise UsageError("train wants a configuration, e.g. `mtrl train configs/mt10.yaml`")
-        with_overrides(Config(), "mtrl train CONFIG", ["--help"])
+            raise UsageError(
+                f"{command} wants a configuration, e.g. `mtrl {command} configs/mt10.yaml`"
+            )
+        with_overrides(Config(), f"mtrl {command} CONFIG", ["--help"])
     name, *overrides = arguments
     if name.startswith("-"):
-        raise UsageError(f"train wants the configuration first, not {name!r}")
-    config = with_overrides(load_config(name), f"mtrl train {name}", overrides)
+        raise UsageError(f"{command} wants the configuration first, not {name!r}")
+    return with_overrides(load_config(name), f"mtrl {command} {name}", overrides)
 
-    from mtrl.run_directory import RunDirectory
 
-    if config.learner.device not in ("auto", "cpu"):
-        from mtrl.train import choose_device
+def train_command(arguments: list[str]) -> None:
+    config = _parse_run("train", arguments)
 
-        choose_device(config.learner.device)  # refused before anything is written
-    _train(config, RunDirectory.create(config), resume=False)
+    from mtrl.envs.vector import make_vector_env
+
+    with make_vector_env(config, config.train.envs_per_task) as envs:
+        # The workers start meanwhile: torch alone takes seconds. What it is needed for is
+        # refused before anything is written.
+        from mtrl.learner import choose_device
+        from mtrl.methods import check_methods
+        from mtrl.run_directory import RunDirectory
+
+        choose_device(config.learner.device)
+        config = check_methods(config)
+        _train(config, RunDirectory.create(config), envs, resume=False)
+
+
+def bench_command(arguments: list[str]) -> None:
+    config = _parse_run("bench", arguments)
+
+    from mtrl.envs.vector import make_vector_env
+
+    with make_vector_env(config, config.train.envs_per_task) as envs:
+        from rich.console import Console
+
+        from mtrl.bench import findings, measure, table
+        from mtrl.methods import check_methods
+
+        measured = measure(check_methods(config), envs)
+    Console().print(table(config.name, measured))
+    print("\n".join(findings(measured)))
 
 
 def resume_command(arguments: list[str]) -> None:
     import dataclasses
 
     from mtrl.command_line import with_overrides
+    from mtrl.envs.vector import make_vector_env
     from mtrl.run_directory import RunDirectory, write_atomically
     from mtrl.schema import ConfigError, dump_yaml, flatten
 
@@ -163,20 +197,20 @@ def resume_command(arguments: list[str]) -> None:
         )
     run.lock()
     write_atomically(run.config_file, dump_yaml(config))
-    _train(dataclasses.replace(config, run_dir=str(run.path)), run, resume=True)
-
-
-def _train(config: Config, run: Any, *, resume: bool) -> None:
-    from mtrl.envs.vector import make_vector_env
-
     with make_vector_env(config, config.train.envs_per_task) as envs:
-        # The workers start meanwhile: torch alone takes seconds.
-        from rich.console import Console
+        from mtrl.methods import check_methods
 
-        from mtrl.recorder import success_table
-        from mtrl.train import train
+        config = dataclasses.replace(check_methods(config), run_dir=str(run.path))
+        _train(config, run, envs, resume=True)
 
-        result = train(config, run, envs, resume=resume)
+
+def _train(config: Config, run: RunDirectory, envs: VectorEnv, *, resume: bool) -> None:
+    from rich.console import Console
+
+    from mtrl.recorder import success_table
+    from mtrl.train import train
+
+    result = train(config, run, envs, resume=resume)
     episodes = result.success.shape[1]
     title = f"final evaluation, {episodes} episodes per task, protocol {config.protocol_stamp}"
     Console().print(success_table(config.task_names, result, title))
@@ -220,13 +254,13 @@ def _evaluate(path: Path, options: EvaluateOptions) -> None:
     from mtrl.agent import Agent
     from mtrl.envs.vector import make_vector_env
     from mtrl.evaluate import agent_policy, evaluate, goal_schedule
-    from mtrl.plugins import load_plugins
+    from mtrl.learner import set_up_learner
+    from mtrl.methods import check_methods
     from mtrl.recorder import evaluation_json, success_table
     from mtrl.run_directory import RunDirectory
-    from mtrl.train import set_up_learner
 
     run, config = RunDirectory.open(path)
-    config = load_plugins(config)
+    config = check_methods(config)
     state: dict[str, Any] | None
     if options.checkpoint == "latest":
         state, warnings = checkpoint.load_latest(run.checkpoints)

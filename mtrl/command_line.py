@@ -11,8 +11,6 @@ import yaml
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from mtrl.config import Config, load_yaml
-from mtrl.method_presets import with_preset
-from mtrl.plugins import load_plugins
 from mtrl.schema import ConfigError, coerce, nearest
 from mtrl.validation import validate
 
@@ -53,13 +51,17 @@ def load_config(name: str) -> Config:
 
 
 def with_overrides(default: Config, program: str, arguments: list[str]) -> Config:
-    """Preset of the method on top of the file, command line on top of both; validated."""
+    """Preset of the method on top of the file, command line on top of both.
+
+    Validated but for the methods: `mtrl.methods.check_methods` does that.
+    """
     config = _parse(default, program, arguments)
     if config.agent.smto.preset:
+        from mtrl.method_presets import with_preset  # late: it imports torch
+
         config = _parse(with_preset(default, config), program, arguments)
         smto = dataclasses.replace(config.agent.smto, preset="")
         config = dataclasses.replace(config, agent=dataclasses.replace(config.agent, smto=smto))
-    config = load_plugins(config)
     validate(config)
     return config
 

@@ -6,8 +6,8 @@ import textwrap
 
 from mtrl.command_line import presets
 from mtrl.envs.tasks import BENCHMARKS, all_tasks
+from mtrl.methods import method_options
 from mtrl.smto import available, describe
-from mtrl.validation import method_options
 
 
 def list_tasks() -> None:

@@ -91,10 +91,18 @@ class MLP(nn.Module):
     """Where the forward records its layers, if somebody wants per-task gradients."""
 
     def __init__(
-        self, copies: int, input_dim: int, output_dim: int, width: int, depth: int, layer_norm: bool
+        self,
+        copies: int,
+        input_dim: int,
+        output_dim: int,
+        width: int,
+        depth: int,
+        layer_norm: bool,
+        bf16: bool = False,
     ) -> None:
+        """bf16: products between hidden layers in bf16; observations and outputs need more."""
         super().__init__()
-        self.layer_norm = layer_norm
+        self.layer_norm, self.bf16 = layer_norm, bf16
         dims = [input_dim, *[width] * depth, output_dim]
         pairs = list(itertools.pairwise(dims))
         self.weights = nn.ParameterList(_xavier(copies, i, o) for i, o in pairs)
@@ -109,10 +117,13 @@ class MLP(nn.Module):
         last = len(self.weights) - 1
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             inputs = x
-            if layer == last or not self.layer_norm:
-                x = product = torch.baddbmm(bias, x, weight)
+            if self.bf16 and 0 < layer < last:
+                product = torch.bmm(x.bfloat16(), weight.bfloat16()).float()
             else:
                 product = torch.bmm(x, weight)
+            if layer == last or not self.layer_norm:
+                x = product = product + bias
+            else:
                 x = F.layer_norm(product, product.shape[-1:], self.unit, self.zero) + bias
             if self.tape is not None:
                 self.tape.append(LayerRecord(weight, bias, inputs, product, x))
@@ -134,9 +145,10 @@ class Actor(nn.Module):
         log_std_min: float = -20.0,
         log_std_max: float = 2.0,
         log_std_bound: Literal["clamp", "tanh"] = "clamp",
+        bf16: bool = False,
     ) -> None:
         super().__init__()
-        self.mlp = MLP(1, input_dim, 2 * action_dim, width, depth, layer_norm)
+        self.mlp = MLP(1, input_dim, 2 * action_dim, width, depth, layer_norm, bf16)
         self.log_std_min, self.log_std_max = log_std_min, log_std_max
         self.log_std_bound = log_std_bound
 
@@ -152,10 +164,16 @@ class TwinCritic(nn.Module):
     """Two independent Q functions: inputs [..., input], actions [..., action] -> [2, ...]."""
 
     def __init__(
-        self, input_dim: int, action_dim: int, width: int, depth: int, layer_norm: bool = False
+        self,
+        input_dim: int,
+        action_dim: int,
+        width: int,
+        depth: int,
+        layer_norm: bool = False,
+        bf16: bool = False,
     ) -> None:
         super().__init__()
-        self.mlp = MLP(2, input_dim + action_dim, 1, width, depth, layer_norm)
+        self.mlp = MLP(2, input_dim + action_dim, 1, width, depth, layer_norm, bf16)
 
     def forward(self, inputs: Tensor, actions: Tensor) -> Tensor:
         return self.mlp(torch.cat([inputs, actions], dim=-1)).squeeze(-1)

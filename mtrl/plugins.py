@@ -46,7 +46,7 @@ def _import(path: Path, given: str) -> tuple[str, ...]:
     sys.modules[name] = module  # dataclasses and pickle look it up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except Exception as error:  # whatever the user's file raises
         frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
         line = error.lineno if isinstance(error, SyntaxError) else frames and frames[-1].lineno
         where = f", line {line}" if line else ""

@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -135,6 +133,9 @@ class Recorder:
 
 def draw_heat_map(names: Sequence[str], cosines: NDArray[np.float64]) -> NDArray[np.uint8]:
     """RGB pixels [3, height, width]; red where tasks agree, blue where they conflict."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # late: half a second
+    from matplotlib.figure import Figure
+
     m = len(names)
     side = 3.0 + 0.18 * m  # inches: room for the names, then a cell per task
     figure = Figure(figsize=(side + 0.6, side), dpi=100, layout="constrained")

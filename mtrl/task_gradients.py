@@ -95,7 +95,7 @@ def combined_gradients(
     if smto.needs == "losses":
         values = {name: p.detach() for name, p in everything.items()}
         with torch.no_grad():  # networks the loss also uses (the actor's critic): no graph
-            losses, backward, auxiliary = vjp(  # type: ignore[misc]
+            losses, backward, auxiliary = vjp(  # type: ignore[misc]  # three values with has_aux
                 lambda v: _call(task_loss, network, v, inputs), values, has_aux=True
             )
             weights = smto.weights(losses=losses)

@@ -17,16 +17,18 @@ from torch import Tensor
 
 from mtrl import checkpoint
 from mtrl.agent import Agent, Metrics
-from mtrl.compilation import Compilation, decide_compile
+from mtrl.compilation import Compilation
 from mtrl.config import Config
 from mtrl.diagnostics import Diagnostics
 from mtrl.envs.goals import lane_goals
 from mtrl.envs.vector import Step, VectorEnv, make_vector_env
 from mtrl.evaluate import Evaluation, agent_policy, evaluate, goal_schedule
+from mtrl.learner import set_up_learner, settle
 from mtrl.recorder import Recorder
 from mtrl.replay import Batch, ReplayBuffer
 from mtrl.run_directory import RunDirectory, Status, environment, write_atomically
-from mtrl.schema import ConfigError, dump_yaml
+from mtrl.schema import dump_yaml
+from mtrl.timing import StageTimer
 
 SUCCESS_WINDOW = 10  # episodes per task in train/episode_success
 
@@ -86,6 +88,8 @@ class Trainer:
         self._compiling: Compilation | None = None
         self.updates = 0
         self.diagnostics = Diagnostics()
+        self.timer = StageTimer()
+        self._worker_seconds = envs.worker_seconds()
         self.last_evaluation: Evaluation | None = None
         self._new_log_window()
 
@@ -116,11 +120,13 @@ class Trainer:
                 f"warning: torch.compile failed, going on without: {compilation.failure}"
             )
         self._compiling = None
+        self.timer.lap("compile")
 
     # -- the algorithm --------------------------------------------------------------------------
 
     def loop(self) -> None:
         config, agent, replay, envs = self.config, self.agent, self.replay, self.envs
+        lap = self.timer.lap
         n = config.num_envs
         warmup = math.ceil(config.train.warmup_steps / n) * n
         observations = self._tensor(envs.reset(self._goals(self.episodes)))
@@ -133,9 +139,11 @@ class Trainer:
                 self._finish_compiling(self._compiling)
             actions = agent.act(observations) if learning else agent.random_actions()
             envs.send(self._finite(actions.flatten(0, 1).cpu().numpy(), "action"), next_goals)
+            lap("act")
             if learning:  # on what is stored, while the workers simulate
                 self._learn(self._updates_due(warmup))
             outcome = envs.receive()
+            lap("simulate")
             self._check(outcome)
             replay.add(
                 observations,
@@ -145,6 +153,7 @@ class Trainer:
                 self._per_task(outcome.terminated),
             )
             observations = self._tensor(outcome.observations)
+            lap("store")
             self.step += n
             solved |= outcome.success
             done = outcome.terminated | outcome.truncated
@@ -169,11 +178,12 @@ class Trainer:
         for _ in range(updates):
             every = self.config.diagnostics.every
             look = every > 0 and self.updates % every == 0
-            metrics = torch.stack(
-                self.agent.update(self._batch(), self._return_bound(), gramians=look)
-            )
+            batch = self._batch()
+            self.timer.lap("sample")
+            metrics = torch.stack(self.agent.update(batch, self._return_bound(), gramians=look))
             if look:
                 self.diagnostics.add(self.agent.gramians, self.agent.certificates())
+            self.timer.lap("update")
             self.updates += 1
             self._metric_sum = metrics if self._metric_sum is None else self._metric_sum + metrics
             self._updates += 1
@@ -257,6 +267,7 @@ class Trainer:
         sigma = self.replay.moments.sigma.cpu().numpy()
         values |= recorder.per_task("train/reward_std", sigma)
         values |= self.diagnostics.flush()
+        values |= self._stage_times()
         if self._metric_sum is not None:
             means = Metrics(*(self._metric_sum / self._updates).cpu().numpy())
             for quantity in ("critic_loss", "actor_loss", "alpha", "entropy"):
@@ -277,6 +288,14 @@ class Trainer:
         recorder.progress(self.step, mean, self.last_success, env_rate, update_rate, eta)
         self.status("running")
         self._new_log_window()
+        self.timer.lap("log")
+
+    def _stage_times(self) -> dict[str, float]:
+        worked = self.envs.worker_seconds()
+        steps = max(self.timer.laps["simulate"], 1)
+        busiest = float((worked - self._worker_seconds).max()) / steps
+        self._worker_seconds = worked
+        return self.timer.flush() | {"time/busiest_worker_ms": 1e3 * busiest}
 
     def evaluate(self, *, final: bool) -> Evaluation:
         """Deterministic evaluation in environments of its own; touches no training state."""
@@ -297,9 +316,8 @@ class Trainer:
         )
 
     def _record_evaluation(self, *, final: bool) -> None:
-        started = time.monotonic()
         result = self.evaluate(final=final)
-        seconds = time.monotonic() - started
+        seconds = self.timer.lap("evaluate")
         self.last_success = result.success_mean
         self.recorder.evaluation(self.step, result, seconds)
         for loss, cosines in self.diagnostics.heat_maps.items():
@@ -332,7 +350,6 @@ class Trainer:
     def save(self) -> None:
         """A checkpoint of everything; only where every episode has just ended."""
         self.log()  # refuses non-finite losses: a bad state never replaces a good one
-        started = time.monotonic()
         state = {
             "step": self.step,
             "episodes": self.episodes.tolist(),
@@ -346,7 +363,7 @@ class Trainer:
         }
         checkpoint.save(checkpoint.step_path(self.run.checkpoints, self.step), state)
         checkpoint.prune(self.run.checkpoints, self.config.checkpoint.keep)
-        self._exclude(time.monotonic() - started)
+        self._exclude(self.timer.lap("checkpoint"))
 
     def load(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
@@ -359,33 +376,6 @@ class Trainer:
         self.agent.load_state_dict(state["agent"])
         self.replay.load_state_dict(state["replay"])
         self._new_log_window()
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda` or `cuda:i` -> device; ConfigError if it is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError("learner.device", name, "must be auto, cpu, cuda or cuda:i")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            "learner.device", name, f"this machine has {torch.cuda.device_count()} CUDA devices"
-        )
-    return device
-
-
-def set_up_learner(config: Config) -> torch.device:
-    """Threads and floating-point mode of this process; -> the learner's device."""
-    # The actor's l2 lets weights on constant inputs (Meta-World pads with zeros) decay into
-    # denormal numbers, which make products 200 times slower. Later threads inherit the mode.
-    torch.set_flush_denormal(True)
-    if config.learner.threads != "auto":
-        torch.set_num_threads(config.learner.threads)
-    return choose_device(config.learner.device)
 
 
 class Stoppable(Protocol):
@@ -424,14 +414,17 @@ def train(
     says why in every case.
     """
     device = set_up_learner(config)
-    config = decide_compile(config, device)
+    config, warnings = settle(config, device)
     if not resume:
         write_atomically(run.config_file, dump_yaml(config))  # a resumed run keeps the decision
         write_atomically(run.path / "environment.json", json.dumps(environment(), indent=1))
     try:
         with ExitStack() as stack:
             trainer = Trainer(config, run, envs, device, stack)
-            state, warnings = checkpoint.load_latest(run.checkpoints) if resume else (None, [])
+            state = None
+            if resume:
+                state, damaged = checkpoint.load_latest(run.checkpoints)
+                warnings += damaged
             if state is not None:
                 trainer.load(state)
             trainer.open_recorder()

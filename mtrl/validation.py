@@ -1,15 +1,14 @@
-"""Impossible values: each raises ConfigError with the key, the value and what is allowed."""
+"""Impossible values: each raises ConfigError with the key, the value and what is allowed.
+
+Methods and their options are checked in methods.py: that needs PyTorch, and is left until the
+simulation workers have been started.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
-from mtrl.config import Config, Loss
+from mtrl.config import Config
 from mtrl.envs import tasks as env_tasks
-from mtrl.schema import ConfigError, coerce, describe_type, flatten, nearest
-from mtrl.smto import available, create, describe
-from mtrl.smto.base import is_compilable
+from mtrl.schema import ConfigError, flatten, nearest
 
 
 def validate(config: Config) -> None:
@@ -91,7 +90,6 @@ def validate(config: Config) -> None:
     )
     need(0 < agent.updates_per_step <= 1000, "agent.updates_per_step", "must be in (0, 1000]")
     need(agent.warmup_updates >= 0, "agent.warmup_updates", "must be zero or positive")
-    _validate_smto(config, need)
     need(
         config.learner.threads == "auto" or config.learner.threads >= 1,
         "learner.threads",
@@ -113,77 +111,3 @@ def validate(config: Config) -> None:
         f"e.g. {max(1, round(every / episode)) * episode}",
     )
     need(config.seed >= 0, "seed", "must be zero or positive")
-
-
-LOSSES: tuple[Loss, ...] = ("critic", "actor", "temperature")
-SET_BY_THE_RUN = ("seed", "device", "total_steps")
-
-
-def method_options(name: str) -> dict[str, Any]:
-    """{option: default} of a method, without those that the run itself sets."""
-    options = describe(name).options
-    return {key: value for key, value in options.items() if key not in SET_BY_THE_RUN}
-
-
-def _validate_smto(config: Config, need: Callable[[bool, str, str], None]) -> None:
-    for loss in LOSSES:
-        smto, own = config.smto_of(loss), getattr(config.agent, f"{loss}_smto")
-        source = "agent.smto" if own.name is None else f"agent.{loss}_smto"
-        options_source = f"agent.{loss}_smto.options" if own.options else "agent.smto.options"
-        validate_method(
-            smto.name,
-            smto.options,
-            f"{source}.name",
-            options_source,
-            config.num_tasks,
-            config.total_updates,
-        )
-        need(
-            config.learner.compile != "on" or loss == "temperature" or is_compilable(smto.name),
-            "learner.compile",
-            f"method {smto.name} cannot be compiled; use auto or off",
-        )
-
-
-def validate_method(
-    name: str,
-    options: Mapping[str, Any],
-    name_key: str,
-    options_key: str,
-    num_tasks: int,
-    total_updates: int,
-) -> None:
-    """ConfigError, at one of the two keys, unless there is such a method with such options."""
-    known = [word for method in available() for word in (method, *describe(method).aliases)]
-    if name not in known:
-        allowed = f"must be one of {', '.join(available())}{nearest(name, known)}"
-        raise ConfigError(name_key, name, allowed)
-    defaults = method_options(name)
-    for key, value in options.items():
-        if key not in defaults:
-            raise ConfigError(
-                f"{options_key}.{key}",
-                value,
-                f"method {name} has no such option; it has: "
-                f"{', '.join(defaults) or 'none'}{nearest(key, defaults)}",
-            )
-        kind = _kind(defaults[key])
-        try:
-            coerce(value, kind)
-        except ValueError:
-            raise ConfigError(
-                f"{options_key}.{key}", value, f"must be {describe_type(kind)}"
-            ) from None
-    try:
-        run = {"total_steps": max(total_updates, 1)}
-        set_by_run = {k: v for k, v in run.items() if k in describe(name).options}
-        create(name, num_tasks, **set_by_run, **options)
-    except ValueError as error:
-        raise ConfigError(options_key, dict(options), f"method {name}: {error}") from None
-
-
-def _kind(default: Any) -> Any:
-    """The type of an option, by its default."""
-    if isinstance(default, tuple | list):
-        return tuple[float, ...]
-    return type(default) if isinstance(default, bool | int | float | str) else Any

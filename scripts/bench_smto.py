@@ -22,20 +22,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from marked_table import replace_table
 from torch import Tensor
 
 from mtrl.agent import Agent
 from mtrl.config import AgentConfig, Config, EnvConfig, Loss, SmtoConfig
 from mtrl.envs.tasks import BENCHMARKS
+from mtrl.learner import choose_device
 from mtrl.replay import Batch
 from mtrl.smto import available, describe
 from mtrl.smto.base import gram_matrix
 from mtrl.task_gradients import Combined
-from mtrl.train import choose_device
 
 OBSERVATION, ACTION, SAMPLES = 39, 4, 128
 LOOP = "m backward passes"
-BEGIN, END = "<!-- bench_smto: begin -->", "<!-- bench_smto: end -->"
 
 
 class Cost(NamedTuple):
@@ -192,10 +192,7 @@ def main() -> None:
     )
     print(f"\n{text}")
     if options.markdown:
-        page = options.markdown.read_text()
-        before, rest = page.split(BEGIN)
-        after = rest.split(END)[1]
-        options.markdown.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+        replace_table(options.markdown, "bench_smto", text)
 
 
 if __name__ == "__main__":

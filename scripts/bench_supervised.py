@@ -22,11 +22,11 @@ from typing import NamedTuple
 import torch
 from bench_smto import status_mib
 
+from mtrl.learner import choose_device
 from mtrl.supervised.config import SupervisedConfig
 from mtrl.supervised.data import Batch
 from mtrl.supervised.learner import Learner
 from mtrl.supervised.problems import make_problem
-from mtrl.train import choose_device
 
 BEGIN, END = "<!-- bench_supervised: begin -->", "<!-- bench_supervised: end -->"
 BATCHES = {"multi_mnist": 256, "celeba": 8, "cityscapes": 2}

@@ -50,6 +50,25 @@ def test_mlp_equals_separate_networks(copies, leading, layer_norm):
 
 
 @pytest.mark.parametrize("layer_norm", [False, True])
+def test_bf16_rounds_the_products_between_hidden_layers_alone(layer_norm):
+    x = torch.randn(64, 20, generator=torch.Generator().manual_seed(1))
+    for depth, products in ((1, 0), (3, 2)):
+        exact = MLP(2, 20, 3, 64, depth, layer_norm)
+        rounded = MLP(2, 20, 3, 64, depth, layer_norm, bf16=True)
+        rounded.load_state_dict(exact.state_dict())
+        outputs, gradients = [], []
+        for mlp in (exact, rounded):
+            output = mlp(x)
+            output.square().mean().backward()
+            outputs.append(output.detach())
+            gradients.append(torch.cat([p.grad.flatten() for p in mlp.parameters()]))
+        assert all(value.dtype == torch.float32 for value in outputs + gradients)
+        for one, two in (outputs, gradients):
+            error = (one - two).norm() / one.norm()
+            assert error == 0 if products == 0 else 1e-4 < error < 2e-2  # 2^-9 = 0.002 a rounding
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
 def test_mlp_leaves_its_input_alone(layer_norm):
     mlp = MLP(2, 5, 4, width=7, depth=2, layer_norm=layer_norm)
     x = torch.randn(6, 5)

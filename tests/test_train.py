@@ -1,63 +1,15 @@
-"""What surrounds the loop: compilation and the step-size schedule."""
+"""What surrounds the loop: a failing compilation, the step-size schedule."""
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from conftest import ENVIRONMENT, REPOSITORY, Mtrl, differences, final_state
 
-from mtrl.compilation import COMPILE_FROM, decide_compile
-from mtrl.config import Config, EnvConfig, LearnerConfig, SmtoConfig, TrainConfig, load_yaml
+from mtrl.config import load_yaml
 
-CPU = torch.device("cpu")
 TOY = load_yaml(REPOSITORY / "configs/toy.yaml").agent
-LONG = Config(
-    env=EnvConfig(benchmark="MT10"),
-    train=TrainConfig(total_steps=10 * COMPILE_FROM + 5_000, warmup_steps=10),
-)
-
-
-def changed(section: str, **values: Any) -> Config:
-    part = dataclasses.replace(getattr(LONG, section), **values)
-    return dataclasses.replace(LONG, **{section: part})
-
-
-@pytest.fixture
-def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = tmp_path / "c++"
-    path.touch(mode=0o755)
-    monkeypatch.setenv("CXX", str(path))
-    return path
-
-
-@pytest.mark.parametrize(
-    ("config", "decision"),
-    [
-        (LONG, "on"),
-        (changed("train", total_steps=10 * COMPILE_FROM), "off"),
-        (changed("train", envs_per_task=2), "off"),  # half as many updates
-        (changed("agent", smto=SmtoConfig("pcgrad")), "off"),
-        (changed("learner", compile="off"), "off"),
-        (changed("agent", updates_per_step=0.1, smto=SmtoConfig("pcgrad")), "off"),
-    ],
-)
-def test_compiles_where_it_pays(config: Config, decision: str, compiler: Path) -> None:
-    assert decide_compile(config, CPU).learner.compile == decision
-
-
-def test_does_not_compile_without_a_compiler(compiler: Path) -> None:
-    compiler.unlink()
-    assert decide_compile(LONG, CPU).learner.compile == "off"
-
-
-def test_a_given_decision_stands(compiler: Path) -> None:
-    compiler.unlink()
-    forced = dataclasses.replace(LONG, learner=LearnerConfig(compile="on"))
-    assert decide_compile(forced, CPU) == forced
 
 
 def test_failed_compilation_falls_back_to_the_same_run(

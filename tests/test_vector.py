@@ -114,6 +114,12 @@ def test_every_lane_has_one_worker_and_no_worker_much_more_to_do(
     assert max(loads) - min(loads) <= min(costs[lane] for lane in dearest) + 1e-9
 
 
+def test_copies_of_a_task_share_a_worker_while_there_are_tasks_enough() -> None:
+    costs = [3.0, 3.0, 1.0, 1.0, 2.0, 2.0]
+    assert balance(costs, 2, copies=2) == [[0, 1], [2, 3, 4, 5]]
+    assert balance(costs, 6, copies=2) == [[0], [1], [4], [5], [2], [3]]
+
+
 # ---------------------------------------------------------------- stepping
 
 

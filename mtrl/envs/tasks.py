@@ -212,7 +212,7 @@ def goal_vectors(names: tuple[str, ...], seed: int) -> dict[str, NDArray[np.floa
     temporary = path.with_name(f"{key}.{os.getpid()}.npz")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(temporary, **goals)  # type: ignore[arg-type]
+        np.savez(temporary, **goals)  # type: ignore[arg-type]  # stub: a flag could hide in **
         os.replace(temporary, path)
     except OSError:  # a full or read-only cache costs time, nothing else
         with contextlib.suppress(OSError):
@@ -230,7 +230,7 @@ def _draw_goals(names: tuple[str, ...], seed: int) -> dict[str, NDArray[np.float
     import mujoco
 
     state = np.random.get_state()  # noqa: NPY002 - upstream draws from NumPy's global stream
-    np.random.seed(seed)  # noqa: NPY002
+    np.random.seed(seed)  # noqa: NPY002 - as above
     goals = {}
     try:
         for name in names:
@@ -250,7 +250,7 @@ def _draw_goals(names: tuple[str, ...], seed: int) -> dict[str, NDArray[np.float
             goals[name] = np.array(drawn)
             env.close()
     finally:
-        np.random.set_state(state)  # noqa: NPY002
+        np.random.set_state(state)  # noqa: NPY002 - as above
     return goals
 
 

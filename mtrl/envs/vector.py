@@ -32,7 +32,7 @@ from mtrl.config import Config
 from mtrl.envs import tasks
 
 IDLE, STEP, RESET = 0, 1, 2
-READY, GO, DONE, CLOSE, ERROR = b"ready", b"go", b"done", b"close", b"error"
+READY, GO, DONE, ERROR = b"ready", b"go", b"done", b"error"
 TIMEOUT_S = 300.0  # longest a single step of all lanes may take
 
 
@@ -69,6 +69,8 @@ class _Shared:
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
     success: NDArray[np.bool_]
+    seconds: NDArray[np.float64]
+    """Spent in the environment, ever."""
 
     def __init__(self, lanes: int, observation_dim: int, action_dim: int, block: Any = None):
         fields = {
@@ -81,6 +83,7 @@ class _Shared:
             "terminated": (np.bool_, (lanes,)),
             "truncated": (np.bool_, (lanes,)),
             "success": (np.bool_, (lanes,)),
+            "seconds": (np.float64, (lanes,)),
         }
         sizes = {
             name: -(-math.prod(shape) * np.dtype(kind).itemsize // 64) * 64
@@ -90,7 +93,8 @@ class _Shared:
         self.block = block or mp.get_context("spawn").RawArray(ctypes.c_byte, sum(sizes.values()))
         offset = 0
         for name, (kind, shape) in fields.items():
-            flat: Any = np.frombuffer(self.block, kind, math.prod(shape), offset)  # type: ignore[arg-type]
+            buffer: Any = self.block  # ctypes arrays are buffers; NumPy's stub does not know
+            flat: Any = np.frombuffer(buffer, kind, math.prod(shape), offset)
             setattr(self, name, flat.reshape(shape))
             offset += sizes[name]
 
@@ -110,12 +114,14 @@ def _worker(
         connection.send_bytes(READY)
         while connection.recv_bytes() == GO:
             for lane, env in envs.items():
+                started = time.perf_counter()
                 command = shared.commands[lane]
                 if command == STEP:
                     _step_lane(shared, lane, env)
                 elif command == RESET:
                     options = {"goal": int(shared.goals[lane])}
                     shared.observations[lane] = env.reset(options=options)[0]
+                shared.seconds[lane] += time.perf_counter() - started
             connection.send_bytes(DONE)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the parent is gone
@@ -154,8 +160,10 @@ class VectorEnv:
         costs: Sequence[float] | None = None,
         *,
         workers: int,
+        copies: int = 1,
     ) -> None:
-        """costs [lane]: relative time of a step, to load all workers alike; equal if not given."""
+        """costs [lane]: relative time of a step, to load all workers alike; equal if not given.
+        copies: this many adjacent lanes are of one task."""
         self.names = tuple(names)
         self.num_lanes = len(factories)
         self.observation_dim, self.action_dim = observation_dim, action_dim
@@ -163,7 +171,7 @@ class VectorEnv:
         self._waiting = True
         context = mp.get_context("spawn")  # fork is unsafe beside CUDA and threads
         workers = max(1, min(workers, self.num_lanes))
-        self._lanes = balance(costs or [1.0] * self.num_lanes, workers)
+        self._lanes = balance(costs or [1.0] * self.num_lanes, workers, copies)
         self._connections: list[Connection] = []
         self._processes: list[BaseProcess] = []
         self._finalizer = weakref.finalize(self, _shut_down, self._connections, self._processes)
@@ -226,6 +234,10 @@ class VectorEnv:
         return Step(
             s.observations, s.next_observations, s.rewards, s.terminated, s.truncated, s.success
         )
+
+    def worker_seconds(self) -> NDArray[np.float64]:
+        """Time each worker has spent in its environments so far, [worker]."""
+        return np.array([self._shared.seconds[lanes].sum() for lanes in self._lanes])
 
     def check(self) -> None:
         """Raise WorkerError if a worker has died, without waiting for anything."""
@@ -297,27 +309,28 @@ def _inherited_by_workers() -> Iterator[None]:
 
 
 def _shut_down(connections: list[Connection], processes: list[BaseProcess]) -> None:
+    for process in processes:
+        process.kill()  # they hold nothing to be saved, and may still be starting
+    for process in processes:
+        process.join(5)
     for connection in connections:
-        with contextlib.suppress(OSError):
-            connection.send_bytes(CLOSE)
         connection.close()
-    deadline = time.monotonic() + 5
-    for process in processes:
-        process.join(max(0.0, deadline - time.monotonic()))
-    for process in processes:
-        if process.is_alive():
-            process.kill()
-            process.join(5)
 
 
-def balance(costs: Sequence[float], workers: int) -> list[list[int]]:
-    """Lanes of each worker: the dearest first, each to the worker with least to do so far."""
+def balance(costs: Sequence[float], workers: int, copies: int = 1) -> list[list[int]]:
+    """Lanes of each worker: the dearest first, each to the worker with least to do so far.
+
+    A task's adjacent `copies` stay together, which saves compiling its model twice, as long as
+    there are tasks enough for all workers.
+    """
+    together = copies if workers <= len(costs) // copies else 1
     lanes: list[list[int]] = [[] for _ in range(workers)]
     loads = [0.0] * workers
-    for lane in sorted(range(len(costs)), key=lambda lane: -costs[lane]):
+    for first in sorted(range(0, len(costs), together), key=lambda lane: -costs[lane]):
         least = loads.index(min(loads))
-        lanes[least].append(lane)
-        loads[least] += costs[lane]
+        group = range(first, first + together)
+        lanes[least] += group
+        loads[least] += sum(costs[lane] for lane in group)
     return [sorted(mine) for mine in lanes]
 
 
@@ -338,6 +351,7 @@ def make_vector_env(config: Config, envs_per_task: int = 1) -> VectorEnv:
         task_set.action_dim,
         [cost for cost in task_set.costs for _ in range(envs_per_task)],
         workers=auto_workers(config.env.workers, config.num_tasks * envs_per_task),
+        copies=envs_per_task,
     )
 
 

@@ -9,6 +9,7 @@ norm says so in its docstring.
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
@@ -22,7 +23,7 @@ MARGIN = 0.1
 SMALLEST_LOSS = 1e-8
 
 
-class SMTO:
+class SMTO(ABC):
     """Base class of all methods. A subclass declares what it `needs` and gets nothing dearer.
 
     needs = "losses":   override `weights(losses=...)`
@@ -159,9 +160,9 @@ class GramianSMTO(SMTO):
         if update_every > 1:
             self.keep(held=torch.zeros(num_tasks, dtype=torch.float64), age=0)
 
+    @abstractmethod
     def solve(self, gramian: Tensor, losses: Tensor | None) -> Tensor:
         """Gramian [m, m] in float64 -> weights [m]; `take` the losses if they matter."""
-        raise NotImplementedError
 
     def weights(self, *, losses: Tensor | None = None, gramian: Tensor | None = None) -> Tensor:
         if self.needs == "losses":
@@ -296,7 +297,7 @@ def _defaults(cls: type[SMTO]) -> dict[str, Any]:
     for base in cls.__mro__:
         if "__init__" not in vars(base):
             continue
-        parameters = inspect.signature(base.__init__).parameters.values()  # type: ignore[misc]
+        parameters = inspect.signature(base.__init__).parameters.values()  # type: ignore[misc]  # classes are safe here
         for p in parameters:
             if p.kind is p.KEYWORD_ONLY:
                 options.setdefault(p.name, p.default)

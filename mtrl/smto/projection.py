@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -37,9 +38,9 @@ class _Projection(RandomSMTO, GramianSMTO):
         inverse = torch.where(exists, 1.0 / lengths, 0.0)
         return (lengths @ coefficients) * inverse / len(order)
 
+    @abstractmethod
     def meet(self, cosine: Tensor, order: Tensor, meets: Tensor) -> Tensor:
         """Coefficients [m, m] that each meeting adds, as ordered; meets: 0 where there is none."""
-        raise NotImplementedError
 
 
 @register("pcgrad")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -13,9 +14,9 @@ from mtrl.smto.base import RandomSMTO, register
 class _RandomWeights(RandomSMTO):
     needs = "losses"
 
+    @abstractmethod
     def draw(self) -> Tensor:
         """Fresh weights [m], float64, on the generator's device."""
-        raise NotImplementedError
 
     def weights(self, *, losses: Tensor | None = None, gramian: Tensor | None = None) -> Tensor:
         return self.draw()

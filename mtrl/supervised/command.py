@@ -61,7 +61,7 @@ def supervised(arguments: list[str]) -> None:
     name, *overrides = arguments
     config = with_overrides(load_config(name), f"mtrl supervised {name}", overrides)
     if config.learner.device not in ("auto", "cpu"):
-        from mtrl.train import choose_device
+        from mtrl.learner import choose_device
 
         choose_device(config.learner.device)  # refused before anything is written
     splits = load_data(config)  # likewise

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from mtrl.methods import check_method
 from mtrl.schema import ConfigError, build, flatten, read_yaml
 from mtrl.smto import describe
-from mtrl.validation import validate_method
 
 ProblemName = Literal[
     "digits",
@@ -214,7 +214,7 @@ def validate(config: SupervisedConfig) -> None:
         "network.weights",
         "is for cityscapes alone; the other networks start from random weights, as published",
     )
-    validate_method(
+    check_method(
         config.smto.name,
         config.smto.options,
         "smto.name",

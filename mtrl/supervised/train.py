@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mtrl import checkpoint
 from mtrl.diagnostics import Diagnostics
+from mtrl.learner import choose_device
 from mtrl.recorder import Recorder
 from mtrl.run_directory import RunDirectory, Status, environment, write_atomically
 from mtrl.schema import ConfigError
@@ -27,7 +28,7 @@ from mtrl.supervised.config import SupervisedConfig
 from mtrl.supervised.data import Batches, Loader, Splits, cut
 from mtrl.supervised.learner import Learner, Score
 from mtrl.supervised.problems import make_problem
-from mtrl.train import Stopped, TrainingError, choose_device, signals
+from mtrl.train import Stopped, TrainingError, signals
 
 
 def load_data(config: SupervisedConfig) -> Splits:

@@ -1,0 +1,192 @@
+"""`mtrl bench`: where the time of a configuration goes on this machine, in under a minute.
+
+Runs the real training loop for a while, in a temporary directory, and sets the update against the
+rate at which this machine multiplies matrices of the networks' shape.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
+
+from mtrl.agent import Agent
+from mtrl.config import Config
+from mtrl.envs.vector import VectorEnv
+from mtrl.learner import set_up_learner, settle
+from mtrl.run_directory import RunDirectory
+from mtrl.train import Trainer
+
+WARMUP = 50  # vector steps: enough to sample from, and to fill caches
+
+
+class _Enough(Exception):
+    """The measured window is over."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What the loop did while it was watched."""
+
+    env_steps_per_s: float
+    updates_per_s: float
+    stages: dict[str, tuple[float, float]]
+    """{stage: (milliseconds of a lap, share of the time)}; rare stages have share 0."""
+    busiest_worker_ms: float
+    """Simulation of one vector step in the worker with most to do."""
+    learner_ms: float
+    """Everything else in one vector step: all that the loop does but waiting for the workers."""
+    step_ms: float
+    """One vector step."""
+    update_gflop: float
+    """Matrix products of one update."""
+    peak_gflops: float
+    """This machine's rate at products of the hidden layers' shape, in fp32 (TF32 if chosen)."""
+
+    @property
+    def overlap(self) -> float:
+        """max(simulation, learner) / wall: 1 = the shorter one costs nothing."""
+        return max(self.busiest_worker_ms, self.learner_ms) / self.step_ms
+
+    @property
+    def product_share(self) -> float:
+        """Rate of the update's products over this machine's, 1 = nothing but products."""
+        update_ms = self.stages["update"][0] if "update" in self.stages else float("nan")
+        return self.update_gflop / (update_ms / 1e3) / self.peak_gflops
+
+
+class _Watched(Trainer):
+    """A trainer that measures for a while after its warm-up, and neither evaluates nor saves."""
+
+    window = 20.0
+    _until = float("inf")
+
+    def _log_evaluate_save(self, *, all_done: bool) -> None:
+        if self._until == float("inf") and self.updates >= 2:  # compiled, and warm
+            self._until = time.perf_counter() + self.window
+            self._new_log_window()
+            self._stage_times()
+        if time.perf_counter() > self._until:
+            raise _Enough
+
+
+def measure(config: Config, envs: VectorEnv, seconds: float = 20.0) -> Measurement:
+    """envs: `make_vector_env(config, config.train.envs_per_task)`, closed by the caller."""
+    device = set_up_learner(config)
+    config, _ = settle(config, device)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        config = dataclasses.replace(
+            config,
+            run_dir=str(Path(folder, "run")),
+            train=dataclasses.replace(config.train, warmup_steps=WARMUP * config.num_envs),
+            agent=dataclasses.replace(config.agent, warmup_updates=0),
+            evaluation=dataclasses.replace(config.evaluation, every=1, episodes_per_task=1),
+        )
+        trainer = _Watched(config, RunDirectory.create(config), envs, device, stack)
+        trainer.window = seconds
+        trainer.open_recorder()
+        if config.learner.compile == "on":
+            trainer.start_compiling()
+        with contextlib.suppress(_Enough):
+            trainer.loop()
+        return _summary(trainer)
+
+
+def _summary(trainer: _Watched) -> Measurement:
+    timer, n = trainer.timer, trainer.config.num_envs
+    started, first = trainer._window_start
+    wall, steps, updates = time.monotonic() - started, (trainer.step - first) / n, trainer._updates
+    worked = (trainer.envs.worker_seconds() - trainer._worker_seconds).max()
+    waited, total = timer.seconds["simulate"], sum(timer.seconds.values())
+    stages = {
+        stage: (1e3 * seconds / timer.laps[stage], seconds / total)
+        for stage, seconds in timer.seconds.items()
+    }
+    rare: dict[str, Callable[[], object]] = {
+        "log": trainer.log,
+        "checkpoint": trainer.save,
+        "evaluate": lambda: trainer.evaluate(final=False),
+    }
+    for stage, work in rare.items():
+        begun = time.perf_counter()
+        work()
+        stages[stage] = (1e3 * (time.perf_counter() - begun), 0.0)
+    return Measurement(
+        env_steps_per_s=steps * n / wall,
+        updates_per_s=updates / wall,
+        stages=stages,
+        busiest_worker_ms=1e3 * worked / steps,
+        learner_ms=1e3 * (wall - waited) / steps,
+        step_ms=1e3 * wall / steps,
+        update_gflop=_update_flop(trainer) / 1e9,
+        peak_gflops=_peak_flops(trainer) / 1e9,
+    )
+
+
+def _update_flop(trainer: Trainer) -> int:
+    """Of an update outside any compiled function, where every product is seen."""
+    envs = trainer.envs
+    agent = Agent(trainer.config, envs.observation_dim, envs.action_dim, trainer.device)
+    with FlopCounterMode(display=False) as counter:
+        agent.update(trainer._batch())
+    return int(counter.get_total_flops())
+
+
+def _peak_flops(trainer: Trainer) -> float:
+    """Products of the twin critics' hidden layer, in fp32 (TF32 if chosen)."""
+    config, device = trainer.config, trainer.device
+    batch, width = config.replay.batch_size, config.network.width
+    x = torch.randn(2, batch, width, device=device)
+    weight = torch.randn(2, width, width, device=device)
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        for _ in range(20):
+            torch.bmm(x, weight)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - started)
+    return 20 * 2 * 2 * batch * width * width / statistics.median(times)
+
+
+UNITS = {"sample": "update", "update": "update", "log": "time", "checkpoint": "time"}
+
+
+def table(name: str, m: Measurement) -> Table:
+    result = Table(
+        title=f"{name}: {m.env_steps_per_s:,.0f} environment steps/s, "
+        f"{m.updates_per_s:,.1f} updates/s"
+    )
+    result.add_column("stage")
+    result.add_column("milliseconds", justify="right")
+    result.add_column("per")
+    result.add_column("of the time", justify="right")
+    for stage, (milliseconds, share) in m.stages.items():
+        per = "episode of every task" if stage == "evaluate" else UNITS.get(stage, "vector step")
+        shown = f"{share:.0%}" if share else ""
+        result.add_row(stage, f"{milliseconds:,.2f}", per, shown)
+    return result
+
+
+def findings(m: Measurement) -> list[str]:
+    """Overlap, rate and what bounds the run, a line each."""
+    waits = m.stages["simulate"][1]
+    bound = "the workers" if m.busiest_worker_ms > m.learner_ms else "the learner"
+    return [
+        f"overlap: simulation takes {m.busiest_worker_ms:.1f} ms a vector step in the busiest "
+        f"worker, the learner {m.learner_ms:.1f} ms, both together {m.step_ms:.1f} ms: "
+        f"{m.overlap:.2f} of the possible",
+        f"products: {m.update_gflop:.2f} GFLOP an update, at {m.product_share:.0%} of this "
+        f"machine's {m.peak_gflops:,.0f} GFLOP/s (fp32 or TF32)",
+        f"bound by {bound}: the loop waits {waits:.0%} of the time for the simulation",
+    ]

@@ -1,0 +1,85 @@
+"""What the learner runs on and how: device, threads, precision, compiled or not."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from mtrl.config import Config
+from mtrl.schema import ConfigError
+from mtrl.smto.base import is_compilable
+
+COMPILE_FROM = 20_000  # updates of a run that are worth half a minute of compilation
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:i` -> device; ConfigError if it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError("learner.device", name, "must be auto, cpu, cuda or cuda:i")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            "learner.device", name, f"this machine has {torch.cuda.device_count()} CUDA devices"
+        )
+    return device
+
+
+def set_up_learner(config: Config) -> torch.device:
+    """Threads and floating-point mode of this process; -> the learner's device."""
+    # The actor's l2 lets weights on constant inputs (Meta-World pads with zeros) decay into
+    # denormal numbers, which make products 200 times slower. Later threads inherit the mode.
+    torch.set_flush_denormal(True)
+    if config.learner.threads != "auto":
+        torch.set_num_threads(config.learner.threads)
+    device = choose_device(config.learner.device)
+    if device.type == "cuda" and config.learner.precision in ("auto", "tf32"):
+        torch.set_float32_matmul_precision("high")
+    return device
+
+
+def settle(config: Config, device: torch.device) -> tuple[Config, list[str]]:
+    """`learner.precision` and `learner.compile` as this run on this machine has them; warnings."""
+    precision, warnings = config.learner.precision, []
+    if precision == "auto":
+        precision = "tf32" if device.type == "cuda" else "fp32"
+    elif device.type == "cpu" and (
+        precision == "tf32" or (precision == "bf16" and not _has_bf16())
+    ):
+        warnings = [f"this CPU has no {precision} products; going on with learner.precision fp32"]
+        precision = "fp32"
+    learner = dataclasses.replace(
+        config.learner, precision=precision, compile=_decide_compile(config, device)
+    )
+    return dataclasses.replace(config, learner=learner), warnings
+
+
+def _has_bf16() -> bool:
+    """Does this CPU multiply bf16 in hardware? Emulated, it is slower than fp32."""
+    try:
+        words = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
+    return not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(words)
+
+
+def _decide_compile(config: Config, device: torch.device) -> Literal["on", "off"]:
+    if config.learner.compile != "auto":
+        return config.learner.compile
+    possible = (
+        device.type == "cpu"
+        and config.total_updates >= COMPILE_FROM
+        and is_compilable(config.smto_of("critic").name)
+        and is_compilable(config.smto_of("actor").name)
+        and shutil.which(os.environ.get("CXX", "g++")) is not None
+    )
+    return "on" if possible else "off"

@@ -1,0 +1,76 @@
+"""The whole training loop, as configured: speed, overlap, and hours for the full protocol.
+
+    python scripts/bench_train.py                               # MT10 and MT50, a few methods
+    python scripts/bench_train.py --configs quickstart --methods unitary pcgrad
+    python scripts/bench_train.py --markdown docs/performance.md
+
+Each row is `mtrl bench` of one preset and method: real environments, workers and updates. Hours
+are the preset's total steps at the speed seen, without evaluations. Overlap: the longer of
+simulation and learner over the time both took together, 1 = the shorter one costs nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import platform
+from pathlib import Path
+
+import torch
+from marked_table import replace_table
+
+from mtrl.bench import Measurement, measure
+from mtrl.command_line import load_config
+from mtrl.config import Config, LearnerConfig
+from mtrl.envs.vector import make_vector_env
+from mtrl.learner import set_up_learner
+
+
+def with_method(config: Config, method: str, learner: LearnerConfig) -> Config:
+    smto = dataclasses.replace(config.agent.smto, name=method)
+    agent = dataclasses.replace(config.agent, smto=smto)
+    return dataclasses.replace(config, agent=agent, learner=learner)
+
+
+def row(config: Config, method: str, m: Measurement) -> str:
+    hours = config.train.total_steps / m.env_steps_per_s / 3600
+    return (
+        f"| {config.name} | `{method}` | {m.env_steps_per_s:,.0f} | {m.updates_per_s:,.1f} | "
+        f"{m.busiest_worker_ms:.1f} | {m.learner_ms:.1f} | {m.step_ms:.1f} | {m.overlap:.2f} | "
+        f"{m.product_share:.0%} | {hours:,.1f} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--configs", nargs="+", default=["mt10", "mt50"])
+    parser.add_argument("--methods", nargs="+", default=["unitary", "pcgrad", "mgda", "cagrad"])
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i")
+    parser.add_argument("--seconds", type=float, default=20.0, help="watched for each row")
+    parser.add_argument("--markdown", type=Path, help="file with the marked place for the table")
+    options = parser.parse_args()
+    lines = [
+        "| preset | method | env steps/s | updates/s | simulation, ms | learner, ms | "
+        "vector step, ms | overlap | of the matrix rate | hours for the preset |",
+        "|---" * 10 + "|",
+    ]
+    print("\n".join(lines), flush=True)
+    for name in options.configs:
+        config = load_config(name)
+        learner = dataclasses.replace(config.learner, device=options.device)
+        for method in options.methods:
+            chosen = with_method(config, method, learner)
+            with make_vector_env(chosen, chosen.train.envs_per_task) as envs:
+                lines.append(row(chosen, method, measure(chosen, envs, options.seconds)))
+            print(lines[-1], flush=True)
+    device = set_up_learner(chosen)
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    text = f"torch {torch.__version__}, {where}, {torch.get_num_threads()} CPU threads.\n\n" + (
+        "\n".join(lines)
+    )
+    if options.markdown:
+        replace_table(options.markdown, "bench_train", text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""`mtrl bench`: what it says of a run is consistent with itself and with arithmetic."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import pytest
+from conftest import REPOSITORY
+
+from mtrl.bench import Measurement, findings, measure
+from mtrl.config import Config, load_yaml
+from mtrl.envs.vector import make_vector_env
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    toy = load_yaml(REPOSITORY / "configs/toy.yaml")
+    learner = dataclasses.replace(toy.learner, device="cpu", threads=1)
+    env = dataclasses.replace(toy.env, workers=2)
+    return dataclasses.replace(toy, env=env, learner=learner)
+
+
+@pytest.fixture(scope="module")
+def measured(config: Config) -> Measurement:
+    with make_vector_env(config, config.train.envs_per_task) as envs:
+        return measure(config, envs, seconds=1.0)
+
+
+def products(config: Config, observation: int, action: int) -> int:
+    """Floating-point operations of an update's matrix products, counted by hand."""
+    rows, width, depth = config.replay.batch_size, config.network.width, config.network.depth
+
+    def layers(inputs: int, outputs: int) -> list[int]:
+        dims = [inputs, *[width] * depth, outputs]
+        return [2 * rows * a * b for a, b in itertools.pairwise(dims)]
+
+    inputs = observation + config.num_tasks
+    actor, critic = layers(inputs, 2 * action), layers(inputs + action, 1)
+    target = sum(actor) + 2 * sum(critic)
+    critic_step = 2 * (2 * sum(critic) + sum(critic[1:]))  # nothing flows back into the inputs
+    actor_step = 2 * sum(actor) + sum(actor[1:]) + 2 * 2 * sum(critic)  # but into the actions
+    return target + critic_step + actor_step
+
+
+def test_counts_the_products_of_an_update(config: Config, measured: Measurement) -> None:
+    expected = products(config, observation=2, action=2)
+    assert measured.update_gflop * 1e9 == pytest.approx(expected, rel=1e-5)  # and the temperature
+    assert 0 < measured.product_share < 2
+
+
+def test_stages_add_up_to_the_time_of_a_step(config: Config, measured: Measurement) -> None:
+    assert set(measured.stages) == {
+        "act", "sample", "update", "simulate", "store", "log", "checkpoint", "evaluate"
+    }  # fmt: skip
+    assert sum(share for _, share in measured.stages.values()) == pytest.approx(1)
+    rate = config.agent.updates_per_step
+    every = {"sample": rate, "update": rate, "act": 1, "simulate": 1, "store": 1}
+    step = sum(measured.stages[stage][0] * laps for stage, laps in every.items())
+    assert step == pytest.approx(measured.step_ms, rel=0.1)
+    assert measured.updates_per_s == pytest.approx(
+        rate * measured.env_steps_per_s / config.num_envs, rel=0.05
+    )
+    assert measured.busiest_worker_ms > 0
+    assert len(findings(measured)) == 3

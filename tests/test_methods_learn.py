@@ -1,0 +1,101 @@
+"""Every method trains the toy environment: the whole loop in this process, 300 updates each."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY
+
+from mtrl.config import Config, LossSmtoConfig, SmtoConfig, load_yaml
+from mtrl.envs.toy import TASKS, PointMass, optimal_return
+from mtrl.envs.vector import VectorEnv, make_vector_env
+from mtrl.evaluate import agent_policy, evaluate, goal_schedule
+from mtrl.run_directory import RunDirectory
+from mtrl.smto import available
+from mtrl.train import Trainer
+
+EPISODES = 20
+# Its pulls have length one however short the gradients are (Nakamura et al. 2022, and so here). On
+# the actor's loss, whose gradients are short, they are most of the direction: nothing is learnt.
+ON_THE_CRITIC_ALONE = ("cdtt",)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def base() -> Config:
+    toy, change = load_yaml(REPOSITORY / "configs/toy.yaml"), dataclasses.replace
+    return change(
+        toy,
+        env=change(toy.env, workers=1),
+        train=change(toy.train, total_steps=1_600, warmup_steps=400),
+        replay=change(toy.replay, batch_size=64),
+        agent=change(toy.agent, tau=0.1, actor_lr=1e-2, critic_lr=1e-2, temperature_lr=1e-2),
+        learner=change(toy.learner, device="cpu", threads=1),
+        evaluation=change(toy.evaluation, every=0, final_episodes_per_task=1),
+        diagnostics=change(toy.diagnostics, every=0),
+        checkpoint=change(toy.checkpoint, every=160_000),
+    )
+
+
+@pytest.fixture(scope="module")
+def envs(base: Config) -> Iterator[VectorEnv]:
+    with make_vector_env(base) as shared:  # reset by every run
+        yield shared
+
+
+def share_of_the_way(task: str, returned: float) -> float:
+    """0 = as good as not moving at all, 1 = optimal."""
+    toy = PointMass(task, num_goals=50, horizon=20, seed=1)
+    starts = toy.starts[:EPISODES]
+    best = np.mean([optimal_return(task, start, 20) for start in starts])
+    idle = -toy.reward_scale * 20 * np.abs(starts - toy.target).sum(1).mean()
+    return float((returned - idle) / (best - idle))
+
+
+def learn(config: Config, envs: VectorEnv, folder: Path) -> list[float]:
+    """Train; -> each task's share of the way."""
+    config = dataclasses.replace(config, run_dir=str(folder / "run"))
+    with ExitStack() as stack:
+        trainer = Trainer(config, RunDirectory.create(config), envs, torch.device("cpu"), stack)
+        trainer.open_recorder()
+        trainer._eval_envs = envs  # no other processes for the final evaluation
+        trainer.loop()
+    goals = goal_schedule(config, EPISODES)
+    result = evaluate(agent_policy(trainer.agent), envs, goals, stop_at_success=False)
+    returns = result.returns.mean(1).tolist()
+    return [share_of_the_way(task, value) for task, value in zip(TASKS, returns, strict=True)]
+
+
+@pytest.mark.parametrize("method", available())
+def test_method_learns_all_tasks(
+    method: str, base: Config, envs: VectorEnv, tmp_path: Path
+) -> None:
+    options = {"weights": [1.0] * len(TASKS)} if method == "fixed" else {}
+    if method in ON_THE_CRITIC_ALONE:
+        agent = dataclasses.replace(base.agent, critic_smto=LossSmtoConfig(method))
+    else:
+        agent = dataclasses.replace(base.agent, smto=SmtoConfig(method, options))
+    shares = learn(dataclasses.replace(base, agent=agent), envs, tmp_path)
+    assert max(shares) <= 1 + 1e-6
+    assert np.mean(shares) >= 0.7, shares
+    assert min(shares) >= 0.5, shares
+
+
+def test_learns_with_bf16_products(base: Config, envs: VectorEnv, tmp_path: Path) -> None:
+    learner = dataclasses.replace(base.learner, precision="bf16")
+    shares = learn(dataclasses.replace(base, learner=learner), envs, tmp_path)
+    assert np.mean(shares) >= 0.8, shares
+    assert min(shares) >= 0.7, shares
