@@ -31,7 +31,7 @@ def check_methods(config: Config) -> Config:
         smto, own = config.smto_of(loss), getattr(config.agent, f"{loss}_smto")
         source = "agent.smto" if own.name is None else f"agent.{loss}_smto"
         options_source = f"agent.{loss}_smto.options" if own.options else "agent.smto.options"
-        validate_method(
+        check_method(
             smto.name,
             smto.options,
             f"{source}.name",
@@ -47,7 +47,7 @@ def check_methods(config: Config) -> Config:
     return config
 
 
-def validate_method(
+def check_method(
     name: str,
     options: Mapping[str, Any],
     name_key: str,

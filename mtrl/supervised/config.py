@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from mtrl.methods import validate_method
+from mtrl.methods import check_method
 from mtrl.schema import ConfigError, build, flatten, read_yaml
 from mtrl.smto import describe
 
@@ -224,7 +224,7 @@ def validate(config: SupervisedConfig) -> None:
         "logging.wandb",
         "wandb is not installed; `pip install wandb`, or leave it off",
     )
-    validate_method(
+    check_method(
         config.smto.name,
         config.smto.options,
         "smto.name",
