@@ -32,7 +32,8 @@ mtrl: multi-task reinforcement learning
       table of the runs below DIR
   mtrl report RUNS... [--out DIR] [--baseline unitary]
       one HTML page with figures, intervals and comparisons
-  mtrl sweep CONFIG|SWEEP.yaml [--methods M ...] [--seeds 0..9] [--set key=a,b ...]
+  mtrl sweep CONFIG|SWEEP.yaml [--methods M ...] [--seeds 0..9]
+                               [--set key=a,b ...]
       methods x seeds x settings, on this machine or on a Ray cluster
   mtrl supervised CONFIG [--key value ...]
       the supervised benchmarks; CONFIG as above

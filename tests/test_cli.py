@@ -214,7 +214,7 @@ def test_config_that_is_not_text(
     [
         (
             "trian configs/toy.yaml",
-            ["'trian'", "train, resume, evaluate, export, list", "mean 'train'"],
+            ["'trian'", "train, resume, evaluate, bench, runs, report", "mean 'train'"],
         ),
         ("train", ["train wants a configuration"]),
         ("train --seed 3", ["configuration first", "--seed"]),

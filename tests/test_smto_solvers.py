@@ -61,8 +61,8 @@ def test_mgda_satisfies_the_optimality_conditions(case):
     largest = float(case.jacobian.norm(dim=1).max())
     # (G a)_i >= a^T G a, and equal where a_i > 0.
     assert float(products.min() - weights @ products) >= -1e-8 * largest**2
-    support = weights > 1e-6
-    assert float((products - weights @ products)[support].abs().max()) <= 1e-6 * largest**2
+    excess = weights * (products - weights @ products)  # each at most the duality gap
+    assert float(excess.max()) <= 1e-8 * largest**2
     assert float(weights.min()) >= 0
     assert float(weights.sum()) == pytest.approx(1.0)
     assert certificates["duality_gap"] <= 1e-8

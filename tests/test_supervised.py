@@ -261,7 +261,7 @@ def test_a_run_holds_what_is_documented(finished: Path) -> None:
         "step_000000000010.pt",
     ]
     assert (finished / "environment.json").is_file()
-    assert list((finished / "tensorboard").iterdir())
+    assert list(finished.glob("events.out.tfevents.*"))
 
 
 def test_the_tested_model_is_the_best_on_validation(finished: Path, mnist_folder: Path) -> None:
