@@ -39,6 +39,9 @@ image=mtrl-check container=mtrl-check-$$
 runs=$(mktemp -d)
 chmod 777 "$runs" # the container's user is another
 clean() {
+  if [ -n "${WHEELS:-}" ]; then # these alone: others may lie there too
+    for wheel in "$WHEELS"/*.whl; do rm -f "docker/wheels/${wheel##*/}"; done
+  fi
   if [ -n "${KEEP:-}" ]; then
     say "kept: image $image, runs $runs"
     return
@@ -51,7 +54,6 @@ clean() {
     buildah rmi "$image" >/dev/null || true
   fi
   rm -rf "$runs"
-  if [ -n "${WHEELS:-}" ]; then rm -f docker/wheels/*.whl; fi
 }
 trap clean EXIT
 
@@ -69,8 +71,8 @@ if [ "$ENGINE" = docker ]; then
   }
   show docker image ls "$image"
 else
-  # Works without an engine, without privileges over cgroups and without overlayfs.
-  export BUILDAH_ISOLATION=${BUILDAH_ISOLATION:-chroot} STORAGE_DRIVER=${STORAGE_DRIVER:-vfs}
+  # Works without an engine and without privileges over cgroups.
+  export BUILDAH_ISOLATION=${BUILDAH_ISOLATION:-chroot}
   show buildah bud --layers --format docker -f docker/Dockerfile -t "$image" "${arguments[@]}" .
   show buildah images "$image"
   buildah from --name "$container" "$image" >/dev/null
