@@ -126,6 +126,11 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if not k.startswith(machine)} for line in lines]
 
 
+def evaluations(run: Path) -> list[dict[str, Any]]:
+    """A run that was stopped logs once more, where it stopped; its evaluations stay the same."""
+    return [line for line in metrics(run) if "eval/success_mean" in line]
+
+
 def differences(a: Any, b: Any, path: str = "") -> list[str]:
     """Where two checkpoints are not bitwise equal; the clock (`elapsed`) may differ."""
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():

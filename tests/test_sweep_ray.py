@@ -17,8 +17,8 @@ from conftest import (
     REPOSITORY,
     TINY_OPTIONS,
     differences,
+    evaluations,
     final_state,
-    metrics,
     wait_for,
 )
 
@@ -110,7 +110,7 @@ def test_killed_worker_is_recovered(
     log = (tmp_path / "toy/sweep/pcgrad/seed_1.log").read_text()
     assert "resumed at step" in log
     assert differences(final_state(first), final_state(reference)) == []
-    assert metrics(first) == metrics(reference)
+    assert evaluations(first) == evaluations(reference)
     assert look(second).state == "finished"
 
 
