@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def _parse(default: Config, program: str, arguments: list[str]) -> Config:
     return dataclasses.replace(config, agent=agent)
 
 
-def mappings_as_pairs() -> Any:
+def mappings_as_pairs() -> ConstructorRegistry:
     """How mappings (a method's options) are written on the command line: key=value ..."""
 
     def parse(words: list[str]) -> dict[str, Any]:
@@ -124,6 +125,13 @@ def mappings_as_pairs() -> Any:
         options: dict[str, Any] = coerce(values, dict[str, Any])
         return options
 
+    return pairs_registry("KEY=VALUE ...", parse)
+
+
+def pairs_registry(
+    metavar: str, parse: Callable[[list[str]], dict[str, Any]]
+) -> ConstructorRegistry:
+    """Mappings as words of the command line, which `parse` reads (ValueError if it cannot)."""
     registry = ConstructorRegistry()
 
     @registry.primitive_rule
@@ -132,7 +140,7 @@ def mappings_as_pairs() -> Any:
             return None
         return PrimitiveConstructorSpec(
             nargs="*",
-            metavar="KEY=VALUE ...",
+            metavar=metavar,
             instance_from_str=parse,
             is_instance=lambda value: isinstance(value, dict),
             str_from_instance=lambda value: [f"{key}={item}" for key, item in value.items()],

@@ -92,13 +92,13 @@ def export_command(arguments: list[str]) -> None:
     import torch
 
     from mtrl.agent import Agent
-    from mtrl.envs.tasks import make_task_set
+    from mtrl.envs.tasks import task_set_of
     from mtrl.export import export_policy
     from mtrl.trained import open_trained
 
     trained = open_trained(Path(name), options.checkpoint)
     config = trained.config
-    envs = make_task_set(config.task_names, seed=config.seed, plugins=config.plugins)
+    envs = task_set_of(config)
     agent = Agent(config, envs.observation_dim, envs.action_dim, torch.device("cpu"))
     agent.load_state_dict(trained.agent_state)
     export_policy(agent, config, envs.observation_dim, options.out)

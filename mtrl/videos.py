@@ -47,15 +47,7 @@ def record(config: Config, policy: Policy, folder: Path) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{name.replace('/', '_')}.mp4" for name in config.task_names]
-    task_set = tasks.make_task_set(
-        config.task_names,
-        seed=config.seed,
-        reward_version=config.env.reward_version,
-        horizon=config.env.horizon,
-        num_goals=config.env.num_goals,
-        plugins=config.plugins,
-        render=True,
-    )
+    task_set = tasks.task_set_of(config, render=True)
     films = [
         functools.partial(Filmed, factory, name, path)
         for factory, name, path in zip(task_set.factories, task_set.names, files, strict=True)

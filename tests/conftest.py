@@ -1,14 +1,16 @@
-"""The real command line in a subprocess, for every test that needs it."""
+"""The real command line, for every test that needs it: in this process or in one of its own."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,20 +19,22 @@ import pytest
 import torch
 from hypothesis import settings
 
-from mtrl import checkpoint
+from mtrl import checkpoint, cli
 
 # Machines under load are slow, not wrong; and CI should fail for changes, not by luck.
 settings.register_profile("mtrl", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("mtrl")
+torch.set_num_threads(1)  # tests run side by side
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-ENVIRONMENT = os.environ | {
+os.environ |= {
     "OMP_NUM_THREADS": "1",
     "MTRL_CACHE": os.environ.get("MTRL_CACHE", str(REPOSITORY / ".cache")),
     "TORCHINDUCTOR_CACHE_DIR": str(REPOSITORY / ".cache/inductor"),
     "COLUMNS": "80",
     "PYTHONPATH": str(REPOSITORY),
 }
+ENVIRONMENT = dict(os.environ)  # of the processes that tests start
 # 20 episodes of every task, 16 of them with updates; logs, evaluates and saves on the way.
 TINY_OPTIONS: dict[str, object] = {
     "train.total-steps": 1600,
@@ -51,25 +55,45 @@ TINY = [word for key, value in TINY_OPTIONS.items() for word in (f"--{key}", str
 
 @dataclass(frozen=True)
 class Mtrl:
-    """Runs `python -m mtrl ARGUMENTS`."""
+    """Runs `mtrl ARGUMENTS`."""
 
     folder: Path
     """Working directory of the commands."""
 
     def __call__(
-        self, *arguments: object, cwd: Path | None = None, timeout: float = 300
+        self, *arguments: object, cwd: Path | None = None
     ) -> subprocess.CompletedProcess[str]:
+        """In this process, where torch and TensorBoard are imported already."""
+        words, code = list(map(str, arguments)), 0
+        out, errors = io.StringIO(), io.StringIO()
+        with (
+            contextlib.chdir(cwd or self.folder),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(errors),
+        ):
+            try:
+                cli.main(words)
+            except SystemExit as end:
+                code = int(end.code or 0)
+            except Exception:
+                traceback.print_exc()
+                code = 1
+        return subprocess.CompletedProcess(words, code, out.getvalue(), errors.getvalue())
+
+    def process(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        """`python -m mtrl ARGUMENTS`, to its end."""
         return subprocess.run(
             self.line(arguments),
-            cwd=cwd or self.folder,
+            cwd=self.folder,
             env=ENVIRONMENT,
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=300,
             check=False,
         )
 
     def start(self, *arguments: object) -> subprocess.Popen[str]:
+        """`python -m mtrl ARGUMENTS`, running."""
         return subprocess.Popen(
             self.line(arguments),
             cwd=self.folder,
@@ -97,22 +121,27 @@ def run_mtrl(tmp_path_factory: pytest.TempPathFactory) -> Mtrl:
     return Mtrl(tmp_path_factory.mktemp("cwd"))
 
 
-def at_once(*jobs: Callable[[], subprocess.CompletedProcess[str]]) -> None:
-    """Run commands, two at a time, and insist that each succeeds."""
-    with ThreadPoolExecutor(2) as pool:
-        for done in list(pool.map(lambda job: job(), jobs)):
-            assert done.returncode == 0, done.stderr[-3000:]
+@pytest.fixture(autouse=True)
+def arithmetic() -> Iterator[None]:
+    """What a run sets for the whole process is not for the tests after it."""
+    yield
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")
 def reference(run_mtrl: Mtrl, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted tiny toy run with PCGrad, whose random orders are state too."""
     run = tmp_path_factory.mktemp("reference") / "run"
-    at_once(lambda: run_mtrl.toy(run, *PCGRAD))
+    succeeded(run_mtrl.toy(run, *PCGRAD))
     return run
 
 
 PCGRAD = ("--agent.smto.name", "pcgrad")
+
+
+def succeeded(done: subprocess.CompletedProcess[str]) -> None:
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def final_state(run: Path, step: int = 1600) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 
 import pytest
-import torch
 from conftest import REPOSITORY
 
 from mtrl.bench import Measurement, findings, measure
@@ -24,12 +23,8 @@ def config() -> Config:
 
 @pytest.fixture(scope="module")
 def measured(config: Config) -> Measurement:
-    threads = torch.get_num_threads()
     with make_vector_env(config, config.train.envs_per_task) as envs:
-        result = measure(config, envs, seconds=1.0)
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(False)  # the learner's mode is not for the tests after this one
-    return result
+        return measure(config, envs, seconds=1.0)
 
 
 def products(config: Config, observation: int, action: int) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REPOSITORY, TINY, Mtrl, at_once
+from conftest import REPOSITORY, TINY, Mtrl, succeeded
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mtrl import checkpoint, cli
@@ -256,7 +256,7 @@ def test_run_dir_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_real_process_exits_2_without_traceback(run_mtrl: Mtrl) -> None:
-    done = run_mtrl("train", TOY, "--agent.smto.name", "pcgrd")
+    done = run_mtrl.process("train", TOY, "--agent.smto.name", "pcgrd")
     assert done.returncode == 2
     assert done.stderr.startswith("mtrl: agent.smto.name = 'pcgrd'")
     assert done.stderr.count("\n") == 1
@@ -275,7 +275,7 @@ def test_replay_that_does_not_fit_says_how_much_it_needs(run_mtrl: Mtrl, tmp_pat
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str], run_mtrl: Mtrl) -> None:
-    done = run_mtrl("--help")
+    done = run_mtrl.process("--help")
     assert done.returncode == 0
     for command in ("train", "resume", "evaluate", "list"):
         assert f"mtrl {command}" in done.stdout
@@ -329,7 +329,7 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.fixture(scope="module")
 def toy_run(run_mtrl: Mtrl, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "toy"
-    at_once(lambda: run_mtrl.toy(path, "--env.num-goals", 2))
+    succeeded(run_mtrl.toy(path, "--env.num-goals", 2))
     return path
 
 

@@ -12,10 +12,10 @@ from conftest import (
     PCGRAD,
     REPOSITORY,
     Mtrl,
-    at_once,
     differences,
     final_state,
     metrics,
+    succeeded,
     wait_for,
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -31,7 +31,10 @@ META_WORLD = (
 )
 
 
-COMPILED = ("--learner.compile", "on", "--train.envs-per-task", 2, "--checkpoint.every", 800)
+COMPILED = (
+    *("--learner.compile", "on", "--network.depth", 1),  # a layer takes 20 s to compile
+    *("--train.envs-per-task", 2, "--checkpoint.every", 800),
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,30 +42,33 @@ def runs(run_mtrl: Mtrl, tmp_path_factory: pytest.TempPathFactory, reference: Pa
     """Runs to compare with `reference`, and two on Meta-World; the first legs of resumed ones."""
     folder = tmp_path_factory.mktemp("runs")
 
-    def toy(name: str, *options: object):
-        return lambda: run_mtrl.toy(folder / name, *PCGRAD, *options)
+    def toy(name: str, *options: object) -> tuple[object, ...]:
+        return run_mtrl.toy_line(folder / name, *PCGRAD, *options)
 
-    def meta_world(name: str, steps: int, *more: str):
+    def compiled(name: str, *options: object) -> tuple[object, ...]:
+        return run_mtrl.toy_line(folder / name, *COMPILED, *options)
+
+    def meta_world(name: str, steps: int, *more: str) -> tuple[object, ...]:
         options = [*META_WORLD.split(), "--train.total-steps", steps, "--run-dir", folder / name]
-        options += more
-        return lambda: run_mtrl("train", REPOSITORY / "configs/smoke.yaml", *options)
+        return ("train", REPOSITORY / "configs/smoke.yaml", *options, *more)
 
-    def resume(name: str, steps: int):
-        return lambda: run_mtrl("resume", folder / name, "--train.total-steps", steps)
-
-    at_once(
-        toy("half", "--train.total-steps", 800),
-        lambda: run_mtrl.toy(folder / "compiled", *COMPILED),
-        lambda: run_mtrl.toy(folder / "compiled_half", *COMPILED, "--train.total-steps", 800),
-        meta_world("mw_half", 600),
-        toy("again"),
+    half = ("--train.total-steps", 800)
+    for line in (
+        toy("half", *half),
         toy("seed_2", "--seed", 2),
         toy("no_evaluation", "--evaluation.every", 0),
+        meta_world("mw_half", 600),
         meta_world("mw", 1200),
         meta_world("mw_upstream", 1200, "--env.no-fast"),
-    )
+        compiled("compiled"),
+        compiled("compiled_half", *half),
+    ):
+        succeeded(run_mtrl(*line))
+    succeeded(run_mtrl.process(*toy("again")))
     assert final_state(folder / "half", 800)["step"] == 800
-    at_once(resume("half", 1600), resume("mw_half", 1200), resume("compiled_half", 1600))
+    succeeded(run_mtrl("resume", folder / "half", "--train.total-steps", 1600))
+    succeeded(run_mtrl("resume", folder / "mw_half", "--train.total-steps", 1200))
+    succeeded(run_mtrl.process("resume", folder / "compiled_half", "--train.total-steps", 1600))
     return folder
 
 

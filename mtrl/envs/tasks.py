@@ -14,7 +14,7 @@ import pickle
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -24,6 +24,9 @@ from mtrl.envs import gym_tasks, toy
 from mtrl.envs.fast_metaworld.versions import is_verified
 from mtrl.envs.goals import GoalOrder
 from mtrl.envs.rendering import import_without_screen
+
+if TYPE_CHECKING:
+    from mtrl.config import Config
 
 MAX_GOALS = 50  # Meta-World makes 50 goals per task
 
@@ -171,6 +174,21 @@ def make_task_set(
     ]
     costs = tuple(STEP_COSTS.get(name, 1.0) for name in names)
     return TaskSet(tuple(names), tuple(factories), 39, 4, costs)
+
+
+def task_set_of(config: Config, *, render: bool = False) -> TaskSet:
+    """The environments that a run's configuration asks for."""
+    env = config.env
+    return make_task_set(
+        config.task_names,
+        seed=config.seed,
+        reward_version=env.reward_version,
+        horizon=env.horizon,
+        num_goals=env.num_goals,
+        fast=env.fast,
+        plugins=config.plugins,
+        render=render,
+    )
 
 
 def make_env(

@@ -334,15 +334,7 @@ def balance(costs: Sequence[float], workers: int, copies: int = 1) -> list[list[
 
 def make_vector_env(config: Config, envs_per_task: int = 1) -> VectorEnv:
     """The run's environments (training or evaluation), task-major, in worker processes."""
-    task_set = tasks.make_task_set(
-        config.task_names,
-        seed=config.seed,
-        reward_version=config.env.reward_version,
-        horizon=config.env.horizon,
-        num_goals=config.env.num_goals,
-        fast=config.env.fast,
-        plugins=config.plugins,
-    )
+    task_set = tasks.task_set_of(config)
     return VectorEnv(
         [name for name in task_set.names for _ in range(envs_per_task)],
         [factory for factory in task_set.factories for _ in range(envs_per_task)],

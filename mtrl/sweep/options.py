@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 import tyro
 import yaml
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+from tyro.constructors import ConstructorRegistry
 
+from mtrl.command_line import pairs_registry
 from mtrl.schema import ConfigError, build, read_yaml
 
 
@@ -129,21 +130,7 @@ def _settings_as_pairs() -> ConstructorRegistry:
                 raise ValueError(f"{text!r} is not a list of YAML values") from None
         return settings
 
-    registry = ConstructorRegistry()
-
-    @registry.primitive_rule
-    def pairs(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, Any]] | None:
-        if info.type != dict[str, Any]:
-            return None
-        return PrimitiveConstructorSpec(
-            nargs="*",
-            metavar="KEY=VALUE,... ...",
-            instance_from_str=parse,
-            is_instance=lambda value: isinstance(value, dict),
-            str_from_instance=lambda value: [f"{key}={item}" for key, item in value.items()],
-        )
-
-    return registry
+    return pairs_registry("KEY=VALUE,... ...", parse)
 
 
 def _validate(options: SweepOptions) -> None:
