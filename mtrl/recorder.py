@@ -23,7 +23,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from mtrl.dashboard import layout
 from mtrl.evaluate import Evaluation
-from mtrl.run_directory import RunConfig, RunDirectory
+from mtrl.run_directory import RunConfig, RunDirectory, write_atomically
 from mtrl.schema import dump_yaml
 from mtrl.sinks import open_sinks
 
@@ -66,7 +66,7 @@ class Recorder:
                     kept.append(line + "\n")
             except (ValueError, KeyError):
                 continue  # a line cut off when the process was killed
-        run.metrics_file.write_text("".join(kept))
+        write_atomically(run.metrics_file, "".join(kept))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One line of metrics.jsonl and one point per tag; NaN (not applicable) is left out."""

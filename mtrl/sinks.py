@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
-from mtrl.run_directory import RunConfig, RunDirectory
+from mtrl.run_directory import RunConfig, RunDirectory, write_atomically
 
 
 class Sink(Protocol):
@@ -31,14 +32,15 @@ class Csv:
 
     def __init__(self, run: RunDirectory, step: int) -> None:
         path = run.path / "metrics.csv"
-        rows = []
-        if path.exists():
-            with open(path, newline="") as file:
-                rows = [r for r in csv.reader(file) if len(r) == 3 and r[0].isdigit()]
-        self._file = open(path, "w", newline="", buffering=1)  # noqa: SIM115 - closed in close()
+        lines = path.read_text().splitlines() if path.exists() else []
+        rows = [row for row in csv.reader(lines) if len(row) == 3 and row[0].isdigit()]
+        kept = io.StringIO(newline="")
+        csv.writer(kept).writerows(
+            [("step", "tag", "value"), *(row for row in rows if int(row[0]) <= step)]
+        )
+        write_atomically(path, kept.getvalue())
+        self._file = open(path, "a", newline="", buffering=1)  # noqa: SIM115 - closed in close()
         self._writer = csv.writer(self._file)
-        self._writer.writerow(("step", "tag", "value"))
-        self._writer.writerows(row for row in rows if int(row[0]) <= step)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self._writer.writerows((step, tag, value) for tag, value in values.items())
