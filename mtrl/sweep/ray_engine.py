@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -44,6 +45,7 @@ def import_ray() -> Any:
 def connected(options: SweepOptions) -> Iterator[Any]:
     """Connected to the cluster; ConfigError if there is none at the address."""
     ray = import_ray()
+    _knock(options.address)
     # A cluster of our own passes no data around and needs no pages that show it.
     own = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     try:
@@ -60,6 +62,17 @@ def connected(options: SweepOptions) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """ConfigError at once where nobody listens; Ray itself tries for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):  # auto, local: for Ray to find
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError("address", address, f"no Ray cluster there: {error}") from None
 
 
 def share(
