@@ -20,7 +20,7 @@ from conftest import ENVIRONMENT, PCGRAD, Mtrl, differences, final_state, metric
 
 from mtrl import checkpoint
 
-LONG = ("--train.total-steps", 400_000)
+LONG = ("--train.total-steps", 400_000, "--learner.compile", "off")
 
 
 class Running:

@@ -30,8 +30,7 @@ class GradDrop(RandomSMTO):
         self.leak = leak
 
     def direction(self, jacobian: Tensor, losses: Tensor) -> Tensor:
-        total = jacobian.sum(0)
-        size = torch.linalg.vector_norm(jacobian, ord=1, dim=0)
+        total, size = jacobian.sum(0), _column_norms(jacobian)
         # Sums of the positive and of the negative entries; no [m, P] mask is needed.
         positive, negative = (0.5 * (total + size)).clamp(min=0.0), 0.5 * (total - size)
         u = torch.rand(
@@ -43,10 +42,19 @@ class GradDrop(RandomSMTO):
     def kept(self, jacobian: Tensor) -> Tensor:
         """The share of each entry [m, P] that a draw keeps: 1, or `leak`. `direction`, for callers
         that apply it to other gradients than those that decide."""
-        size = torch.linalg.vector_norm(jacobian, ord=1, dim=0)
+        size = _column_norms(jacobian)
         u = torch.rand(size.shape, generator=self.generator, device=size.device, dtype=size.dtype)
         positive = 0.5 * (jacobian.sum(0) + size) > u * size
         return torch.where(torch.where(positive, jacobian, -jacobian) > 0, 1.0, self.leak)
+
+
+def _column_norms(jacobian: Tensor) -> Tensor:
+    """sum_i |g_i| [P]. Row by row: torch's own norm over few long rows takes twenty times longer."""
+    size = jacobian[0].abs()
+    row_size = torch.empty_like(size)
+    for row in jacobian[1:]:
+        size += torch.abs(row, out=row_size)
+    return size
 
 
 @register("graddrop_random", "sign_agnostic_graddrop")
@@ -55,6 +63,7 @@ class RandomGradDropout(RandomSMTO):
 
     Each of the m x P entries is kept with probability 1 - p, whatever its sign. The direction is
     the sum divided by m (1 - p), so that the mean gradient is expected for every p in [0, 1).
+    p is rounded to a multiple of 2^-16: an entry's fate takes 16 random bits, not a float.
     """
 
     needs = "jacobian"
@@ -66,9 +75,10 @@ class RandomGradDropout(RandomSMTO):
         self.p = p
 
     def direction(self, jacobian: Tensor, losses: Tensor) -> Tensor:
+        columns, dropped = jacobian.shape[1], min(round(self.p * 2**16), 2**16 - 1)
+        words = torch.empty(-(-columns // 4), dtype=torch.int64, device=jacobian.device)
         total = torch.zeros_like(jacobian[0])
-        mask = torch.empty_like(total)
         for row in jacobian:  # one mask at a time: m x P numbers are never stored
-            mask.bernoulli_(1.0 - self.p, generator=self.generator)
-            total.addcmul_(row, mask)
-        return total / (self.num_tasks * (1.0 - self.p))
+            bits = words.random_(-(2**63), None, generator=self.generator).view(torch.int16)
+            total.addcmul_(row, bits[:columns] >= dropped - 2**15)
+        return total / (self.num_tasks * (1.0 - dropped / 2**16))
