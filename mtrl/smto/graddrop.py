@@ -49,7 +49,7 @@ class GradDrop(RandomSMTO):
 
 
 def _column_norms(jacobian: Tensor) -> Tensor:
-    """sum_i |g_i| [P]. Row by row: torch's own norm over few long rows takes twenty times longer."""
+    """sum_i |g_i| [P]. Row by row: torch's own norm over few long rows is twenty times slower."""
     size = jacobian[0].abs()
     row_size = torch.empty_like(size)
     for row in jacobian[1:]:
@@ -63,7 +63,8 @@ class RandomGradDropout(RandomSMTO):
 
     Each of the m x P entries is kept with probability 1 - p, whatever its sign. The direction is
     the sum divided by m (1 - p), so that the mean gradient is expected for every p in [0, 1).
-    p is rounded to a multiple of 2^-16: an entry's fate takes 16 random bits, not a float.
+    p is rounded to a multiple of 2^-16: an entry's fate takes 16 random bits, not a float; 8 where
+    they suffice.
     """
 
     needs = "jacobian"
@@ -75,10 +76,14 @@ class RandomGradDropout(RandomSMTO):
         self.p = p
 
     def direction(self, jacobian: Tensor, losses: Tensor) -> Tensor:
-        columns, dropped = jacobian.shape[1], min(round(self.p * 2**16), 2**16 - 1)
-        words = torch.empty(-(-columns // 4), dtype=torch.int64, device=jacobian.device)
+        kind = torch.int8 if (self.p * 2**8).is_integer() else torch.int16
+        values = 2 ** (8 * kind.itemsize)
+        dropped = min(round(self.p * values), values - 1)
+        columns = jacobian.shape[1]
+        size = -(-columns * kind.itemsize // 8)
+        words = torch.empty(size, dtype=torch.int64, device=jacobian.device)
         total = torch.zeros_like(jacobian[0])
         for row in jacobian:  # one mask at a time: m x P numbers are never stored
-            bits = words.random_(-(2**63), None, generator=self.generator).view(torch.int16)
-            total.addcmul_(row, bits[:columns] >= dropped - 2**15)
-        return total / (self.num_tasks * (1.0 - dropped / 2**16))
+            bits = words.random_(-(2**63), None, generator=self.generator).view(kind)
+            total.addcmul_(row, bits[:columns] >= dropped - values // 2)
+        return total / (self.num_tasks * (1.0 - dropped / values))
