@@ -68,14 +68,13 @@ class Measurement:
 class _Watched(Trainer):
     """A trainer that measures for a while after its warm-up, and neither evaluates nor saves."""
 
-    window = 20.0
+    watch_s = 20.0
     _until = float("inf")
 
     def _log_evaluate_save(self, *, may_save: bool) -> None:
         if self._until == float("inf") and self.updates >= 2:  # compiled, and warm
-            self._until = time.perf_counter() + self.window
-            self._new_log_window()
-            self._stage_times()
+            self._until = time.perf_counter() + self.watch_s
+            self.window.restart(self.step)
         if time.perf_counter() > self._until:
             raise _Enough
 
@@ -93,7 +92,7 @@ def measure(config: Config, envs: VectorEnv, seconds: float = 20.0) -> Measureme
             evaluation=dataclasses.replace(config.evaluation, every=1, episodes_per_task=1),
         )
         trainer = _Watched(config, RunDirectory.create(config), envs, device, stack)
-        trainer.window = seconds
+        trainer.watch_s = seconds
         trainer.open_recorder()
         if config.learner.compile == "on":
             trainer.start_compiling()
@@ -103,10 +102,9 @@ def measure(config: Config, envs: VectorEnv, seconds: float = 20.0) -> Measureme
 
 
 def _summary(trainer: _Watched) -> Measurement:
-    timer, n = trainer.timer, trainer.config.num_envs
-    started, first = trainer._window_start
-    wall, steps, updates = time.monotonic() - started, (trainer.step - first) / n, trainer._updates
-    worked = (trainer.envs.worker_seconds() - trainer._worker_seconds).max()
+    window, timer, n = trainer.window, trainer.timer, trainer.config.num_envs
+    wall, steps = window.seconds, (trainer.step - window.first_step) / n
+    times, busiest_s = window.times(trainer.step), window.busiest_worker_s
     waited, total = timer.seconds["simulate"], sum(timer.seconds.values())
     stages = {
         stage: (1e3 * seconds / timer.laps[stage], seconds / total)
@@ -122,10 +120,10 @@ def _summary(trainer: _Watched) -> Measurement:
         work()
         stages[stage] = (1e3 * (time.perf_counter() - begun), 0.0)
     return Measurement(
-        env_steps_per_s=steps * n / wall,
-        updates_per_s=updates / wall,
+        env_steps_per_s=times["time/env_steps_per_s"],
+        updates_per_s=times["time/updates_per_s"],
         stages=stages,
-        busiest_worker_ms=1e3 * worked / steps,
+        busiest_worker_ms=1e3 * busiest_s,
         learner_ms=1e3 * (wall - waited) / steps,
         step_ms=1e3 * wall / steps,
         update_gflop=_update_flop(trainer) / 1e9,

@@ -117,7 +117,6 @@ class Recorder:
         evaluated: float,
         env_rate: float,
         update_rate: float,
-        eta_s: float,
     ) -> None:
         """The bar's state on a terminal; one plain line elsewhere."""
         rates = f"{env_rate:,.0f} env steps/s, {update_rate:,.1f} updates/s"
@@ -128,10 +127,11 @@ class Recorder:
                 self._bar, completed=step, description=f"success {seen or '-'} | {rates}"
             )
             return
+        left = (self.total - step) / max(env_rate, 1e-9)
         percent = 100 * step / self.total
         self.message(
             f"step {step:,} ({percent:.0f}%)  success {seen or '-'}  {rates}  "
-            f"ETA {eta_s / 60:.0f} min"
+            f"ETA {left / 60:.0f} min"
         )
 
     def advance(self, step: int, text: str) -> None:

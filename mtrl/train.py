@@ -1,14 +1,12 @@
-"""The training loop, and what surrounds it: set-up, logging, evaluation, checkpoints, stopping."""
+"""The training loop, and what it calls on: logging, evaluation, checkpoints."""
 
 from __future__ import annotations
 
 import json
 import math
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol
+from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,14 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mtrl import checkpoint
-from mtrl.agent import Agent, Metrics
+from mtrl.agent import Agent
 from mtrl.compilation import Compilation
 from mtrl.config import Config
 from mtrl.diagnostics import Diagnostics
+from mtrl.ending import Stopped, TrainingError, outcome, signals
 from mtrl.envs.goals import lane_goals
 from mtrl.envs.vector import Step, VectorEnv, make_vector_env
 from mtrl.evaluate import Evaluation, agent_policy, evaluate, goal_schedule
 from mtrl.learner import set_up_learner, settle
+from mtrl.log_window import LogWindow
 from mtrl.recorder import Recorder
 from mtrl.replay import Batch, ReplayBuffer
 from mtrl.run_directory import (
@@ -38,18 +38,6 @@ from mtrl.timing import StageTimer
 from mtrl.videos import record
 
 SUCCESS_WINDOW = 10  # episodes per task in train/episode_success
-
-
-class TrainingError(RuntimeError):
-    """The run cannot go on; the message says why."""
-
-
-class Stopped(Exception):
-    """A signal ended the run after a checkpoint."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}")
-        self.exit_code = 128 + signum
 
 
 class Trainer:
@@ -91,14 +79,12 @@ class Trainer:
         self.last_success = math.nan
         self.elapsed = 0.0
         self.stop_signal = 0
-        self._metric_sum: Tensor | None = None
         self._compiling: Compilation | None = None
         self.updates = 0
         self.diagnostics = Diagnostics()
         self.timer = StageTimer()
-        self._worker_seconds = envs.worker_seconds()
+        self.window = LogWindow(envs, self.timer)
         self.last_evaluation: Evaluation | None = None
-        self._new_log_window()
 
     def open_recorder(self) -> None:
         """Once the step is known (zero, or a checkpoint's)."""
@@ -192,8 +178,7 @@ class Trainer:
                 self.diagnostics.add(self.agent.gramians, self.agent.certificates())
             self.timer.lap("update")
             self.updates += 1
-            self._metric_sum = metrics if self._metric_sum is None else self._metric_sum + metrics
-            self._updates += 1
+            self.window.add(metrics)
 
     def _batch(self) -> Batch:
         return self.replay.sample(self.per_task_batch, self.agent.generator)
@@ -244,6 +229,7 @@ class Trainer:
         return every > 0 and self.step // every > (self.step - self.config.num_envs) // every
 
     def _finite(self, values: NDArray[Any], quantity: str) -> NDArray[Any]:
+        """`values` [lane, ...], or a TrainingError that names the first other task."""
         finite = np.isfinite(values).reshape(len(values), -1).all(1)
         if not finite.all():
             self.log()  # a non-finite loss is the cause, if there is one: it is named instead
@@ -256,56 +242,50 @@ class Trainer:
         self._finite(outcome.observations, "observation")
         self._finite(outcome.rewards, "reward")
 
-    def _new_log_window(self) -> None:
-        self._updates = 0
-        self._metric_sum = None
-        self._window_start = (time.monotonic(), self.step)
-
     def log(self) -> None:
         """Mean metrics since the last log; the one place where the loop waits for the device."""
-        if not self._updates and self.step == self._window_start[1]:
+        window, recorder = self.window, self.recorder
+        if window.is_empty(self.step):
             return
-        recorder = self.recorder
-        started, first_step = self._window_start
-        seconds = max(time.monotonic() - started, 1e-9)
-        self.elapsed += seconds
-        env_rate, update_rate = (self.step - first_step) / seconds, self._updates / seconds
-        values = {"time/env_steps_per_s": env_rate, "time/updates_per_s": update_rate}
-        values["memory/learner_mib"] = peak_memory_mib(self.device)
+        self.elapsed += window.seconds
         success = [float(np.mean(recent)) if recent else math.nan for recent in self.recent_success]
-        values |= recorder.per_task("train/episode_success", success)
         sigma = self.replay.moments.sigma.cpu().numpy()
+        values = window.times(self.step) | self.diagnostics.flush()
+        values |= recorder.per_task("train/episode_success", success)
         values |= recorder.per_task("train/reward_std", sigma)
-        values |= self.diagnostics.flush()
-        values |= self._stage_times()
-        if self._metric_sum is not None:
-            means = Metrics(*(self._metric_sum / self._updates).cpu().numpy())
-            for quantity in ("critic_loss", "actor_loss", "alpha", "entropy"):
-                values |= recorder.per_task(f"train/{quantity}", getattr(means, quantity))
-            for loss in ("critic", "actor"):
-                weights = getattr(means, f"{loss}_weight")
-                values |= recorder.per_task(f"smto/{loss}/weight", weights)
-            for quantity in ("critic_loss", "actor_loss", "alpha"):
-                finite = np.isfinite(getattr(means, quantity))
-                if not finite.all():
-                    task = self.config.task_names[int(np.argmin(finite))]
-                    name = quantity.replace("_", " ")
-                    raise TrainingError(f"non-finite {name} of task {task} before step {self.step}")
+        values["memory/learner_mib"] = peak_memory_mib(self.device)
+        values |= self._mean_metrics()
         recorder.scalars(self.step, values)
-        eta = (self.total - self.step) / env_rate if env_rate else math.inf
         known = [s for s in success if s == s]
-        mean = float(np.mean(known)) if known else math.nan
-        recorder.progress(self.step, mean, self.last_success, env_rate, update_rate, eta)
+        recorder.progress(
+            self.step,
+            float(np.mean(known)) if known else math.nan,
+            self.last_success,
+            values["time/env_steps_per_s"],
+            values["time/updates_per_s"],
+        )
         self.status("running")
-        self._new_log_window()
+        window.restart(self.step)
         self.timer.lap("log")
 
-    def _stage_times(self) -> dict[str, float]:
-        worked = self.envs.worker_seconds()
-        steps = max(self.timer.laps["simulate"], 1)
-        busiest = float((worked - self._worker_seconds).max()) / steps
-        self._worker_seconds = worked
-        return self.timer.flush() | {"time/busiest_worker_ms": 1e3 * busiest}
+    def _mean_metrics(self) -> dict[str, float]:
+        """{tag: value} of the updates since the last log, if there were any; all finite."""
+        means = self.window.metrics()
+        if means is None:
+            return {}
+        for quantity in ("critic_loss", "actor_loss", "alpha"):
+            finite = getattr(means, quantity).isfinite()
+            if not finite.all():
+                task = self.config.task_names[int(finite.int().argmin())]
+                name = quantity.replace("_", " ")
+                raise TrainingError(f"non-finite {name} of task {task} before step {self.step}")
+        tags = {name: f"train/{name}" for name in ("critic_loss", "actor_loss", "alpha", "entropy")}
+        tags |= {f"{loss}_weight": f"smto/{loss}/weight" for loss in ("critic", "actor")}
+        return {
+            tag: value
+            for name, prefix in tags.items()
+            for tag, value in self.recorder.per_task(prefix, getattr(means, name)).items()
+        }
 
     def evaluate(self, *, final: bool) -> Evaluation:
         """Deterministic evaluation in environments of its own; touches no training state."""
@@ -352,7 +332,7 @@ class Trainer:
     def _exclude(self, seconds: float) -> None:
         """Keep time spent beside training out of the logged speeds."""
         self.elapsed += seconds
-        self._window_start = (self._window_start[0] + seconds, self._window_start[1])
+        self.window.exclude(seconds)
 
     # -- state ----------------------------------------------------------------------------------
 
@@ -395,33 +375,7 @@ class Trainer:
         self.updates = state["updates"]
         self.agent.load_state_dict(state["agent"])
         self.replay.load_state_dict(state["replay"])
-        self._new_log_window()
-
-
-class Stoppable(Protocol):
-    stop_signal: int
-    recorder: Recorder
-
-
-@contextmanager
-def signals(trainer: Stoppable, where: str) -> Iterator[None]:
-    """SIGTERM or Ctrl-C: stop at the next `where`. A second Ctrl-C: at once."""
-
-    def handle(signum: int, frame: Any) -> None:
-        if signum == signal.SIGINT and trainer.stop_signal == signal.SIGINT:
-            raise KeyboardInterrupt
-        trainer.stop_signal = signum
-        trainer.recorder.message(
-            f"{signal.Signals(signum).name}: stopping at the next {where}, then saving; "
-            "Ctrl-C twice stops at once"
-        )
-
-    previous = {s: signal.signal(s, handle) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
+        self.window.restart(self.step)
 
 
 def train(
@@ -438,45 +392,35 @@ def train(
     if not resume:
         write_atomically(run.config_file, dump_yaml(config))  # a resumed run keeps the decision
         write_atomically(run.path / "environment.json", json.dumps(environment(), indent=1))
-    try:
-        with ExitStack() as stack:
-            trainer = Trainer(config, run, envs, device, stack)
-            state = None
-            if resume:
-                state, damaged = checkpoint.load_latest(run.checkpoints)
-                warnings += damaged
-            if state is not None:
-                trainer.load(state)
-            trainer.open_recorder()
-            stack.enter_context(signals(trainer, "episode end"))
-            if config.learner.compile == "on" and config.total_updates and not trainer.finished:
-                trainer.start_compiling()
-            for warning in warnings:
-                trainer.recorder.message(f"warning: {warning}")
-            began = f"resumed at step {trainer.step:,}" if state else "started"
+    with outcome(run), ExitStack() as stack:
+        trainer = Trainer(config, run, envs, device, stack)
+        state = None
+        if resume:
+            state, damaged = checkpoint.load_latest(run.checkpoints)
+            warnings += damaged
+        if state is not None:
+            trainer.load(state)
+        trainer.open_recorder()
+        stack.enter_context(signals(trainer, "episode end"))
+        if config.learner.compile == "on" and config.total_updates and not trainer.finished:
+            trainer.start_compiling()
+        for warning in warnings:
+            trainer.recorder.message(f"warning: {warning}")
+        began = f"resumed at step {trainer.step:,}" if state else "started"
+        trainer.recorder.message(
+            f"{run.path}: {began}, {trainer.total:,} environment steps, "
+            f"{config.num_tasks} tasks, {config.method}, protocol {config.protocol_stamp}, "
+            f"learner on {device}"
+        )
+        if state and not config.episodes_end_together:
             trainer.recorder.message(
-                f"{run.path}: {began}, {trainer.total:,} environment steps, "
-                f"{config.num_tasks} tasks, {config.method}, protocol {config.protocol_stamp}, "
-                f"learner on {device}"
+                "note: new episodes start; those that the stop cut short are not finished"
             )
-            if state and not config.episodes_end_together:
-                trainer.recorder.message(
-                    "note: new episodes start; those that the stop cut short are not finished"
-                )
-            for warning in trainer.agent.warnings():
-                trainer.recorder.message(f"warning: {warning}")
-            trainer.status("running")
-            trainer.loop()
-            # None: the run had been finished before. Evaluate again, only to show it.
-            result = trainer.last_evaluation or trainer.evaluate(final=True)
-            trainer.status("finished")
-            return result
-    except Stopped as stopped:
-        run.update_status("stopped", str(stopped))
-        raise
-    except KeyboardInterrupt:
-        run.update_status("stopped", "stopped at once by Ctrl-C")
-        raise
-    except BaseException as error:
-        run.update_status("failed", f"{type(error).__name__}: {error}".splitlines()[0])
-        raise
+        for warning in trainer.agent.warnings():
+            trainer.recorder.message(f"warning: {warning}")
+        trainer.status("running")
+        trainer.loop()
+        # None: the run had been finished before. Evaluate again, only to show it.
+        result = trainer.last_evaluation or trainer.evaluate(final=True)
+        trainer.status("finished")
+        return result
