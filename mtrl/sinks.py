@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast
 
 from mtrl.run_directory import RunConfig, RunDirectory
+
+Stays = Callable[[int, str], bool]
+"""(step, tag) -> whether what an interrupted run had logged there stays."""
 
 
 class Sink(Protocol):
@@ -16,11 +19,11 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
-def open_sinks(run: RunDirectory, config: RunConfig, step: int) -> list[Sink]:
-    """Those that `logging` asks for, continuing at `step`."""
+def open_sinks(run: RunDirectory, config: RunConfig, stays: Stays) -> list[Sink]:
+    """Those that `logging` asks for; each goes on after what stays."""
     sinks: list[Sink] = []
     if config.logging.csv:
-        sinks.append(Csv(run, step))
+        sinks.append(Csv(run, stays))
     if config.logging.wandb:
         sinks.append(WeightsAndBiases(run, config))
     return sinks
@@ -29,7 +32,7 @@ def open_sinks(run: RunDirectory, config: RunConfig, step: int) -> list[Sink]:
 class Csv:
     """metrics.csv, one value a line: step, tag, value."""
 
-    def __init__(self, run: RunDirectory, step: int) -> None:
+    def __init__(self, run: RunDirectory, stays: Stays) -> None:
         path = run.path / "metrics.csv"
         rows = []
         if path.exists():
@@ -38,7 +41,7 @@ class Csv:
         self._file = open(path, "w", newline="", buffering=1)  # noqa: SIM115 - closed in close()
         self._writer = csv.writer(self._file)
         self._writer.writerow(("step", "tag", "value"))
-        self._writer.writerows(row for row in rows if int(row[0]) <= step)
+        self._writer.writerows(row for row in rows if stays(int(row[0]), row[1]))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self._writer.writerows((step, tag, value) for tag, value in values.items())

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -15,17 +15,18 @@ from torch import Tensor
 
 from mtrl import checkpoint
 from mtrl.agent import Agent
+from mtrl.capture import CapturedUpdate
 from mtrl.compilation import Compilation
 from mtrl.config import Config
 from mtrl.diagnostics import Diagnostics
 from mtrl.ending import Stopped, TrainingError, outcome, signals
 from mtrl.envs.goals import lane_goals
-from mtrl.envs.vector import Step, VectorEnv, make_vector_env
-from mtrl.evaluate import Evaluation, agent_policy, evaluate, goal_schedule
+from mtrl.envs.vector import Step, VectorEnv
+from mtrl.evaluate import Evaluation, Evaluator, agent_policy, goal_schedule
 from mtrl.learner import set_up_learner, settle
 from mtrl.log_window import LogWindow
 from mtrl.recorder import Recorder
-from mtrl.replay import Batch, ReplayBuffer
+from mtrl.replay import ReplayBuffer
 from mtrl.run_directory import (
     RunDirectory,
     Status,
@@ -35,6 +36,7 @@ from mtrl.run_directory import (
 )
 from mtrl.schema import dump_yaml
 from mtrl.timing import StageTimer
+from mtrl.transfer import Transfer
 from mtrl.videos import record
 
 SUCCESS_WINDOW = 10  # episodes per task in train/episode_success
@@ -54,7 +56,10 @@ class Trainer:
         """`stack` ends what the run starts: evaluation workers, threads and open files."""
         self.config, self.run, self.device, self.stack = config, run, device, stack
         self.envs = envs
-        self._eval_envs: VectorEnv | None = None
+        self.evaluator = Evaluator(config)
+        self.writer = checkpoint.Writer(config.checkpoint.keep)
+        stack.callback(self.writer.close)
+        stack.callback(self.evaluator.close)
         observation_dim, action_dim = envs.observation_dim, envs.action_dim
         self.agent = Agent(config, observation_dim, action_dim, device)
         self.replay = ReplayBuffer(
@@ -67,6 +72,7 @@ class Trainer:
             config.replay.ema_alpha,
             config.train.envs_per_task,
         )
+        self.transfer = Transfer(device)
         self.per_task_batch = config.replay.batch_size // config.num_tasks
         # Whole episodes only: the end is a place where every environment has just been reset.
         self.total = (
@@ -80,6 +86,7 @@ class Trainer:
         self.elapsed = 0.0
         self.stop_signal = 0
         self._compiling: Compilation | None = None
+        self._captured: CapturedUpdate | None = None
         self.updates = 0
         self.diagnostics = Diagnostics()
         self.timer = StageTimer()
@@ -88,25 +95,38 @@ class Trainer:
 
     def open_recorder(self) -> None:
         """Once the step is known (zero, or a checkpoint's)."""
-        self.recorder = Recorder(self.run, self.config, self.step, self.total)
+        again = self.evaluator.under_way is not None
+        self.recorder = Recorder(
+            self.run, self.config, self.step, self.total, evaluated_again=again
+        )
         self.stack.callback(self.recorder.close)
 
     @property
     def finished(self) -> bool:
         return self.step >= self.total
 
-    def start_compiling(self) -> None:
-        """Compile the update in a thread of its own, while the warm-up goes on."""
-        batch = self.replay.sample(self.per_task_batch, torch.Generator(self.device))
-        self._compiling = Compilation(self.agent, batch, self._return_bound())
+    def prepare_updates(self) -> None:
+        """Compile them, in a thread while the warm-up goes on, and capture them, as configured."""
+        settings, agent = self.config.learner, self.agent
+        if settings.compile == "on":
+            batch = self.replay.sample(self.per_task_batch, torch.Generator(self.device))
+            self._compiling = Compilation(agent, batch, self._return_bound())
+        if settings.capture == "on":
+            agent.make_capturable()
+            self._captured = CapturedUpdate(
+                self._update,
+                agent.smtos,
+                agent.generators,
+                self.device,
+                lambda text: self.recorder.message(f"warning: {text}"),
+            )
 
     def _finish_compiling(self, compilation: Compilation) -> None:
         """Wait for it, but not deaf: a dead worker or a signal is answered meanwhile."""
         while compilation.is_alive():
             self.envs.check()
             if self.stop_signal and self.step % self.config.episode_steps == 0:
-                self.save()  # every episode has just ended
-                raise Stopped(self.stop_signal)
+                self._save_and_stop()  # every episode has just ended
             compilation.join(0.1)
         if compilation.failure:
             self.recorder.message(
@@ -122,7 +142,9 @@ class Trainer:
         lap = self.timer.lap
         n = config.num_envs
         warmup = math.ceil(config.train.warmup_steps / n) * n
-        observations = self._tensor(envs.reset(self._goals(self.episodes)))
+        to_device, to_host = self.transfer.to_device, self.transfer.to_host
+        first = envs.reset(self._goals(self.episodes))
+        observations = to_device("observations", self._per_task(first))
         solved = np.zeros(n, dtype=np.bool_)
         next_goals = self._goals(self.episodes + 1)
 
@@ -131,7 +153,8 @@ class Trainer:
             if learning and self._compiling is not None:
                 self._finish_compiling(self._compiling)
             actions = agent.act(observations) if learning else agent.random_actions()
-            envs.send(self._finite(actions.flatten(0, 1).cpu().numpy(), "action"), next_goals)
+            chosen = to_host("actions", actions.flatten(0, 1))
+            envs.send(self._finite(chosen, "action"), next_goals)
             lap("act")
             if learning:  # on what is stored, while the workers simulate
                 self._learn(self._updates_due(warmup))
@@ -141,11 +164,11 @@ class Trainer:
             replay.add(
                 observations,
                 actions,
-                self._per_task(outcome.rewards),
-                self._per_task(outcome.next_observations),
-                self._per_task(outcome.terminated),
+                to_device("rewards", self._per_task(outcome.rewards)),
+                to_device("next_observations", self._per_task(outcome.next_observations)),
+                to_device("terminated", self._per_task(outcome.terminated)),
             )
-            observations = self._tensor(outcome.observations)
+            observations = to_device("observations", self._per_task(outcome.observations))
             lap("store")
             self.step += n
             solved |= outcome.success
@@ -156,6 +179,7 @@ class Trainer:
             if self.step == warmup and config.network.observation_norm:
                 agent.encoder.set_statistics(*replay.observation_statistics())
             self._log_evaluate_save(may_save=bool(done.all()) or not config.episodes_end_together)
+        self.writer.wait()
 
     def _updates_due(self, warmup: int) -> int:
         """Updates of this vector step; fractional rates are spread evenly."""
@@ -168,20 +192,24 @@ class Trainer:
         if decay := self.config.agent.lr_decay:
             left = (self.total - self.step) / self.total
             self.agent.scale_learning_rates(min(1.0, left / decay))
+        every = self.config.diagnostics.every
         for _ in range(updates):
-            every = self.config.diagnostics.every
             look = every > 0 and self.updates % every == 0
-            batch = self._batch()
-            self.timer.lap("sample")
-            metrics = torch.stack(self.agent.update(batch, self._return_bound(), gramians=look))
+            if look or self._captured is None:
+                metrics = self._update(gramians=look)
+            else:
+                metrics = self._captured()
             if look:
                 self.diagnostics.add(self.agent.gramians, self.agent.certificates())
             self.timer.lap("update")
             self.updates += 1
             self.window.add(metrics)
 
-    def _batch(self) -> Batch:
-        return self.replay.sample(self.per_task_batch, self.agent.generator)
+    def _update(self, *, gramians: bool = False) -> Tensor:
+        """One update on a fresh sample; -> its metrics [quantity, task]."""
+        batch = self.replay.sample(self.per_task_batch, self.agent.generator)
+        self.timer.lap("sample")
+        return torch.stack(self.agent.update(batch, self._return_bound(), gramians=gramians))
 
     def _return_bound(self) -> Tensor | None:
         config = self.config.agent
@@ -192,10 +220,6 @@ class Trainer:
     def _per_task(self, lanes: NDArray[Any]) -> NDArray[Any]:
         """[lane, ...] -> [task, env, ...]"""
         return lanes.reshape(self.config.num_tasks, -1, *lanes.shape[1:])
-
-    def _tensor(self, observations: NDArray[np.float32]) -> Tensor:
-        # A copy: shared memory is reused.
-        return torch.tensor(self._per_task(observations), device=self.device)
 
     def _goals(self, episodes: NDArray[np.int64]) -> list[int]:
         config = self.config
@@ -215,15 +239,16 @@ class Trainer:
         if self._crossed(config.logging.every) or final:
             self.log()
         if self._crossed(config.evaluation.every) or final:
-            self._record_evaluation(final=final)
+            self._start_evaluation(final=final)
+        if final:
+            self._collect_evaluation()
         if self._crossed(config.train.video_every):
             self._record_video()
         if may_save:
-            stop = self.stop_signal
-            if stop or final or self.step % config.checkpoint.every == 0:
+            if self.stop_signal and not final:
+                self._save_and_stop()
+            if final or self.step % config.checkpoint.every == 0:
                 self.save()
-            if stop and not final:
-                raise Stopped(stop)
 
     def _crossed(self, every: int) -> bool:
         return every > 0 and self.step // every > (self.step - self.config.num_envs) // every
@@ -247,6 +272,8 @@ class Trainer:
         window, recorder = self.window, self.recorder
         if window.is_empty(self.step):
             return
+        self.evaluator.check()
+        self.writer.check()
         self.elapsed += window.seconds
         success = [float(np.mean(recent)) if recent else math.nan for recent in self.recent_success]
         sigma = self.replay.moments.sigma.cpu().numpy()
@@ -287,37 +314,46 @@ class Trainer:
             for tag, value in self.recorder.per_task(prefix, getattr(means, name)).items()
         }
 
-    def evaluate(self, *, final: bool) -> Evaluation:
-        """Deterministic evaluation in environments of its own; touches no training state."""
-        settings, config = self.config.evaluation, self.config
-        if self._eval_envs is None:
-            self._eval_envs = self.stack.enter_context(make_vector_env(config))
-        if final:
-            goals = goal_schedule(config, settings.final_episodes_per_task)
-        else:
-            index = self.step // settings.every - 1
-            episodes = settings.episodes_per_task
-            goals = goal_schedule(config, episodes, first=index * episodes)
-        return evaluate(
-            agent_policy(self.agent),
-            self._eval_envs,
-            goals,
-            stop_at_success=settings.stop_at_success,
-        )
-
-    def _record_evaluation(self, *, final: bool) -> None:
-        result = self.evaluate(final=final)
-        seconds = self.timer.lap("evaluate")
-        self.last_success = result.success_mean
-        self.recorder.evaluation(self.step, result, seconds)
+    def _start_evaluation(self, *, final: bool) -> None:
+        """Deterministic, in environments of its own; touches no training state."""
+        self._collect_evaluation()
+        self.evaluator.start(self.step, self.agent, self._evaluation_goals(final=final))
         for loss, cosines in self.diagnostics.heat_maps.items():
             self.recorder.heat_map(self.step, f"gradients/{loss}/cosine", cosines)
+        self._exclude(self.timer.lap("evaluate"))
+
+    def _evaluation_goals(self, *, final: bool) -> NDArray[np.int64]:
+        settings = self.config.evaluation
+        if final:
+            return goal_schedule(self.config, settings.final_episodes_per_task)
+        episodes = settings.episodes_per_task
+        index = self.step // settings.every - 1
+        return goal_schedule(self.config, episodes, first=index * episodes)
+
+    def _collect_evaluation(self) -> None:
+        """Record the evaluation under way, if there is one, at the step of its snapshot.
+
+        Waits for it, where the order of events asks for that: before the next evaluation, before
+        a checkpoint of a later step, and at the end. So the log does not depend on the timing.
+        """
+        if self.evaluator.under_way is None:
+            return
+        started, (result, seconds) = self.evaluator.collect()
+        self.last_success = result.success_mean
+        self.recorder.evaluation(started.step, result, seconds)
         self.last_evaluation = result
         if result.success_mean >= self.best_success:  # of equals the one trained longest
             self.best_success = result.success_mean
-            state = {"step": self.step, "agent": self.agent.state_dict()}
-            checkpoint.save(self.run.checkpoints / "best.pt", state)
-        self._exclude(seconds)
+            best = {"step": started.step, "agent": started.agent}
+            self.writer.save(self.run.checkpoints / "best.pt", best)
+        self._exclude(self.timer.lap("evaluate"))
+
+    def final_evaluation(self) -> Evaluation:
+        """Made again, only to be shown, where the run had been finished before."""
+        if self.last_evaluation is None:
+            self.evaluator.start(self.step, self.agent, self._evaluation_goals(final=True))
+            _, (self.last_evaluation, _) = self.evaluator.collect()
+        return self.last_evaluation
 
     def _record_video(self) -> None:
         """Beside the training: what goes wrong here must not end it."""
@@ -350,20 +386,30 @@ class Trainer:
     def save(self) -> None:
         """A checkpoint of everything; where every episode has just ended, if they end together."""
         self.log()  # refuses non-finite losses: a bad state never replaces a good one
+        started = self.evaluator.under_way
+        if started is not None and started.step < self.step:
+            self._collect_evaluation()
+        evaluating = self.evaluator.under_way
         state = {
             "step": self.step,
             "episodes": self.episodes.tolist(),
             "recent_success": self.recent_success,
             "best_success": self.best_success,
             "last_success": self.last_success,
+            # Of this step, then: a resumed run begins it again, from the same agent.
+            "evaluating": None if evaluating is None else evaluating.goals.tolist(),
             "elapsed": self.elapsed,
             "updates": self.updates,
             "agent": self.agent.state_dict(),
             "replay": self.replay.state_dict(),
         }
-        checkpoint.save(checkpoint.step_path(self.run.checkpoints, self.step), state)
-        checkpoint.prune(self.run.checkpoints, self.config.checkpoint.keep)
+        self.writer.save(checkpoint.step_path(self.run.checkpoints, self.step), state)
         self._exclude(self.timer.lap("checkpoint"))
+
+    def _save_and_stop(self) -> NoReturn:
+        self.save()
+        self.writer.wait()
+        raise Stopped(self.stop_signal)
 
     def load(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
@@ -375,6 +421,8 @@ class Trainer:
         self.updates = state["updates"]
         self.agent.load_state_dict(state["agent"])
         self.replay.load_state_dict(state["replay"])
+        if state["evaluating"] is not None:
+            self.evaluator.start(self.step, self.agent, np.array(state["evaluating"]))
         self.window.restart(self.step)
 
 
@@ -402,8 +450,8 @@ def train(
             trainer.load(state)
         trainer.open_recorder()
         stack.enter_context(signals(trainer, "episode end"))
-        if config.learner.compile == "on" and config.total_updates and not trainer.finished:
-            trainer.start_compiling()
+        if config.total_updates and not trainer.finished:
+            trainer.prepare_updates()
         for warning in warnings:
             trainer.recorder.message(f"warning: {warning}")
         began = f"resumed at step {trainer.step:,}" if state else "started"
@@ -420,7 +468,6 @@ def train(
             trainer.recorder.message(f"warning: {warning}")
         trainer.status("running")
         trainer.loop()
-        # None: the run had been finished before. Evaluate again, only to show it.
-        result = trainer.last_evaluation or trainer.evaluate(final=True)
+        result = trainer.final_evaluation()
         trainer.status("finished")
         return result

@@ -71,7 +71,7 @@ def learn(config: Config, envs: VectorEnv, folder: Path) -> list[float]:
     with ExitStack() as stack:
         trainer = Trainer(config, RunDirectory.create(config), envs, torch.device("cpu"), stack)
         trainer.open_recorder()
-        trainer._eval_envs = envs  # no other processes for the final evaluation
+        trainer.evaluator.envs = envs  # no other processes for the final evaluation
         trainer.loop()
     goals = goal_schedule(config, EPISODES)
     result = evaluate(agent_policy(trainer.agent), envs, goals, stop_at_success=False)
