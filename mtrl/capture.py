@@ -91,7 +91,8 @@ class CapturedUpdate:
                 fresh = torch.Generator(generator.device)
                 fresh.set_state(state)
                 generator.graphsafe_set_state(fresh)
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            cause = error.__context__ or error  # what invalidated the capture, before it was ended
+            reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
             self._warn(f"the update could not be captured, going on without: {reason}")
         else:
             self._graph, self._metrics = graph, metrics
