@@ -6,6 +6,7 @@ metrics come back as detached tensors.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from mtrl import losses
 from mtrl.config import Config, Loss
 from mtrl.networks import Actor, InputEncoder, TwinCritic, sample_action
 from mtrl.replay import Batch
-from mtrl.smto import SMTO, create
+from mtrl.smto import SMTO, RandomSMTO, create
 from mtrl.smto.base import options_of
 from mtrl.task_gradients import Buffer, Combined, TaskLoss, combined_gradients, task_gramian
 
@@ -157,15 +158,42 @@ class Agent:
             none if actor.weights is None else actor.weights.float(),
         )
 
-    def scale_learning_rates(self, factor: float) -> None:
-        """Set all step sizes to `factor` times the configured ones."""
+    def _optimizers(self) -> list[tuple[torch.optim.Adam, float]]:
+        """Each with its configured step size."""
         config = self.config
-        for optimizer, lr in (
+        return [
             (self.actor_optimizer, config.actor_lr),
             (self.critic_optimizer, config.critic_lr),
             (self.temperature_optimizer, config.temperature_lr),
-        ):
-            optimizer.param_groups[0]["lr"] = lr * factor
+        ]
+
+    def scale_learning_rates(self, factor: float) -> None:
+        """Set all step sizes to `factor` times the configured ones."""
+        for optimizer, lr in self._optimizers():
+            group = optimizer.param_groups[0]
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr * factor)
+            else:
+                group["lr"] = lr * factor
+
+    def make_capturable(self) -> None:
+        """Step sizes become tensors: as numbers they would be fixed in a CUDA graph."""
+        # Adam would warn of every run outside a graph, such as the looks at the Gramians.
+        warnings.filterwarnings("ignore", message=".*capturable=True.*")
+        for optimizer, _ in self._optimizers():
+            group = optimizer.param_groups[0]
+            lr = torch.tensor(float(group["lr"]), device=self.device)
+            group.update(lr=lr, capturable=True)
+
+    @property
+    def smtos(self) -> list[SMTO]:
+        return [self.critic_smto, self.actor_smto, self.temperature_smto]
+
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """All that an update draws from."""
+        own = [smto.generator for smto in self.smtos if isinstance(smto, RandomSMTO)]
+        return [self.generator, *own]
 
     def compile(self, batch: Batch, return_bound: Tensor | None = None) -> None:
         """Compile what lies between a batch like this one and the optimisers.
@@ -241,8 +269,8 @@ class Agent:
         gramian = combined.gramian
         if gramian is None:
             _, task_loss, network = self._problem(loss)
-            chunk_size, buffer = self.config.chunk_size, self._buffer
-            gramian = task_gramian(task_loss, network, inputs, chunk_size=chunk_size, buffer=buffer)
+            # In memory of its own: a larger shared buffer would move, under a captured update.
+            gramian = task_gramian(task_loss, network, inputs, chunk_size=self.config.chunk_size)
         self.gramians[loss] = gramian
 
     @torch.no_grad()
@@ -299,6 +327,8 @@ class Agent:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name, part in self._stateful().items():
             part.load_state_dict(state[name])
+        for optimizer, lr in self._optimizers():  # wherever it was saved from
+            optimizer.param_groups[0].update(lr=lr, capturable=False)
         with torch.no_grad():
             self.log_alpha.copy_(state["log_alpha"])
         self.exploration.set_state(state["exploration"])

@@ -16,15 +16,18 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtrl.agent import Agent
+from mtrl.capture import WARM_UPS
 from mtrl.config import Config
 from mtrl.envs.vector import VectorEnv
+from mtrl.evaluate import goal_schedule
 from mtrl.learner import set_up_learner, settle
-from mtrl.run_directory import RunDirectory
+from mtrl.run_directory import RunDirectory, peak_memory_mib
 from mtrl.train import Trainer
 
 WARMUP = 50  # vector steps: enough to sample from, and to fill caches
@@ -52,6 +55,12 @@ class Measurement:
     """Matrix products of one update."""
     peak_gflops: float
     """This machine's rate at products of the hidden layers' shape, in fp32 (TF32 if chosen)."""
+    learner_mib: float
+    """Peak memory: tensors on a CUDA device, else the process."""
+    replay_mib: float
+    """The whole buffer, of which the learner has touched only what is filled."""
+    worker_mib: float
+    """Resident memory of the largest worker."""
 
     @property
     def overlap(self) -> float:
@@ -68,21 +77,26 @@ class Measurement:
 class _Watched(Trainer):
     """A trainer that measures for a while after its warm-up, and neither evaluates nor saves."""
 
-    window = 20.0
+    watch_s = 20.0
     _until = float("inf")
 
     def _log_evaluate_save(self, *, may_save: bool) -> None:
-        if self._until == float("inf") and self.updates >= 2:  # compiled, and warm
-            self._until = time.perf_counter() + self.window
-            self._new_log_window()
-            self._stage_times()
+        if self._until == float("inf") and self.updates > WARM_UPS + 1:  # compiled, captured
+            self._until = time.perf_counter() + self.watch_s
+            self.window.restart(self.step)
         if time.perf_counter() > self._until:
             raise _Enough
 
 
-def measure(config: Config, envs: VectorEnv, seconds: float = 20.0) -> Measurement:
-    """envs: `make_vector_env(config, config.train.envs_per_task)`, closed by the caller."""
+def measure(
+    config: Config, envs: VectorEnv, seconds: float = 20.0, *, rare: bool = True
+) -> Measurement:
+    """envs: `make_vector_env(config, config.train.envs_per_task)`, closed by the caller.
+
+    rare: time the stages beside the loop too (evaluation, checkpoint, log line).
+    """
     device = set_up_learner(config)
+    _forget_peak_memory(device)
     config, _ = settle(config, device)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         config = dataclasses.replace(
@@ -90,47 +104,67 @@ def measure(config: Config, envs: VectorEnv, seconds: float = 20.0) -> Measureme
             run_dir=str(Path(folder, "run")),
             train=dataclasses.replace(config.train, warmup_steps=WARMUP * config.num_envs),
             agent=dataclasses.replace(config.agent, warmup_updates=0),
-            evaluation=dataclasses.replace(config.evaluation, every=1, episodes_per_task=1),
         )
         trainer = _Watched(config, RunDirectory.create(config), envs, device, stack)
-        trainer.window = seconds
+        trainer.watch_s = seconds
         trainer.open_recorder()
-        if config.learner.compile == "on":
-            trainer.start_compiling()
+        trainer.prepare_updates()
         with contextlib.suppress(_Enough):
             trainer.loop()
-        return _summary(trainer)
+        return _summary(trainer, rare=rare)
 
 
-def _summary(trainer: _Watched) -> Measurement:
-    timer, n = trainer.timer, trainer.config.num_envs
-    started, first = trainer._window_start
-    wall, steps, updates = time.monotonic() - started, (trainer.step - first) / n, trainer._updates
-    worked = (trainer.envs.worker_seconds() - trainer._worker_seconds).max()
+def _summary(trainer: _Watched, *, rare: bool) -> Measurement:
+    window, timer, n = trainer.window, trainer.timer, trainer.config.num_envs
+    wall, steps = window.seconds, (trainer.step - window.first_step) / n
+    times, busiest_s = window.times(trainer.step), window.busiest_worker_s
     waited, total = timer.seconds["simulate"], sum(timer.seconds.values())
     stages = {
         stage: (1e3 * seconds / timer.laps[stage], seconds / total)
         for stage, seconds in timer.seconds.items()
     }
-    rare: dict[str, Callable[[], object]] = {
+
+    def checkpoint() -> None:
+        trainer.save()
+        trainer.writer.wait()
+
+    def evaluate() -> None:
+        goals = goal_schedule(trainer.config, 1)
+        trainer.evaluator.start(trainer.step, trainer.agent, goals)
+        trainer.evaluator.collect()
+
+    beside: dict[str, Callable[[], object]] = {
         "log": trainer.log,
-        "checkpoint": trainer.save,
-        "evaluate": lambda: trainer.evaluate(final=False),
+        "checkpoint": checkpoint,
+        "evaluate": evaluate,
     }
-    for stage, work in rare.items():
+    learner_mib = peak_memory_mib(trainer.device)
+    for stage, work in beside.items() if rare else ():
         begun = time.perf_counter()
         work()
         stages[stage] = (1e3 * (time.perf_counter() - begun), 0.0)
     return Measurement(
-        env_steps_per_s=steps * n / wall,
-        updates_per_s=updates / wall,
+        env_steps_per_s=times["time/env_steps_per_s"],
+        updates_per_s=times["time/updates_per_s"],
         stages=stages,
-        busiest_worker_ms=1e3 * worked / steps,
+        busiest_worker_ms=1e3 * busiest_s,
         learner_ms=1e3 * (wall - waited) / steps,
         step_ms=1e3 * wall / steps,
         update_gflop=_update_flop(trainer) / 1e9,
         peak_gflops=_peak_flops(trainer) / 1e9,
+        learner_mib=learner_mib,
+        replay_mib=trainer.replay.storage.nbytes / 2**20,
+        worker_mib=max(psutil.Process(pid).memory_info().rss for pid in trainer.envs.worker_pids)
+        / 2**20,
     )
+
+
+def _forget_peak_memory(device: torch.device) -> None:
+    """So that `peak_memory_mib` is of this measurement, where several share a process."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _update_flop(trainer: Trainer) -> int:
@@ -138,7 +172,7 @@ def _update_flop(trainer: Trainer) -> int:
     envs = trainer.envs
     agent = Agent(trainer.config, envs.observation_dim, envs.action_dim, trainer.device)
     with FlopCounterMode(display=False) as counter:
-        agent.update(trainer._batch())
+        agent.update(trainer.replay.sample(trainer.per_task_batch, agent.generator))
     return int(counter.get_total_flops())
 
 
@@ -159,7 +193,13 @@ def _peak_flops(trainer: Trainer) -> float:
     return 20 * 2 * 2 * batch * width * width / statistics.median(times)
 
 
-UNITS = {"sample": "update", "update": "update", "log": "time", "checkpoint": "time"}
+UNITS = {
+    "sample": "update",
+    "update": "update",
+    "log": "time",
+    "checkpoint": "time, beside the loop",
+    "evaluate": "episode of every task, beside the loop",
+}
 
 
 def table(name: str, m: Measurement) -> Table:
@@ -172,14 +212,13 @@ def table(name: str, m: Measurement) -> Table:
     result.add_column("per")
     result.add_column("of the time", justify="right")
     for stage, (milliseconds, share) in m.stages.items():
-        per = "episode of every task" if stage == "evaluate" else UNITS.get(stage, "vector step")
         shown = f"{share:.0%}" if share else ""
-        result.add_row(stage, f"{milliseconds:,.2f}", per, shown)
+        result.add_row(stage, f"{milliseconds:,.2f}", UNITS.get(stage, "vector step"), shown)
     return result
 
 
 def findings(m: Measurement) -> list[str]:
-    """Overlap, rate and what bounds the run, a line each."""
+    """Overlap, rate, what bounds the run, and memory, a line each."""
     waits = m.stages["simulate"][1]
     bound = "the workers" if m.busiest_worker_ms > m.learner_ms else "the learner"
     return [
@@ -189,4 +228,6 @@ def findings(m: Measurement) -> list[str]:
         f"products: {m.update_gflop:.2f} GFLOP an update, at {m.product_share:.0%} of this "
         f"machine's {m.peak_gflops:,.0f} GFLOP/s (fp32 or TF32)",
         f"bound by {bound}: the loop waits {waits:.0%} of the time for the simulation",
+        f"memory: learner {m.learner_mib:,.0f} MiB at its peak; the replay, when full, "
+        f"{m.replay_mib:,.0f} MiB; largest worker {m.worker_mib:,.0f} MiB",
     ]

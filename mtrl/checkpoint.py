@@ -1,4 +1,4 @@
-"""Atomic, checksummed checkpoints.
+"""Atomic, checksummed checkpoints, written beside the training.
 
 A file is written beside its final name, flushed to disk, then renamed, so a name always holds a
 whole checkpoint. Its last 40 bytes are a marker and the SHA-256 of everything before them: a
@@ -7,12 +7,17 @@ truncated or altered file is detected and the previous one used.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor
+
+from mtrl.replay import free_memory
 
 MARKER = b"mtrlck01"
 TRAILER = len(MARKER) + hashlib.sha256().digest_size
@@ -57,12 +62,74 @@ def save(path: Path, state: dict[str, Any]) -> None:
         finally:
             os.close(directory)
     except (OSError, RuntimeError) as error:  # torch turns a failed write into RuntimeError
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of the same kind as the error itself
+            temporary.unlink()
         cause = error.__cause__ or error.__context__ or error
         cause = cause if isinstance(cause, OSError) else error
         raise CheckpointError(
             f"cannot save checkpoint {path}: {cause}; earlier checkpoints are intact"
         ) from error
+
+
+def snapshot(state: Any) -> Any:
+    """A copy on the CPU that later training leaves alone; of views, only what they show."""
+    if isinstance(state, Tensor):
+        return torch.empty(state.shape, dtype=state.dtype).copy_(state.detach())
+    if isinstance(state, dict):
+        return {key: snapshot(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(snapshot(value) for value in state)
+    return state
+
+
+def _size(state: Any) -> int:
+    """Bytes of the tensors in it."""
+    if isinstance(state, Tensor):
+        return state.numel() * state.element_size()
+    if isinstance(state, dict):
+        state = list(state.values())
+    return sum(map(_size, state)) if isinstance(state, list | tuple) else 0
+
+
+class Writer:
+    """Writes files from snapshots, in a thread, one at a time.
+
+    Where one failed, the next call of any method but `close` raises its CheckpointError.
+    """
+
+    def __init__(self, keep: int) -> None:
+        """keep: step checkpoints that stay; see `prune`."""
+        self.keep = keep
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
+
+    def save(self, path: Path, state: dict[str, Any]) -> None:
+        """Copy `state`, wait for the file before, begin to write. In memory that is too small for
+        a copy: write at once."""
+        self.wait()
+        if _size(state) > free_memory(torch.device("cpu")):
+            self._write(path, state)
+        else:
+            self._writing = self._thread.submit(self._write, path, snapshot(state))
+
+    def _write(self, path: Path, state: dict[str, Any]) -> None:
+        save(path, state)
+        prune(path.parent, self.keep)
+
+    def check(self) -> None:
+        """Raise what went wrong, without waiting."""
+        if self._writing is not None and self._writing.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Until everything is on disk."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def close(self) -> None:
+        """Let what is being written be finished; an error in it is not raised."""
+        self._thread.shutdown()
 
 
 def load(path: Path) -> dict[str, Any]:

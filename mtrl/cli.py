@@ -100,11 +100,11 @@ def main(arguments: list[str] | None = None) -> None:
 def _report(error: Exception) -> None:
     """Known failures as one line and their exit code; anything else keeps its traceback."""
     from mtrl.checkpoint import CheckpointError
+    from mtrl.ending import Stopped, TrainingError
     from mtrl.envs.rendering import RenderingError
     from mtrl.envs.vector import WorkerError
     from mtrl.schema import ConfigError
     from mtrl.supervised.files import DataError
-    from mtrl.train import Stopped, TrainingError
 
     if isinstance(error, Stopped):
         _fail(str(error), error.exit_code)

@@ -72,6 +72,7 @@ def with_overrides(default: Config, program: str, arguments: list[str]) -> Confi
 
 
 MAY_DIFFER = ("overwrite", "resume_if_exists", "run_dir")
+DECIDED = ("learner.compile", "learner.precision", "learner.capture")  # when the run started
 
 
 def continued(stored: Config, wanted: Config) -> Config:
@@ -83,8 +84,8 @@ def continued(stored: Config, wanted: Config) -> Config:
     for key, value in flatten(wanted).items():
         if key in MAY_DIFFER or value == before[key]:
             continue
-        if key in ("learner.compile", "learner.precision") and value == "auto":
-            continue  # decided when the run started
+        if key in DECIDED and value == "auto":
+            continue
         if key == "learner.precision" and before[key] == "fp32":
             continue  # the machine it started on had nothing else
         if key != "train.total_steps":

@@ -198,6 +198,10 @@ class LearnerConfig:
     """Compile the update with torch.compile: on a CPU half the time per update, after half a minute
     (a few seconds once cached). Wants a C++ compiler and an SMTO with constant weights.
     auto = on a CPU, where possible, for runs of 20,000 updates or more."""
+    capture: Literal["auto", "on", "off"] = "auto"
+    """Capture the update, sampling included, as a CUDA graph: one launch instead of hundreds.
+    auto = on CUDA. Methods whose steps differ (update_every, AutoScale while it explores) or wait
+    for the device (aligned_mtl, imtl, imtl_g) are not captured; if it fails: a warning."""
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,25 @@
-"""Deterministic evaluation: success rates and returns per task over goals."""
+"""Deterministic evaluation: success rates and returns per task over goals.
+
+While a run trains, a snapshot of its policy is evaluated on workers of its own (`Evaluator`).
+"""
 
 from __future__ import annotations
 
+import copy
+import time
 from collections.abc import Callable
-from typing import NamedTuple
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from mtrl.agent import Agent
+from mtrl.checkpoint import snapshot
 from mtrl.config import Config
-from mtrl.envs.vector import IDLE, RESET, STEP, VectorEnv
+from mtrl.envs.vector import IDLE, RESET, STEP, VectorEnv, make_vector_env
 
 Policy = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -52,6 +60,19 @@ def agent_policy(agent: Agent) -> Policy:
     return policy
 
 
+def frozen_policy(agent: Agent) -> Policy:
+    """As `agent_policy`, of the policy as it is now, and on the CPU."""
+    encoder, actor = (copy.deepcopy(part).cpu() for part in (agent.encoder, agent.actor))
+
+    @torch.no_grad()
+    def policy(observations: NDArray[np.float32]) -> NDArray[np.float32]:
+        mean, _ = actor(encoder(torch.tensor(observations)))
+        actions: NDArray[np.float32] = torch.tanh(mean).numpy()
+        return actions
+
+    return policy
+
+
 def evaluate(
     policy: Policy, envs: VectorEnv, goals: NDArray[np.int64], *, stop_at_success: bool = True
 ) -> Evaluation:
@@ -79,3 +100,67 @@ def evaluate(
         commands[episode >= episodes] = IDLE
         actions = policy(outcome.observations)
     return Evaluation(success, returns)
+
+
+class Evaluated(NamedTuple):
+    """What came of one evaluation."""
+
+    result: Evaluation
+    seconds: float
+
+
+class UnderWay(NamedTuple):
+    """An evaluation that has been started."""
+
+    step: int
+    """Environment steps, when the snapshot was taken."""
+    agent: dict[str, Any]
+    """State of the agent then."""
+    goals: NDArray[np.int64]
+    """[task, episode]"""
+    future: Future[Evaluated]
+
+
+class Evaluator:
+    """Evaluates snapshots of the agent beside the training, one at a time: `start`, `collect`.
+
+    A thread drives workers that are there for evaluations alone. It mostly waits for them, and
+    holds the interpreter for a fraction of a millisecond per step of all tasks.
+    """
+
+    def __init__(self, config: Config, envs: VectorEnv | None = None) -> None:
+        """envs: one environment per task, the caller's to close; None = made when first needed."""
+        self.config, self.envs = config, envs
+        self._made = ExitStack()
+        self._thread = ThreadPoolExecutor(1, "evaluation")
+        self.under_way: UnderWay | None = None
+
+    def start(self, step: int, agent: Agent, goals: NDArray[np.int64]) -> None:
+        """Begin to evaluate the agent as it is now, at `step`, on goals [task, episode]."""
+        assert self.under_way is None, "collect the one before first"
+        if self.envs is None:
+            self.envs = self._made.enter_context(make_vector_env(self.config))
+        future = self._thread.submit(self._run, frozen_policy(agent), self.envs, goals)
+        self.under_way = UnderWay(step, snapshot(agent.state_dict()), goals, future)
+
+    def _run(self, policy: Policy, envs: VectorEnv, goals: NDArray[np.int64]) -> Evaluated:
+        started = time.monotonic()
+        stop = self.config.evaluation.stop_at_success
+        result = evaluate(policy, envs, goals, stop_at_success=stop)
+        return Evaluated(result, time.monotonic() - started)
+
+    def check(self) -> None:
+        """Raise what went wrong (WorkerError), without waiting."""
+        if self.under_way is not None and self.under_way.future.done():
+            self.under_way.future.result()
+
+    def collect(self) -> tuple[UnderWay, Evaluated]:
+        """Wait for the evaluation under way. Raises WorkerError."""
+        assert self.under_way is not None
+        started, self.under_way = self.under_way, None
+        return started, started.future.result()
+
+    def close(self) -> None:
+        """End the workers, and with them what is under way."""
+        self._made.close()
+        self._thread.shutdown()

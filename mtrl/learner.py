@@ -48,7 +48,8 @@ def set_up_learner(config: Config) -> torch.device:
 
 
 def settle(config: Config, device: torch.device) -> tuple[Config, list[str]]:
-    """`learner.precision` and `learner.compile` as this run on this machine has them; warnings."""
+    """`learner.precision`, `.compile` and `.capture` as this run on this machine has them, and
+    warnings."""
     precision, warnings = config.learner.precision, []
     if precision == "auto":
         precision = "tf32" if device.type == "cuda" else "fp32"
@@ -57,8 +58,16 @@ def settle(config: Config, device: torch.device) -> tuple[Config, list[str]]:
     ):
         warnings = [f"this CPU has no {precision} products; going on with learner.precision fp32"]
         precision = "fp32"
+    capture: Literal["on", "off"] = "off"
+    if device.type == "cuda":
+        capture = "off" if config.learner.capture == "off" else "on"
+    elif config.learner.capture == "on":
+        warnings.append("learner.capture = on wants a CUDA device; going on without")
     learner = dataclasses.replace(
-        config.learner, precision=precision, compile=_decide_compile(config, device)
+        config.learner,
+        precision=precision,
+        compile=_decide_compile(config, device),
+        capture=capture,
     )
     return dataclasses.replace(config, learner=learner), warnings
 

@@ -25,14 +25,33 @@ from mtrl.dashboard import layout
 from mtrl.evaluate import Evaluation
 from mtrl.run_directory import RunConfig, RunDirectory, write_atomically
 from mtrl.schema import dump_yaml
-from mtrl.sinks import open_sinks
+from mtrl.sinks import Stays, open_sinks
+
+EVALUATION = ("eval/", "time/eval_s")  # how an evaluation's tags begin
 
 
 class Recorder:
-    def __init__(self, run: RunDirectory, config: RunConfig, step: int, total: int) -> None:
-        """Continue at `step`: later lines of an interrupted run are dropped."""
+    def __init__(
+        self,
+        run: RunDirectory,
+        config: RunConfig,
+        step: int,
+        total: int,
+        *,
+        evaluated_again: bool = False,
+    ) -> None:
+        """Continue at `step`: later lines of an interrupted run are dropped.
+
+        evaluated_again: this step's evaluation was under way, and is made again; its lines, if
+        there are any, are dropped too. (TensorBoard shows the same point twice then.)
+        """
         self.names, self.total = config.task_names, total
-        self._keep_until(run, step)
+
+        def stays(at: int, tag: str) -> bool:
+            again = evaluated_again and tag.startswith(EVALUATION)
+            return at < step or (at == step and not again)
+
+        self._keep(run, stays)
         self._file = open(run.metrics_file, "a", buffering=1)  # noqa: SIM115 - closed in close()
         self._tensorboard = SummaryWriter(
             str(run.tensorboard), purge_step=step + 1 if step else None
@@ -41,7 +60,7 @@ class Recorder:
             text = f"protocol: **{config.protocol_stamp}**\n\n```yaml\n{dump_yaml(config)}```"
             self._tensorboard.add_text("config", text)
             self._tensorboard.add_custom_scalars(layout(self.names))
-        self._sinks = open_sinks(run, config, step)
+        self._sinks = open_sinks(run, config, stays)
         self.console = Console(stderr=True)
         self._progress: Progress | None = None
         if sys.stderr.isatty():
@@ -56,13 +75,14 @@ class Recorder:
             self._bar = self._progress.add_task(config.method, total=total, completed=step)
 
     @staticmethod
-    def _keep_until(run: RunDirectory, step: int) -> None:
+    def _keep(run: RunDirectory, stays: Stays) -> None:
         if not run.metrics_file.exists():
             return
         kept = []
         for line in run.metrics_file.read_text().splitlines():
             try:
-                if json.loads(line)["step"] <= step:
+                record = json.loads(line)
+                if all(stays(record["step"], tag) for tag in record):
                     kept.append(line + "\n")
             except (ValueError, KeyError):
                 continue  # a line cut off when the process was killed
@@ -117,7 +137,6 @@ class Recorder:
         evaluated: float,
         env_rate: float,
         update_rate: float,
-        eta_s: float,
     ) -> None:
         """The bar's state on a terminal; one plain line elsewhere."""
         rates = f"{env_rate:,.0f} env steps/s, {update_rate:,.1f} updates/s"
@@ -128,10 +147,11 @@ class Recorder:
                 self._bar, completed=step, description=f"success {seen or '-'} | {rates}"
             )
             return
+        left = (self.total - step) / max(env_rate, 1e-9)
         percent = 100 * step / self.total
         self.message(
             f"step {step:,} ({percent:.0f}%)  success {seen or '-'}  {rates}  "
-            f"ETA {eta_s / 60:.0f} min"
+            f"ETA {left / 60:.0f} min"
         )
 
     def advance(self, step: int, text: str) -> None:

@@ -101,6 +101,8 @@ class ReplayBuffer:
         """Largest reward ever stored, per task: raw, or normalised by the moving average."""
         self.added = 0
         """Transitions ever added per task."""
+        self._held = torch.zeros((), dtype=torch.float64, device=device)
+        """`size`, where sampling reads it: a captured update would keep a number for ever."""
         self._first_slots = torch.arange(num_tasks, device=device)[:, None] * self.slots
 
     @property
@@ -112,16 +114,16 @@ class ReplayBuffer:
         self,
         observations: Tensor,
         actions: Tensor,
-        rewards: NDArray[np.float64],
-        next_observations: NDArray[np.float32],
-        terminated: NDArray[np.bool_],
+        rewards: NDArray[np.float64] | Tensor,
+        next_observations: NDArray[np.float32] | Tensor,
+        terminated: NDArray[np.bool_] | Tensor,
     ) -> None:
-        """One transition of every environment: [task, env, ...]; rewards are raw."""
+        """One transition of every environment: [task, env, ...]; rewards are raw, in float64."""
         device = self.storage.device
         raw = torch.as_tensor(rewards, dtype=torch.float64).to(device)
         self.moments.add(raw)
         stored = self._ema(raw) if self.reward_normalization == "ema" else raw
-        self.maximum = torch.maximum(self.maximum, stored.amax(1))
+        torch.maximum(self.maximum, stored.amax(1), out=self.maximum)
         first = self.added % self.slots
         torch.cat(
             [
@@ -135,6 +137,7 @@ class ReplayBuffer:
             out=self.storage[:, first : first + self.envs_per_task],
         )
         self.added += self.envs_per_task
+        self._held.fill_(self.size)
 
     def _ema(self, rewards: Tensor) -> Tensor:
         """Sodhani et al. 2021's environment-side normalisation [task, env], once per step.
@@ -153,7 +156,7 @@ class ReplayBuffer:
         uniform = torch.rand(
             self.num_tasks, per_task, dtype=torch.float64, device=device, generator=generator
         )
-        rows = (uniform * self.size).long() + self._first_slots
+        rows = (uniform * self._held).long() + self._first_slots
         flat = self.storage.view(-1, self.storage.shape[-1])
         picked = flat.index_select(0, rows.flatten()).view(self.num_tasks, per_task, -1)
         observations, actions, rewards, next_observations, terminated = picked.split(
@@ -178,10 +181,8 @@ class ReplayBuffer:
         return (self.maximum / scale / (1.0 - gamma)).float()
 
     def state_dict(self) -> dict[str, Any]:
-        held = self.storage[:, : self.size]
         return {
-            # A view would be saved with all the empty slots around it.
-            "storage": held if self.size == self.slots else held.clone(),
+            "storage": self.storage[:, : self.size],  # a view: its slots change
             "added": self.added,
             "moments": self.moments.state_dict(),
             "maximum": self.maximum,
@@ -191,6 +192,7 @@ class ReplayBuffer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.added = state["added"]
+        self._held.fill_(self.size)
         self.storage[:, : self.size] = state["storage"]
         self.moments.load_state_dict(state["moments"])
         self.maximum.copy_(state["maximum"])

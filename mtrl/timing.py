@@ -25,12 +25,10 @@ class StageTimer:
         self.laps[stage] += 1
         return seconds
 
-    def flush(self) -> dict[str, float]:
-        """{"time/<stage>_ms": mean of a lap since the last flush}; starts anew."""
-        means = {
-            f"time/{stage}_ms": 1e3 * seconds / self.laps[stage]
-            for stage, seconds in self.seconds.items()
-        }
+    def means(self) -> dict[str, float]:
+        """{stage: mean seconds of a lap} since the start."""
+        return {stage: seconds / self.laps[stage] for stage, seconds in self.seconds.items()}
+
+    def restart(self) -> None:
         self.seconds.clear()
         self.laps.clear()
-        return means

@@ -1,14 +1,12 @@
-"""The training loop, and what surrounds it: set-up, logging, evaluation, checkpoints, stopping."""
+"""The training loop, and what it calls on: logging, evaluation, checkpoints."""
 
 from __future__ import annotations
 
 import json
 import math
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol
+from contextlib import ExitStack
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -16,16 +14,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mtrl import checkpoint
-from mtrl.agent import Agent, Metrics
+from mtrl.agent import Agent
+from mtrl.capture import CapturedUpdate
 from mtrl.compilation import Compilation
 from mtrl.config import Config
 from mtrl.diagnostics import Diagnostics
+from mtrl.ending import Stopped, TrainingError, outcome, signals
 from mtrl.envs.goals import lane_goals
-from mtrl.envs.vector import Step, VectorEnv, make_vector_env
-from mtrl.evaluate import Evaluation, agent_policy, evaluate, goal_schedule
+from mtrl.envs.vector import Step, VectorEnv
+from mtrl.evaluate import Evaluation, Evaluator, agent_policy, goal_schedule
 from mtrl.learner import set_up_learner, settle
+from mtrl.log_window import LogWindow
 from mtrl.recorder import Recorder
-from mtrl.replay import Batch, ReplayBuffer
+from mtrl.replay import ReplayBuffer
 from mtrl.run_directory import (
     RunDirectory,
     Status,
@@ -35,21 +36,10 @@ from mtrl.run_directory import (
 )
 from mtrl.schema import dump_yaml
 from mtrl.timing import StageTimer
+from mtrl.transfer import Transfer
 from mtrl.videos import record
 
 SUCCESS_WINDOW = 10  # episodes per task in train/episode_success
-
-
-class TrainingError(RuntimeError):
-    """The run cannot go on; the message says why."""
-
-
-class Stopped(Exception):
-    """A signal ended the run after a checkpoint."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}")
-        self.exit_code = 128 + signum
 
 
 class Trainer:
@@ -66,7 +56,10 @@ class Trainer:
         """`stack` ends what the run starts: evaluation workers, threads and open files."""
         self.config, self.run, self.device, self.stack = config, run, device, stack
         self.envs = envs
-        self._eval_envs: VectorEnv | None = None
+        self.evaluator = Evaluator(config)
+        self.writer = checkpoint.Writer(config.checkpoint.keep)
+        stack.callback(self.writer.close)
+        stack.callback(self.evaluator.close)
         observation_dim, action_dim = envs.observation_dim, envs.action_dim
         self.agent = Agent(config, observation_dim, action_dim, device)
         self.replay = ReplayBuffer(
@@ -79,6 +72,7 @@ class Trainer:
             config.replay.ema_alpha,
             config.train.envs_per_task,
         )
+        self.transfer = Transfer(device)
         self.per_task_batch = config.replay.batch_size // config.num_tasks
         # Whole episodes only: the end is a place where every environment has just been reset.
         self.total = (
@@ -91,36 +85,48 @@ class Trainer:
         self.last_success = math.nan
         self.elapsed = 0.0
         self.stop_signal = 0
-        self._metric_sum: Tensor | None = None
         self._compiling: Compilation | None = None
+        self._captured: CapturedUpdate | None = None
         self.updates = 0
         self.diagnostics = Diagnostics()
         self.timer = StageTimer()
-        self._worker_seconds = envs.worker_seconds()
+        self.window = LogWindow(envs, self.timer)
         self.last_evaluation: Evaluation | None = None
-        self._new_log_window()
 
     def open_recorder(self) -> None:
         """Once the step is known (zero, or a checkpoint's)."""
-        self.recorder = Recorder(self.run, self.config, self.step, self.total)
+        again = self.evaluator.under_way is not None
+        self.recorder = Recorder(
+            self.run, self.config, self.step, self.total, evaluated_again=again
+        )
         self.stack.callback(self.recorder.close)
 
     @property
     def finished(self) -> bool:
         return self.step >= self.total
 
-    def start_compiling(self) -> None:
-        """Compile the update in a thread of its own, while the warm-up goes on."""
-        batch = self.replay.sample(self.per_task_batch, torch.Generator(self.device))
-        self._compiling = Compilation(self.agent, batch, self._return_bound())
+    def prepare_updates(self) -> None:
+        """Compile them, in a thread while the warm-up goes on, and capture them, as configured."""
+        settings, agent = self.config.learner, self.agent
+        if settings.compile == "on":
+            batch = self.replay.sample(self.per_task_batch, torch.Generator(self.device))
+            self._compiling = Compilation(agent, batch, self._return_bound())
+        if settings.capture == "on":
+            agent.make_capturable()
+            self._captured = CapturedUpdate(
+                self._update,
+                agent.smtos,
+                agent.generators,
+                self.device,
+                lambda text: self.recorder.message(f"warning: {text}"),
+            )
 
     def _finish_compiling(self, compilation: Compilation) -> None:
         """Wait for it, but not deaf: a dead worker or a signal is answered meanwhile."""
         while compilation.is_alive():
             self.envs.check()
             if self.stop_signal and self.step % self.config.episode_steps == 0:
-                self.save()  # every episode has just ended
-                raise Stopped(self.stop_signal)
+                self._save_and_stop()  # every episode has just ended
             compilation.join(0.1)
         if compilation.failure:
             self.recorder.message(
@@ -136,7 +142,9 @@ class Trainer:
         lap = self.timer.lap
         n = config.num_envs
         warmup = math.ceil(config.train.warmup_steps / n) * n
-        observations = self._tensor(envs.reset(self._goals(self.episodes)))
+        to_device, to_host = self.transfer.to_device, self.transfer.to_host
+        first = envs.reset(self._goals(self.episodes))
+        observations = to_device("observations", self._per_task(first))
         solved = np.zeros(n, dtype=np.bool_)
         next_goals = self._goals(self.episodes + 1)
 
@@ -145,7 +153,8 @@ class Trainer:
             if learning and self._compiling is not None:
                 self._finish_compiling(self._compiling)
             actions = agent.act(observations) if learning else agent.random_actions()
-            envs.send(self._finite(actions.flatten(0, 1).cpu().numpy(), "action"), next_goals)
+            chosen = to_host("actions", actions.flatten(0, 1))
+            envs.send(self._finite(chosen, "action"), next_goals)
             lap("act")
             if learning:  # on what is stored, while the workers simulate
                 self._learn(self._updates_due(warmup))
@@ -155,11 +164,11 @@ class Trainer:
             replay.add(
                 observations,
                 actions,
-                self._per_task(outcome.rewards),
-                self._per_task(outcome.next_observations),
-                self._per_task(outcome.terminated),
+                to_device("rewards", self._per_task(outcome.rewards)),
+                to_device("next_observations", self._per_task(outcome.next_observations)),
+                to_device("terminated", self._per_task(outcome.terminated)),
             )
-            observations = self._tensor(outcome.observations)
+            observations = to_device("observations", self._per_task(outcome.observations))
             lap("store")
             self.step += n
             solved |= outcome.success
@@ -170,6 +179,7 @@ class Trainer:
             if self.step == warmup and config.network.observation_norm:
                 agent.encoder.set_statistics(*replay.observation_statistics())
             self._log_evaluate_save(may_save=bool(done.all()) or not config.episodes_end_together)
+        self.writer.wait()
 
     def _updates_due(self, warmup: int) -> int:
         """Updates of this vector step; fractional rates are spread evenly."""
@@ -182,21 +192,24 @@ class Trainer:
         if decay := self.config.agent.lr_decay:
             left = (self.total - self.step) / self.total
             self.agent.scale_learning_rates(min(1.0, left / decay))
+        every = self.config.diagnostics.every
         for _ in range(updates):
-            every = self.config.diagnostics.every
             look = every > 0 and self.updates % every == 0
-            batch = self._batch()
-            self.timer.lap("sample")
-            metrics = torch.stack(self.agent.update(batch, self._return_bound(), gramians=look))
+            if look or self._captured is None:
+                metrics = self._update(gramians=look)
+            else:
+                metrics = self._captured()
             if look:
                 self.diagnostics.add(self.agent.gramians, self.agent.certificates())
             self.timer.lap("update")
             self.updates += 1
-            self._metric_sum = metrics if self._metric_sum is None else self._metric_sum + metrics
-            self._updates += 1
+            self.window.add(metrics)
 
-    def _batch(self) -> Batch:
-        return self.replay.sample(self.per_task_batch, self.agent.generator)
+    def _update(self, *, gramians: bool = False) -> Tensor:
+        """One update on a fresh sample; -> its metrics [quantity, task]."""
+        batch = self.replay.sample(self.per_task_batch, self.agent.generator)
+        self.timer.lap("sample")
+        return torch.stack(self.agent.update(batch, self._return_bound(), gramians=gramians))
 
     def _return_bound(self) -> Tensor | None:
         config = self.config.agent
@@ -207,10 +220,6 @@ class Trainer:
     def _per_task(self, lanes: NDArray[Any]) -> NDArray[Any]:
         """[lane, ...] -> [task, env, ...]"""
         return lanes.reshape(self.config.num_tasks, -1, *lanes.shape[1:])
-
-    def _tensor(self, observations: NDArray[np.float32]) -> Tensor:
-        # A copy: shared memory is reused.
-        return torch.tensor(self._per_task(observations), device=self.device)
 
     def _goals(self, episodes: NDArray[np.int64]) -> list[int]:
         config = self.config
@@ -230,20 +239,22 @@ class Trainer:
         if self._crossed(config.logging.every) or final:
             self.log()
         if self._crossed(config.evaluation.every) or final:
-            self._record_evaluation(final=final)
+            self._start_evaluation(final=final)
+        if final:
+            self._collect_evaluation()
         if self._crossed(config.train.video_every):
             self._record_video()
         if may_save:
-            stop = self.stop_signal
-            if stop or final or self.step % config.checkpoint.every == 0:
+            if self.stop_signal and not final:
+                self._save_and_stop()
+            if final or self.step % config.checkpoint.every == 0:
                 self.save()
-            if stop and not final:
-                raise Stopped(stop)
 
     def _crossed(self, every: int) -> bool:
         return every > 0 and self.step // every > (self.step - self.config.num_envs) // every
 
     def _finite(self, values: NDArray[Any], quantity: str) -> NDArray[Any]:
+        """`values` [lane, ...], or a TrainingError that names the first other task."""
         finite = np.isfinite(values).reshape(len(values), -1).all(1)
         if not finite.all():
             self.log()  # a non-finite loss is the cause, if there is one: it is named instead
@@ -256,88 +267,93 @@ class Trainer:
         self._finite(outcome.observations, "observation")
         self._finite(outcome.rewards, "reward")
 
-    def _new_log_window(self) -> None:
-        self._updates = 0
-        self._metric_sum = None
-        self._window_start = (time.monotonic(), self.step)
-
     def log(self) -> None:
         """Mean metrics since the last log; the one place where the loop waits for the device."""
-        if not self._updates and self.step == self._window_start[1]:
+        window, recorder = self.window, self.recorder
+        if window.is_empty(self.step):
             return
-        recorder = self.recorder
-        started, first_step = self._window_start
-        seconds = max(time.monotonic() - started, 1e-9)
-        self.elapsed += seconds
-        env_rate, update_rate = (self.step - first_step) / seconds, self._updates / seconds
-        values = {"time/env_steps_per_s": env_rate, "time/updates_per_s": update_rate}
-        values["memory/learner_mib"] = peak_memory_mib(self.device)
+        self.evaluator.check()
+        self.writer.check()
+        self.elapsed += window.seconds
         success = [float(np.mean(recent)) if recent else math.nan for recent in self.recent_success]
-        values |= recorder.per_task("train/episode_success", success)
         sigma = self.replay.moments.sigma.cpu().numpy()
+        values = window.times(self.step) | self.diagnostics.flush()
+        values |= recorder.per_task("train/episode_success", success)
         values |= recorder.per_task("train/reward_std", sigma)
-        values |= self.diagnostics.flush()
-        values |= self._stage_times()
-        if self._metric_sum is not None:
-            means = Metrics(*(self._metric_sum / self._updates).cpu().numpy())
-            for quantity in ("critic_loss", "actor_loss", "alpha", "entropy"):
-                values |= recorder.per_task(f"train/{quantity}", getattr(means, quantity))
-            for loss in ("critic", "actor"):
-                weights = getattr(means, f"{loss}_weight")
-                values |= recorder.per_task(f"smto/{loss}/weight", weights)
-            for quantity in ("critic_loss", "actor_loss", "alpha"):
-                finite = np.isfinite(getattr(means, quantity))
-                if not finite.all():
-                    task = self.config.task_names[int(np.argmin(finite))]
-                    name = quantity.replace("_", " ")
-                    raise TrainingError(f"non-finite {name} of task {task} before step {self.step}")
+        values["memory/learner_mib"] = peak_memory_mib(self.device)
+        values |= self._mean_metrics()
         recorder.scalars(self.step, values)
-        eta = (self.total - self.step) / env_rate if env_rate else math.inf
         known = [s for s in success if s == s]
-        mean = float(np.mean(known)) if known else math.nan
-        recorder.progress(self.step, mean, self.last_success, env_rate, update_rate, eta)
+        recorder.progress(
+            self.step,
+            float(np.mean(known)) if known else math.nan,
+            self.last_success,
+            values["time/env_steps_per_s"],
+            values["time/updates_per_s"],
+        )
         self.status("running")
-        self._new_log_window()
+        window.restart(self.step)
         self.timer.lap("log")
 
-    def _stage_times(self) -> dict[str, float]:
-        worked = self.envs.worker_seconds()
-        steps = max(self.timer.laps["simulate"], 1)
-        busiest = float((worked - self._worker_seconds).max()) / steps
-        self._worker_seconds = worked
-        return self.timer.flush() | {"time/busiest_worker_ms": 1e3 * busiest}
+    def _mean_metrics(self) -> dict[str, float]:
+        """{tag: value} of the updates since the last log, if there were any; all finite."""
+        means = self.window.metrics()
+        if means is None:
+            return {}
+        for quantity in ("critic_loss", "actor_loss", "alpha"):
+            finite = getattr(means, quantity).isfinite()
+            if not finite.all():
+                task = self.config.task_names[int(finite.int().argmin())]
+                name = quantity.replace("_", " ")
+                raise TrainingError(f"non-finite {name} of task {task} before step {self.step}")
+        tags = {name: f"train/{name}" for name in ("critic_loss", "actor_loss", "alpha", "entropy")}
+        tags |= {f"{loss}_weight": f"smto/{loss}/weight" for loss in ("critic", "actor")}
+        return {
+            tag: value
+            for name, prefix in tags.items()
+            for tag, value in self.recorder.per_task(prefix, getattr(means, name)).items()
+        }
 
-    def evaluate(self, *, final: bool) -> Evaluation:
-        """Deterministic evaluation in environments of its own; touches no training state."""
-        settings, config = self.config.evaluation, self.config
-        if self._eval_envs is None:
-            self._eval_envs = self.stack.enter_context(make_vector_env(config))
-        if final:
-            goals = goal_schedule(config, settings.final_episodes_per_task)
-        else:
-            index = self.step // settings.every - 1
-            episodes = settings.episodes_per_task
-            goals = goal_schedule(config, episodes, first=index * episodes)
-        return evaluate(
-            agent_policy(self.agent),
-            self._eval_envs,
-            goals,
-            stop_at_success=settings.stop_at_success,
-        )
-
-    def _record_evaluation(self, *, final: bool) -> None:
-        result = self.evaluate(final=final)
-        seconds = self.timer.lap("evaluate")
-        self.last_success = result.success_mean
-        self.recorder.evaluation(self.step, result, seconds)
+    def _start_evaluation(self, *, final: bool) -> None:
+        """Deterministic, in environments of its own; touches no training state."""
+        self._collect_evaluation()
+        self.evaluator.start(self.step, self.agent, self._evaluation_goals(final=final))
         for loss, cosines in self.diagnostics.heat_maps.items():
             self.recorder.heat_map(self.step, f"gradients/{loss}/cosine", cosines)
+        self._exclude(self.timer.lap("evaluate"))
+
+    def _evaluation_goals(self, *, final: bool) -> NDArray[np.int64]:
+        settings = self.config.evaluation
+        if final:
+            return goal_schedule(self.config, settings.final_episodes_per_task)
+        episodes = settings.episodes_per_task
+        index = self.step // settings.every - 1
+        return goal_schedule(self.config, episodes, first=index * episodes)
+
+    def _collect_evaluation(self) -> None:
+        """Record the evaluation under way, if there is one, at the step of its snapshot.
+
+        Waits for it, where the order of events asks for that: before the next evaluation, before
+        a checkpoint of a later step, and at the end. So the log does not depend on the timing.
+        """
+        if self.evaluator.under_way is None:
+            return
+        started, (result, seconds) = self.evaluator.collect()
+        self.last_success = result.success_mean
+        self.recorder.evaluation(started.step, result, seconds)
         self.last_evaluation = result
         if result.success_mean >= self.best_success:  # of equals the one trained longest
             self.best_success = result.success_mean
-            state = {"step": self.step, "agent": self.agent.state_dict()}
-            checkpoint.save(self.run.checkpoints / "best.pt", state)
-        self._exclude(seconds)
+            best = {"step": started.step, "agent": started.agent}
+            self.writer.save(self.run.checkpoints / "best.pt", best)
+        self._exclude(self.timer.lap("evaluate"))
+
+    def final_evaluation(self) -> Evaluation:
+        """Made again, only to be shown, where the run had been finished before."""
+        if self.last_evaluation is None:
+            self.evaluator.start(self.step, self.agent, self._evaluation_goals(final=True))
+            _, (self.last_evaluation, _) = self.evaluator.collect()
+        return self.last_evaluation
 
     def _record_video(self) -> None:
         """Beside the training: what goes wrong here must not end it."""
@@ -352,7 +368,7 @@ class Trainer:
     def _exclude(self, seconds: float) -> None:
         """Keep time spent beside training out of the logged speeds."""
         self.elapsed += seconds
-        self._window_start = (self._window_start[0] + seconds, self._window_start[1])
+        self.window.exclude(seconds)
 
     # -- state ----------------------------------------------------------------------------------
 
@@ -370,20 +386,30 @@ class Trainer:
     def save(self) -> None:
         """A checkpoint of everything; where every episode has just ended, if they end together."""
         self.log()  # refuses non-finite losses: a bad state never replaces a good one
+        started = self.evaluator.under_way
+        if started is not None and started.step < self.step:
+            self._collect_evaluation()
+        evaluating = self.evaluator.under_way
         state = {
             "step": self.step,
             "episodes": self.episodes.tolist(),
             "recent_success": self.recent_success,
             "best_success": self.best_success,
             "last_success": self.last_success,
+            # Of this step, then: a resumed run begins it again, from the same agent.
+            "evaluating": None if evaluating is None else evaluating.goals.tolist(),
             "elapsed": self.elapsed,
             "updates": self.updates,
             "agent": self.agent.state_dict(),
             "replay": self.replay.state_dict(),
         }
-        checkpoint.save(checkpoint.step_path(self.run.checkpoints, self.step), state)
-        checkpoint.prune(self.run.checkpoints, self.config.checkpoint.keep)
+        self.writer.save(checkpoint.step_path(self.run.checkpoints, self.step), state)
         self._exclude(self.timer.lap("checkpoint"))
+
+    def _save_and_stop(self) -> NoReturn:
+        self.save()
+        self.writer.wait()
+        raise Stopped(self.stop_signal)
 
     def load(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
@@ -395,33 +421,9 @@ class Trainer:
         self.updates = state["updates"]
         self.agent.load_state_dict(state["agent"])
         self.replay.load_state_dict(state["replay"])
-        self._new_log_window()
-
-
-class Stoppable(Protocol):
-    stop_signal: int
-    recorder: Recorder
-
-
-@contextmanager
-def signals(trainer: Stoppable, where: str) -> Iterator[None]:
-    """SIGTERM or Ctrl-C: stop at the next `where`. A second Ctrl-C: at once."""
-
-    def handle(signum: int, frame: Any) -> None:
-        if signum == signal.SIGINT and trainer.stop_signal == signal.SIGINT:
-            raise KeyboardInterrupt
-        trainer.stop_signal = signum
-        trainer.recorder.message(
-            f"{signal.Signals(signum).name}: stopping at the next {where}, then saving; "
-            "Ctrl-C twice stops at once"
-        )
-
-    previous = {s: signal.signal(s, handle) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
+        if state["evaluating"] is not None:
+            self.evaluator.start(self.step, self.agent, np.array(state["evaluating"]))
+        self.window.restart(self.step)
 
 
 def train(
@@ -438,45 +440,34 @@ def train(
     if not resume:
         write_atomically(run.config_file, dump_yaml(config))  # a resumed run keeps the decision
         write_atomically(run.path / "environment.json", json.dumps(environment(), indent=1))
-    try:
-        with ExitStack() as stack:
-            trainer = Trainer(config, run, envs, device, stack)
-            state = None
-            if resume:
-                state, damaged = checkpoint.load_latest(run.checkpoints)
-                warnings += damaged
-            if state is not None:
-                trainer.load(state)
-            trainer.open_recorder()
-            stack.enter_context(signals(trainer, "episode end"))
-            if config.learner.compile == "on" and config.total_updates and not trainer.finished:
-                trainer.start_compiling()
-            for warning in warnings:
-                trainer.recorder.message(f"warning: {warning}")
-            began = f"resumed at step {trainer.step:,}" if state else "started"
+    with outcome(run), ExitStack() as stack:
+        trainer = Trainer(config, run, envs, device, stack)
+        state = None
+        if resume:
+            state, damaged = checkpoint.load_latest(run.checkpoints)
+            warnings += damaged
+        if state is not None:
+            trainer.load(state)
+        trainer.open_recorder()
+        stack.enter_context(signals(trainer, "episode end"))
+        if config.total_updates and not trainer.finished:
+            trainer.prepare_updates()
+        for warning in warnings:
+            trainer.recorder.message(f"warning: {warning}")
+        began = f"resumed at step {trainer.step:,}" if state else "started"
+        trainer.recorder.message(
+            f"{run.path}: {began}, {trainer.total:,} environment steps, "
+            f"{config.num_tasks} tasks, {config.method}, protocol {config.protocol_stamp}, "
+            f"learner on {device}"
+        )
+        if state and not config.episodes_end_together:
             trainer.recorder.message(
-                f"{run.path}: {began}, {trainer.total:,} environment steps, "
-                f"{config.num_tasks} tasks, {config.method}, protocol {config.protocol_stamp}, "
-                f"learner on {device}"
+                "note: new episodes start; those that the stop cut short are not finished"
             )
-            if state and not config.episodes_end_together:
-                trainer.recorder.message(
-                    "note: new episodes start; those that the stop cut short are not finished"
-                )
-            for warning in trainer.agent.warnings():
-                trainer.recorder.message(f"warning: {warning}")
-            trainer.status("running")
-            trainer.loop()
-            # None: the run had been finished before. Evaluate again, only to show it.
-            result = trainer.last_evaluation or trainer.evaluate(final=True)
-            trainer.status("finished")
-            return result
-    except Stopped as stopped:
-        run.update_status("stopped", str(stopped))
-        raise
-    except KeyboardInterrupt:
-        run.update_status("stopped", "stopped at once by Ctrl-C")
-        raise
-    except BaseException as error:
-        run.update_status("failed", f"{type(error).__name__}: {error}".splitlines()[0])
-        raise
+        for warning in trainer.agent.warnings():
+            trainer.recorder.message(f"warning: {warning}")
+        trainer.status("running")
+        trainer.loop()
+        result = trainer.final_evaluation()
+        trainer.status("finished")
+        return result

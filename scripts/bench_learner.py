@@ -1,13 +1,14 @@
 """Updates per second of the learner, against a plain eager loop and the bare matrix products.
 
     python scripts/bench_learner.py                          # MT10 and MT50, widths 400 and 1024
-    python scripts/bench_learner.py --benchmarks MT10 --widths 400
+    python scripts/bench_learner.py --benchmarks MT10 --widths 400 --minutes 1
     python scripts/bench_learner.py --markdown docs/performance.md
 
 Full MT-SAC updates of 3 hidden layers on random data, 128 samples per task. `plain loop`: separate
 modules for both critics, one backward of the mean loss, torch.optim.Adam. `products`: nothing but
-the matrix products of an update, in the same shapes. All rows of a block take turns, so that a busy
-machine slows them alike; medians.
+the matrix products of an update, in the same shapes. `captured`, on a GPU: the whole update as one
+CUDA graph. All rows of a block take turns, so that a busy machine slows them alike; medians of at
+least three turns.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtrl.agent import Agent
+from mtrl.capture import WARM_UPS, CapturedUpdate
 from mtrl.config import AgentConfig, Config, EnvConfig, LearnerConfig, NetworkConfig, SmtoConfig
 from mtrl.envs.tasks import benchmark_tasks
 from mtrl.learner import choose_device
 from mtrl.networks import sample_action
 from mtrl.replay import Batch
+from mtrl.run_directory import peak_memory_mib
 from mtrl.smto.base import is_compilable
 
 DEPTH = 3
@@ -144,6 +147,12 @@ class Products:
             torch.bmm(one, two)
 
 
+def use(precision: str) -> None:
+    """Of fp32 products on CUDA; on a CPU it changes nothing."""
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+
+
 def seconds(update: Callable[[Batch], object], batch: Batch) -> float:
     started = time.perf_counter()
     update(batch)
@@ -152,8 +161,23 @@ def seconds(update: Callable[[Batch], object], batch: Batch) -> float:
     return time.perf_counter() - started
 
 
+def captured(agent: Agent, batch: Batch) -> Callable[[Batch], object]:
+    agent.make_capturable()
+    update = CapturedUpdate(
+        lambda: torch.stack(agent.update(batch)),
+        agent.smtos,
+        agent.generators,
+        agent.device,
+        warn=print,
+    )
+    for _ in range(WARM_UPS + 1):
+        update()
+    return lambda _: update()
+
+
 def block(benchmark: str, width: int, device: torch.device, budget: float) -> list[str]:
-    """One benchmark and width: all rows, taking turns for about `budget` seconds."""
+    """One benchmark and width: all rows, made and taking turns for about `budget` seconds."""
+    begun = time.perf_counter()
     m = len(benchmark_tasks(benchmark))
     batch = make_batch(m, device)
     rows: dict[str, Callable[[Batch], object]] = {
@@ -162,21 +186,26 @@ def block(benchmark: str, width: int, device: torch.device, budget: float) -> li
     }
     modes = ["fp32", "bf16"] if device.type == "cpu" else ["fp32", "tf32", "bf16"]
     for method, precision in itertools.product(("unitary", "pcgrad"), modes):
-        rows[f"`{method}` {precision}, eager"] = make_agent(
-            benchmark, width, method, precision, device
-        ).update
+        use(precision)
+        name, arguments = f"`{method}` {precision}", (benchmark, width, method, precision, device)
+        rows[f"{name}, eager"] = make_agent(*arguments).update
         if is_compilable(method):
-            agent = make_agent(benchmark, width, method, precision, device)
-            agent.compile(batch)
-            rows[f"`{method}` {precision}, compiled"] = agent.update
+            agent = make_agent(*arguments)
+            try:
+                agent.compile(batch)
+                rows[f"{name}, compiled"] = agent.update
+            except Exception as error:  # PyTorch raises many kinds, e.g. without a compiler
+                print(f"{name} could not be compiled: {str(error).splitlines()[0]}")
+        if device.type == "cuda":
+            rows[f"{name}, captured"] = captured(make_agent(*arguments), batch)
 
     def timed(name: str) -> float:
-        if device.type == "cuda":
-            torch.set_float32_matmul_precision("high" if "tf32" in name else "highest")
+        use("tf32" if "tf32" in name else "fp32")
         return seconds(rows[name], batch)
 
-    once = sum(min(timed(name) for _ in range(2)) for name in rows)
-    turns = max(3, min(100, int(budget / once)))
+    once = sum(timed(name) for name in rows)
+    left = budget - (time.perf_counter() - begun)
+    turns = max(3, min(100, int(left / once)))
     times: dict[str, list[float]] = {name: [] for name in rows}
     for _ in range(turns):
         for name in rows:
@@ -197,7 +226,7 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=[400, 1024])
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
-    parser.add_argument("--minutes", type=float, default=6.0, help="about how long to measure")
+    parser.add_argument("--minutes", type=float, default=8.0, help="about how long in all")
     parser.add_argument("--markdown", type=Path, help="file with the marked place for the table")
     options = parser.parse_args()
     torch.set_flush_denormal(True)
@@ -211,15 +240,20 @@ def main() -> None:
     print("\n".join(lines), flush=True)
     shapes = list(itertools.product(options.benchmarks, options.widths))
     weight = {shape: math.sqrt(len(benchmark_tasks(shape[0])) * shape[1]) for shape in shapes}
-    for benchmark, width in shapes:
-        budget = 60 * options.minutes * weight[benchmark, width] / sum(weight.values())
-        lines += block(benchmark, width, device, budget)
+    end = time.perf_counter() + 60 * options.minutes
+    peaks = []
+    for index, shape in enumerate(shapes):
+        share = weight[shape] / sum(weight[later] for later in shapes[index:])
+        lines += block(*shape, device, share * (end - time.perf_counter()))
+        peaks.append(f"{shape[0]} width {shape[1]}: {peak_memory_mib(device):,.0f} MiB")
     where = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
         else f"{torch.get_num_threads()} CPU threads"
     )
     text = f"torch {torch.__version__}, {where}.\n\n" + "\n".join(lines)
+    text += f"\n\nPeak memory, all rows up to there together: {', '.join(peaks)}."
+    print(f"\n{text.splitlines()[-1]}")
     if options.markdown:
         replace_table(options.markdown, "bench_learner", text)
 

@@ -2,11 +2,13 @@
 
     python scripts/bench_train.py                               # MT10 and MT50, a few methods
     python scripts/bench_train.py --configs quickstart --methods unitary pcgrad
+    python scripts/bench_train.py --configs mt10 --envs-per-task 4   # for machines with many cores
     python scripts/bench_train.py --markdown docs/performance.md
 
 Each row is `mtrl bench` of one preset and method: real environments, workers and updates. Hours
 are the preset's total steps at the speed seen, without evaluations. Overlap: the longer of
 simulation and learner over the time both took together, 1 = the shorter one costs nothing.
+Memory: the learner's peak (tensors on a GPU, else the process), the replay when it is full.
 """
 
 from __future__ import annotations
@@ -21,15 +23,14 @@ from marked_table import replace_table
 
 from mtrl.bench import Measurement, measure
 from mtrl.command_line import load_config
-from mtrl.config import Config, LearnerConfig
+from mtrl.config import Config
 from mtrl.envs.vector import make_vector_env
 from mtrl.learner import set_up_learner
 
 
-def with_method(config: Config, method: str, learner: LearnerConfig) -> Config:
+def with_method(config: Config, method: str) -> Config:
     smto = dataclasses.replace(config.agent.smto, name=method)
-    agent = dataclasses.replace(config.agent, smto=smto)
-    return dataclasses.replace(config, agent=agent, learner=learner)
+    return dataclasses.replace(config, agent=dataclasses.replace(config.agent, smto=smto))
 
 
 def row(config: Config, method: str, m: Measurement) -> str:
@@ -37,7 +38,7 @@ def row(config: Config, method: str, m: Measurement) -> str:
     return (
         f"| {config.name} | `{method}` | {m.env_steps_per_s:,.0f} | {m.updates_per_s:,.1f} | "
         f"{m.busiest_worker_ms:.1f} | {m.learner_ms:.1f} | {m.step_ms:.1f} | {m.overlap:.2f} | "
-        f"{m.product_share:.0%} | {hours:,.1f} |"
+        f"{m.product_share:.0%} | {m.learner_mib:,.0f} | {m.replay_mib:,.0f} | {hours:,.1f} |"
     )
 
 
@@ -46,24 +47,32 @@ def main() -> None:
     parser.add_argument("--configs", nargs="+", default=["mt10", "mt50"])
     parser.add_argument("--methods", nargs="+", default=["unitary", "pcgrad", "mgda", "cagrad"])
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i")
+    parser.add_argument("--envs-per-task", type=int, help="default: the preset's")
     parser.add_argument("--seconds", type=float, default=20.0, help="watched for each row")
     parser.add_argument("--markdown", type=Path, help="file with the marked place for the table")
     options = parser.parse_args()
     lines = [
         "| preset | method | env steps/s | updates/s | simulation, ms | learner, ms | "
-        "vector step, ms | overlap | of the matrix rate | hours for the preset |",
-        "|---" * 10 + "|",
+        "vector step, ms | overlap | of the matrix rate | learner, MiB | replay, MiB | "
+        "hours for the preset |",
+        "|---" * 12 + "|",
     ]
     print("\n".join(lines), flush=True)
     for name in options.configs:
         config = load_config(name)
-        learner = dataclasses.replace(config.learner, device=options.device)
-        for method in options.methods:
-            chosen = with_method(config, method, learner)
-            with make_vector_env(chosen, chosen.train.envs_per_task) as envs:
-                lines.append(row(chosen, method, measure(chosen, envs, options.seconds)))
-            print(lines[-1], flush=True)
-    device = set_up_learner(chosen)
+        copies = options.envs_per_task or config.train.envs_per_task
+        config = dataclasses.replace(
+            config,
+            learner=dataclasses.replace(config.learner, device=options.device),
+            train=dataclasses.replace(config.train, envs_per_task=copies),
+        )
+        with make_vector_env(config, copies) as envs:  # the same for all methods
+            for method in options.methods:
+                chosen = with_method(config, method)
+                measured = measure(chosen, envs, options.seconds, rare=False)
+                lines.append(row(chosen, method, measured))
+                print(lines[-1], flush=True)
+    device = set_up_learner(config)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     text = f"torch {torch.__version__}, {where}, {torch.get_num_threads()} CPU threads.\n\n" + (
         "\n".join(lines)

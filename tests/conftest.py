@@ -149,10 +149,11 @@ def final_state(run: Path, step: int = 1600) -> dict[str, Any]:
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without the machine's share."""
+    """metrics.jsonl without the machine's share, by step: an evaluation is recorded later."""
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     machine = ("time/", "memory/")
-    return [{k: v for k, v in line.items() if not k.startswith(machine)} for line in lines]
+    kept = [{k: v for k, v in line.items() if not k.startswith(machine)} for line in lines]
+    return sorted(kept, key=lambda line: line["step"])
 
 
 def evaluations(run: Path) -> list[dict[str, Any]]:

@@ -465,6 +465,13 @@ def test_compiled_equals_eager():
     torch.testing.assert_close(parameters(eager), parameters(compiled), rtol=1e-3, atol=1e-4)
     assert not torch.equal(parameters(compiled), parameters(make_agent(**settings)))
 
+    # Standing still, on the same batch: what differs from call to call is the noise.
+    compiled.scale_learning_rates(0.0)
+    one, two = (compiled.update(make_batch()) for _ in range(2))
+    assert torch.equal(one.alpha, two.alpha)
+    for quantity in ("critic_loss", "actor_loss", "entropy"):
+        assert (getattr(one, quantity) != getattr(two, quantity)).all()
+
 
 def test_learning_rates_scale():
     still, moving = make_agent(), make_agent()

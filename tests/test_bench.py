@@ -62,4 +62,8 @@ def test_stages_add_up_to_the_time_of_a_step(config: Config, measured: Measureme
         rate * measured.env_steps_per_s / config.num_envs, rel=0.05
     )
     assert measured.busiest_worker_ms > 0
-    assert len(findings(measured)) == 3
+    assert len(findings(measured)) == 4
+    floats = 2 + 2 + 1 + 2 + 1  # observation, action, reward, next observation, terminated
+    assert measured.replay_mib == pytest.approx(4 * floats * config.replay.capacity / 2**20)
+    assert measured.learner_mib > measured.replay_mib
+    assert measured.worker_mib > 10

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent import futures
 from pathlib import Path
 
 import pytest
@@ -113,6 +116,73 @@ def test_prune_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
         "step_000000001200.pt",
         "step_000000100000.pt",
     }
+
+
+# -- beside the training --------------------------------------------------------------------------
+
+
+def test_snapshot_is_a_compact_copy_of_the_same_types() -> None:
+    storage = torch.zeros(3, 1000)
+    state = {"view": storage[:, :2], "list": [torch.ones(2), 3], "tuple": (0.9, 0.999), "n": None}
+    copied = checkpoint.snapshot(state)
+    assert list(copied) == list(state)
+    assert copied["tuple"] == (0.9, 0.999)
+    assert copied["n"] is None
+    assert copied["view"].untyped_storage().nbytes() == 3 * 2 * 4
+    storage += 1.0
+    state["list"][0] += 1.0
+    state["list"].append(4)
+    assert torch.equal(copied["view"], torch.zeros(3, 2))
+    assert torch.equal(copied["list"][0], torch.ones(2))
+    assert copied["list"][1:] == [3]
+
+
+@pytest.fixture
+def writer() -> Iterator[checkpoint.Writer]:
+    with contextlib.closing(checkpoint.Writer(keep=2)) as writer:
+        yield writer
+
+
+def test_writer_writes_what_was_there_and_prunes(writer: checkpoint.Writer, tmp_path: Path) -> None:
+    weights = torch.zeros(100_000)
+    for step in (1, 2, 3):
+        weights.fill_(step)
+        writer.save(checkpoint.step_path(tmp_path, step), {"step": step, "weights": weights})
+        weights.fill_(-1.0)  # training goes on
+    writer.wait()
+    assert [path.name for path in checkpoint.newest_first(tmp_path)] == [
+        "step_000000000003.pt",
+        "step_000000000002.pt",
+    ]
+    for step in (2, 3):
+        state = checkpoint.load(checkpoint.step_path(tmp_path, step))
+        assert (state["weights"] == state["step"]).all()
+
+
+def test_writer_without_memory_for_a_copy_writes_at_once(
+    writer: checkpoint.Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "free_memory", lambda device: 300)
+    weights = torch.zeros(100)
+    writer.save(tmp_path / "best.pt", {"weights": weights})
+    weights += 1.0
+    assert torch.equal(checkpoint.load(tmp_path / "best.pt")["weights"], torch.zeros(100))
+
+
+@pytest.mark.parametrize("notice", ["check", "wait", "save"])
+def test_writer_raises_its_error_once_at_the_next_opportunity(
+    notice: str, writer: checkpoint.Writer, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    writer.save(tmp_path / "file" / "best.pt", {"step": 1})
+    futures.wait([writer._writing])  # type: ignore[list-item]
+    arguments = [tmp_path / "best.pt", {"step": 2}] if notice == "save" else []
+    with pytest.raises(checkpoint.CheckpointError, match="cannot save checkpoint"):
+        getattr(writer, notice)(*arguments)
+    writer.save(tmp_path / "best.pt", {"step": 3})
+    writer.wait()
+    writer.check()
+    assert checkpoint.load(tmp_path / "best.pt") == {"step": 3}
 
 
 def test_write_failing_half_way_leaves_the_old_file(tmp_path: Path) -> None:

@@ -1,14 +1,29 @@
+import contextlib
 import dataclasses
+import os
+import signal
 from collections.abc import Iterator
+from concurrent import futures
 
 import numpy as np
 import pytest
+import torch
+from conftest import differences
 from numpy.typing import NDArray
 
-from mtrl.config import Config, EnvConfig
+from mtrl.agent import Agent
+from mtrl.checkpoint import snapshot
+from mtrl.config import Config, EnvConfig, NetworkConfig
 from mtrl.envs import tasks, toy
-from mtrl.envs.vector import VectorEnv
-from mtrl.evaluate import Policy, evaluate, goal_schedule
+from mtrl.envs.vector import VectorEnv, WorkerError
+from mtrl.evaluate import (
+    Evaluator,
+    Policy,
+    agent_policy,
+    evaluate,
+    frozen_policy,
+    goal_schedule,
+)
 
 HORIZON = 20
 NUM_GOALS = 9
@@ -153,3 +168,70 @@ def test_more_episodes_than_goals_are_capped() -> None:
     goals = goal_schedule(toy_config(7), 50, first=3)
     assert goals.shape == (4, 7)
     assert [sorted(row) for row in goals.tolist()] == [list(range(7))] * 4
+
+
+# -- beside the training --------------------------------------------------------------------------
+
+SMALL = dataclasses.replace(
+    Config(),
+    env=EnvConfig(benchmark="toy", horizon=HORIZON, num_goals=NUM_GOALS, workers=1),
+    network=NetworkConfig(width=8, depth=1, observation_norm=True),
+)
+
+
+def make_agent() -> Agent:
+    return Agent(SMALL, observation_dim=2, action_dim=2, device=torch.device("cpu"))
+
+
+def alter(agent: Agent) -> None:
+    """As training does, in place."""
+    with torch.no_grad():
+        for parameter in agent.actor.parameters():
+            parameter.add_(1.0)
+        agent.encoder.set_statistics(torch.ones(2), torch.ones(2))
+
+
+def test_a_frozen_policy_is_that_of_the_agent_then() -> None:
+    agent, observations = make_agent(), np.float32(np.random.default_rng(0).normal(size=(4, 2)))
+    frozen, then = frozen_policy(agent), agent_policy(agent)(observations)
+    assert np.array_equal(frozen(observations), then)
+    alter(agent)
+    assert np.array_equal(frozen(observations), then)
+    assert not np.array_equal(agent_policy(agent)(observations), then)
+
+
+def test_what_is_evaluated_is_the_agent_of_the_start(envs: VectorEnv) -> None:
+    agent = make_agent()
+    expected = evaluate(agent_policy(agent), envs, GOALS)
+    state = snapshot(agent.state_dict())
+    with contextlib.closing(Evaluator(SMALL, envs)) as evaluator:
+        evaluator.start(80, agent, GOALS)
+        alter(agent)
+        started, (result, seconds) = evaluator.collect()
+        assert evaluator.under_way is None
+    assert started.step == 80
+    assert seconds > 0
+    assert differences(started.agent, state) == []
+    assert differences(started.agent, agent.state_dict()) != []
+    assert np.array_equal(result.returns, expected.returns)
+    assert np.array_equal(result.success, expected.success)
+    envs.check()  # given ones are left running
+
+
+def test_a_dead_evaluation_worker_is_named_and_an_abandoned_evaluation_ends() -> None:
+    with contextlib.closing(Evaluator(SMALL)) as evaluator:
+        evaluator.start(0, make_agent(), GOALS)
+        evaluator.check()  # nothing to say yet: the worker is still starting
+        assert evaluator.envs is not None
+        os.kill(evaluator.envs.worker_pids[0], signal.SIGKILL)
+        assert evaluator.under_way is not None
+        futures.wait([evaluator.under_way.future], timeout=30)
+        with pytest.raises(WorkerError, match=r"toy-east.* was killed by signal 9"):
+            evaluator.check()
+        with pytest.raises(WorkerError, match=r"toy-east.* was killed by signal 9"):
+            evaluator.collect()
+    with contextlib.closing(Evaluator(SMALL)) as evaluator:
+        evaluator.start(0, make_agent(), GOALS)
+        assert evaluator.under_way is not None
+    assert evaluator.under_way.future.done(), "closing waits for the thread, not for the episodes"
+    assert isinstance(evaluator.under_way.future.exception(), WorkerError)

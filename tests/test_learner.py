@@ -55,7 +55,8 @@ def test_does_not_compile_without_a_compiler(compiler: Path) -> None:
 
 def test_a_given_decision_stands(compiler: Path) -> None:
     compiler.unlink()
-    forced = dataclasses.replace(LONG, learner=LearnerConfig(compile="on", precision="fp32"))
+    settled = LearnerConfig(compile="on", precision="fp32", capture="off")
+    forced = dataclasses.replace(LONG, learner=settled)
     assert settle(forced, CPU) == (forced, [])
 
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,9 +70,11 @@ def learn(config: Config, envs: VectorEnv, folder: Path) -> list[float]:
     """Train; -> each task's share of the way."""
     config = dataclasses.replace(config, run_dir=str(folder / "run"))
     with ExitStack() as stack:
-        trainer = Trainer(config, RunDirectory.create(config), envs, torch.device("cpu"), stack)
+        device = torch.device(config.learner.device)
+        trainer = Trainer(config, RunDirectory.create(config), envs, device, stack)
         trainer.open_recorder()
-        trainer._eval_envs = envs  # no other processes for the final evaluation
+        trainer.prepare_updates()
+        trainer.evaluator.envs = envs  # no other processes for the final evaluation
         trainer.loop()
     goals = goal_schedule(config, EPISODES)
     result = evaluate(agent_policy(trainer.agent), envs, goals, stop_at_success=False)
@@ -97,5 +100,29 @@ def test_method_learns_all_tasks(
 def test_learns_with_bf16_products(base: Config, envs: VectorEnv, tmp_path: Path) -> None:
     learner = dataclasses.replace(base.learner, precision="bf16")
     shares = learn(dataclasses.replace(base, learner=learner), envs, tmp_path)
+    assert np.mean(shares) >= 0.8, shares
+    assert min(shares) >= 0.7, shares
+
+
+@pytest.fixture
+def products(precision: str) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.usefixtures("products")
+@pytest.mark.parametrize("method", ["unitary", "pcgrad"])
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_learns_on_cuda_with_captured_updates(
+    precision: Any, method: str, base: Config, envs: VectorEnv, tmp_path: Path
+) -> None:
+    change = dataclasses.replace
+    learner = change(base.learner, device="cuda", precision=precision, capture="on")
+    agent = change(base.agent, smto=SmtoConfig(method))
+    shares = learn(change(base, learner=learner, agent=agent), envs, tmp_path)
     assert np.mean(shares) >= 0.8, shares
     assert min(shares) >= 0.7, shares

@@ -64,7 +64,7 @@ def runs(run_mtrl: Mtrl, tmp_path_factory: pytest.TempPathFactory, reference: Pa
         compiled("compiled_half", *half),
     ):
         succeeded(run_mtrl(*line))
-    succeeded(run_mtrl.process(*toy("again")))
+    succeeded(run_mtrl.process(*toy("again", "--checkpoint.keep", 9)))
     assert final_state(folder / "half", 800)["step"] == 800
     succeeded(run_mtrl("resume", folder / "half", "--train.total-steps", 1600))
     succeeded(run_mtrl("resume", folder / "mw_half", "--train.total-steps", 1200))
@@ -223,6 +223,19 @@ def test_resume_from_an_earlier_checkpoint_deletes_the_later_ones(
     assert caught.value.code == 1
     assert "the policy alone" in capsys.readouterr().err
     assert later.exists()
+
+
+def test_an_evaluation_under_way_is_made_again_from_the_checkpoint_of_its_step(
+    runs: Path, reference: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs / "again", run)
+    # Written when the evaluation of its step had begun; metrics.jsonl already has the result.
+    assert final_state(run, 800)["evaluating"] == [[0, 1]] * 4
+    cli.main(["resume", str(checkpoint.step_path(run / "checkpoints", 800))])
+    assert_equal_runs(run, reference)
+    best = "checkpoints/best.pt"
+    assert differences(checkpoint.load(run / best), checkpoint.load(reference / best)) == []
 
 
 def test_resume_if_exists_starts_then_goes_on_and_refuses_other_settings(

@@ -18,6 +18,8 @@ class AlignedMTL(GramianSMTO):
     code. On the mean scale. The eigendecomposition waits for a CUDA device.
     """
 
+    capturable = False
+
     def solve(self, gramian: Tensor, losses: Tensor | None) -> Tensor:
         scaled = gramian / gramian.diagonal().max().clamp(min=1e-300)
         values, vectors, kept = spectrum(scaled)

@@ -41,6 +41,9 @@ class SMTO(ABC):
     compilable = False
     """Whether `weights` is a pure function of its tensors, fit for torch.compile: no random
     numbers, no state that changes."""
+    capturable = True
+    """False: a step waits for a CUDA device, which a CUDA graph cannot hold. (Steps that change
+    other attributes than tensors in place are found out, and not captured either.)"""
 
     def __init__(self, num_tasks: int) -> None:
         if num_tasks < 1:

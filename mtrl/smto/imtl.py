@@ -33,6 +33,8 @@ class IMTLG(GramianSMTO):
     gradients nearly cancel; all are zero if C 1 is. The eigendecomposition waits for a CUDA device.
     """
 
+    capturable = False
+
     def solve(self, gramian: Tensor, losses: Tensor | None) -> Tensor:
         return equal_projections(gramian)
 
@@ -45,6 +47,7 @@ class IMTL(LearnedSMTO, GramianSMTO):
     depends on gradient lengths by its length only, so s changes just that. s as in `imtl_l`.
     """
 
+    capturable = False
     wants_positive_losses = True
 
     def solve(self, gramian: Tensor, losses: Tensor | None) -> Tensor:

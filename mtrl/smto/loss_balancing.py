@@ -135,11 +135,11 @@ class FAMO(LearnedSMTO):
     def weights(self, *, losses: Tensor | None = None, gramian: Tensor | None = None) -> Tensor:
         positive = self.take(losses)
         assert losses is not None  # or `take` has raised
-        if self.calls > 0:
+        if self.calls:
             share = self.parameter.softmax(0)
             gain = self.shift(self.previous).log() - positive.log()
             self.descend(share * (gain - share @ gain) + self.decay * self.parameter)
-        self.calls += 1
+        self.calls = 1  # 0 = never, 1 = before: a count would keep an update from being captured
         self.previous.copy_(losses)
         weights = self.parameter.softmax(0) / positive
         return weights / weights.sum()

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mtrl import checkpoint
 from mtrl.diagnostics import Diagnostics
+from mtrl.ending import Stopped, TrainingError, outcome, signals
 from mtrl.learner import choose_device
 from mtrl.recorder import Recorder
 from mtrl.run_directory import RunDirectory, Status, environment, write_atomically
@@ -28,7 +29,6 @@ from mtrl.supervised.config import SupervisedConfig
 from mtrl.supervised.data import Batches, Loader, Splits, cut
 from mtrl.supervised.learner import Learner, Score
 from mtrl.supervised.problems import make_problem
-from mtrl.train import Stopped, TrainingError, signals
 
 
 def load_data(config: SupervisedConfig) -> Splits:
@@ -274,38 +274,28 @@ def train(
     device = choose_device(config.learner.device)
     if not resume:
         write_atomically(run.path / "environment.json", json.dumps(environment(), indent=1))
-    try:
-        with ExitStack() as stack:
-            trainer = Trainer(config, run, splits, device, stack)
-            state, warnings = checkpoint.load_latest(run.checkpoints) if resume else (None, [])
-            if state is not None:
-                trainer.load(state)
-            trainer.open_recorder()
-            stack.enter_context(signals(trainer, "iteration"))
-            if config.problem.startswith("cityscapes") and not config.network.weights:
-                warnings.append(
-                    "the encoder starts from RANDOM weights, the published ones from ImageNet: "
-                    "give a file with --network.weights to compare"
-                )
-            for warning in warnings:
-                trainer.recorder.message(f"warning: {warning}")
-            began = f"resumed at step {trainer.step:,}" if state else "started"
-            trainer.recorder.message(
-                f"{run.path}: {began}, {config.train.epochs} epochs of "
-                f"{trainer.batches.per_epoch} iterations, {config.num_tasks} tasks, "
-                f"{config.method} in {config.gradient_space} space, {config.protocol_stamp}, "
-                f"on {device}"
+    with outcome(run), ExitStack() as stack:
+        trainer = Trainer(config, run, splits, device, stack)
+        state, warnings = checkpoint.load_latest(run.checkpoints) if resume else (None, [])
+        if state is not None:
+            trainer.load(state)
+        trainer.open_recorder()
+        stack.enter_context(signals(trainer, "iteration"))
+        if config.problem.startswith("cityscapes") and not config.network.weights:
+            warnings.append(
+                "the encoder starts from RANDOM weights, the published ones from ImageNet: "
+                "give a file with --network.weights to compare"
             )
-            trainer.status("running")
-            scores = trainer.loop()
-            trainer.status("finished")
-            return scores
-    except Stopped as stopped:
-        run.update_status("stopped", str(stopped))
-        raise
-    except KeyboardInterrupt:
-        run.update_status("stopped", "stopped at once by Ctrl-C")
-        raise
-    except BaseException as error:
-        run.update_status("failed", f"{type(error).__name__}: {error}".splitlines()[0])
-        raise
+        for warning in warnings:
+            trainer.recorder.message(f"warning: {warning}")
+        began = f"resumed at step {trainer.step:,}" if state else "started"
+        trainer.recorder.message(
+            f"{run.path}: {began}, {config.train.epochs} epochs of "
+            f"{trainer.batches.per_epoch} iterations, {config.num_tasks} tasks, "
+            f"{config.method} in {config.gradient_space} space, {config.protocol_stamp}, "
+            f"on {device}"
+        )
+        trainer.status("running")
+        scores = trainer.loop()
+        trainer.status("finished")
+        return scores

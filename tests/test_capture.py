@@ -1,0 +1,251 @@
+"""The update as a CUDA graph: what a graph cannot hold is found, what it reads stays in place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mtrl import checkpoint
+from mtrl.agent import Agent
+from mtrl.capture import WARM_UPS, CapturedUpdate, python_state
+from mtrl.config import AgentConfig, Config, EnvConfig, NetworkConfig, SmtoConfig
+from mtrl.envs import toy
+from mtrl.replay import ReplayBuffer
+from mtrl.smto import SMTO, available, create
+from mtrl.smto.base import options_of
+
+CPU = torch.device("cpu")
+TASKS, SAMPLES, OBSERVATION, ACTION = 3, 4, 2, 2
+NORMALIZATIONS = ("none", "sample", "ema")
+
+
+class Learner:
+    """Agent and replay, a transition between two updates, as in training."""
+
+    def __init__(
+        self, method: str = "unitary", device: torch.device = CPU, normalization: Any = "sample",
+        **settings: Any,
+    ) -> None:  # fmt: skip
+        options = {"weights": [1.0, 2.0, 3.0]} if method == "fixed" else {}
+        config = Config(
+            env=EnvConfig(tasks=toy.TASKS[:TASKS]),
+            network=NetworkConfig(width=8, depth=1, observation_norm=True),
+            agent=AgentConfig(smto=SmtoConfig(method, options), target_clip=True, **settings),
+        )
+        self.agent = Agent(config, OBSERVATION, ACTION, device)
+        self.replay = ReplayBuffer(TASKS, 30, OBSERVATION, ACTION, device, normalization)
+        self.device = device
+        self.random = np.random.default_rng(0)
+        self.warnings: list[str] = []
+        for _ in range(5):
+            self.add()
+
+    def add(self) -> None:
+        def normal(*shape: int) -> np.ndarray:
+            return self.random.normal(size=(TASKS, 1, *shape)).astype(np.float32)
+
+        first, actions = (
+            torch.tensor(normal(n), device=self.device) for n in (OBSERVATION, ACTION)
+        )
+        rewards = normal().astype(np.float64)
+        self.replay.add(first, actions.tanh(), rewards, normal(OBSERVATION), normal() > 1)
+
+    def update(self) -> Tensor:
+        agent = self.agent
+        bound = self.replay.return_bound(0.9)
+        return torch.stack(agent.update(self.replay.sample(SAMPLES, agent.generator), bound))
+
+    def captured(self) -> CapturedUpdate:
+        agent = self.agent
+        agent.make_capturable()
+        return CapturedUpdate(
+            self.update, agent.smtos, agent.generators, self.device, self.warnings.append
+        )
+
+    def parameters(self) -> Tensor:
+        networks = (self.agent.actor, self.agent.critic, self.agent.target_critic)
+        return torch.cat([p.detach().flatten() for n in networks for p in n.parameters()]).cpu()
+
+
+def tensors(value: Any, path: str = "") -> dict[str, Tensor]:
+    if isinstance(value, Tensor):
+        return {path: value}
+    if isinstance(value, dict):
+        value = value.items()
+    elif isinstance(value, list | tuple):
+        value = enumerate(value)
+    else:
+        return {}
+    return {k: v for name, item in value for k, v in tensors(item, f"{path}/{name}").items()}
+
+
+def all_state(learner: Learner) -> dict[str, Tensor]:
+    """Whatever a checkpoint holds, in the place where the learner has it."""
+    agent, replay = learner.agent, learner.replay
+    state = agent.state_dict() | {"replay": replay.state_dict(), "held": replay._held}
+    for name in ("critic_smto", "actor_smto", "temperature_smto"):  # these hand out copies
+        smto = getattr(agent, name)
+        state[name] = {kept: getattr(smto, kept) for kept in smto._kept}
+    return tensors({k: v for k, v in state.items() if k not in ("generator", "exploration")})
+
+
+@pytest.mark.parametrize("method", available())
+def test_all_that_changes_stays_where_it_is(method: str) -> None:
+    """A graph reads addresses: a tensor that is replaced, or a number, would stand still in it."""
+    normalization = NORMALIZATIONS[available().index(method) % 3]
+    learner = Learner(method, normalization=normalization)
+    learner.agent.make_capturable()
+    learner.update()  # optimisers and methods make their state
+    before = all_state(learner)
+    values = {name: tensor.clone() for name, tensor in before.items()}
+    learner.add()
+    learner.agent.encoder.set_statistics(*learner.replay.observation_statistics())
+    learner.agent.scale_learning_rates(0.5)
+    learner.update()
+    after = all_state(learner)
+    assert before.keys() == after.keys()
+    moved = [name for name in before if before[name].data_ptr() != after[name].data_ptr()]
+    assert moved == []
+    changed = {name for name in before if not torch.equal(values[name], after[name])}
+    for part in ("actor/", "critic/", "target_critic/", "encoder/mean", "log_alpha", "held"):
+        assert any(f"/{part}" in f"{name}/" for name in changed), part
+    for optimizer in ("actor", "critic", "temperature"):
+        state = f"/{optimizer}_optimizer/"
+        for part in ("exp_avg", "exp_avg_sq", "step", "lr"):
+            assert any(n.startswith(state) and n.endswith(part) for n in changed), part
+    for part in ("storage", "maximum", "moments/count", "moments/mean", "moments/squares"):
+        same = part == "maximum"  # not every transition is a record
+        assert same or f"/replay/{part}" in changed, part
+
+
+def step_differs(smto: SMTO) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    seen = []
+    for _ in range(4):
+        jacobian = torch.randn(TASKS, 6, generator=generator)
+        smto.direction(jacobian, torch.rand(TASKS, generator=generator))
+        seen.append(python_state(smto))
+    assert None not in seen
+    return seen[-1] != seen[-2]
+
+
+def test_methods_whose_steps_differ_are_found() -> None:
+    options = {"fixed": {"weights": [1.0, 2.0, 3.0]}}
+    methods = {name: create(name, TASKS, **options.get(name, {})) for name in available()}
+    assert {name for name, smto in methods.items() if step_differs(smto)} == {"autoscale"}
+    assert {name for name, smto in methods.items() if not smto.capturable} == {
+        "aligned_mtl", "imtl", "imtl_g",
+    }  # fmt: skip
+    slow = [name for name in available() if "update_every" in options_of(name)]
+    assert "nash_mtl" in slow
+    assert all(step_differs(create(name, TASKS, update_every=100)) for name in slow)
+    short = create("autoscale", TASKS, total_steps=4, exploration=0.5, windows=1)
+    assert not step_differs(short), "after its exploration every step is the same"
+
+
+class Replaced(SMTO):
+    """A method that keeps its state by assignment instead of in place."""
+
+    def __init__(self, num_tasks: int) -> None:
+        super().__init__(num_tasks)
+        self.mean = torch.zeros(num_tasks)
+
+    def weights(self, *, losses: Any = None, gramian: Any = None) -> Tensor:
+        self.mean = 0.9 * self.mean + 0.1 * losses
+        return self.mean
+
+
+class Hidden(SMTO):
+    """A counter inside an attribute."""
+
+    def __init__(self, num_tasks: int) -> None:
+        super().__init__(num_tasks)
+        self.seen = {"calls": [0]}
+
+    def weights(self, *, losses: Any = None, gramian: Any = None) -> Tensor:
+        self.seen["calls"][0] += 1
+        return torch.ones_like(losses)
+
+
+def test_state_of_a_users_own_method_is_found_too() -> None:
+    assert step_differs(Replaced(TASKS))
+    assert step_differs(Hidden(TASKS))
+    unknown = create("unitary", TASKS)
+    unknown.function = lambda: 0  # type: ignore[attr-defined]
+    assert python_state(unknown) is None
+
+
+@pytest.mark.parametrize(("method", "tries"), [("pcgrad", True), ("aligned_mtl", False)])
+def test_without_cuda_every_call_is_an_ordinary_update(method: str, tries: bool) -> None:
+    plain, learner = Learner(method), Learner(method)
+    plain.agent.make_capturable()
+    captured = learner.captured()
+    for k in range(WARM_UPS + 4):
+        assert torch.equal(plain.update(), captured())
+        assert len(learner.warnings) == (tries and k >= WARM_UPS)
+    assert torch.equal(plain.parameters(), learner.parameters())
+    if tries:
+        assert "could not be captured, going on without: " in learner.warnings[0]
+
+
+def test_step_sizes_are_plain_numbers_again_after_loading() -> None:
+    learner, other = Learner(actor_lr=1e-3), Learner(actor_lr=1e-3)
+    learner.agent.make_capturable()
+    learner.agent.scale_learning_rates(0.5)
+    learner.update()
+    state = checkpoint.snapshot(learner.agent.state_dict())
+    group = state["actor_optimizer"]["param_groups"][0]
+    assert float(group["lr"]) == pytest.approx(5e-4)
+    other.agent.load_state_dict(state)
+    group = other.agent.actor_optimizer.param_groups[0]
+    assert (group["lr"], group["capturable"]) == (1e-3, False)
+
+
+# -- GPU ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("method", ["unitary", "pcgrad", "mgda", "rlw_normal", "famo"])
+def test_captured_updates_equal_eager_ones_and_draw_fresh_noise(method: str) -> None:
+    cuda = torch.device("cuda")
+    eager, learner = Learner(method, cuda), Learner(method, cuda)
+    captured = learner.captured()
+    for k in range(WARM_UPS + 10):
+        torch.testing.assert_close(eager.update(), captured(), rtol=1e-3, atol=1e-4)
+        for one in (eager, learner):
+            one.add()  # the replay grows under the graph
+            one.agent.scale_learning_rates(1.0 - 0.01 * k)
+    assert learner.warnings == []
+    assert captured._graph is not None
+    torch.testing.assert_close(eager.parameters(), learner.parameters(), rtol=1e-3, atol=1e-4)
+    for a, b in zip(eager.agent.generators, learner.agent.generators, strict=True):
+        assert torch.equal(a.get_state(), b.get_state()), "a resumed run goes on in the same stream"
+    learner.agent.scale_learning_rates(0.0)
+    entropies = [captured()[3] for _ in range(3)]
+    assert not torch.equal(entropies[0], entropies[1])
+    assert not torch.equal(entropies[1], entropies[2])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_failed_capture_leaves_a_working_learner() -> None:
+    """An update that waits for the device cannot be captured."""
+    cuda = torch.device("cuda")
+    plain, learner = Learner("pcgrad", cuda), Learner("pcgrad", cuda)
+    update = learner.update
+
+    def waiting() -> Tensor:
+        metrics = update()
+        metrics.sum().item()
+        return metrics
+
+    learner.update = waiting  # type: ignore[method-assign]
+    captured = learner.captured()
+    for _ in range(WARM_UPS + 3):
+        torch.testing.assert_close(plain.update(), captured(), rtol=1e-4, atol=1e-5)
+    assert len(learner.warnings) == 1
