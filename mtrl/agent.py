@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -62,12 +63,6 @@ class Agent:
         self.log_alpha = log_alpha.to(device).requires_grad_()
         self.target_entropy = -settings.target_entropy_scale * action_dim
 
-        # Coupled weight decay (Adam, not AdamW): the l2 gradient is added to the SMTO's direction.
-        self.actor_optimizer = self._adam(
-            self.actor.parameters(), settings.actor_lr, weight_decay=settings.actor_l2
-        )
-        self.critic_optimizer = self._adam(self.critic.parameters(), settings.critic_lr)
-        self.temperature_optimizer = self._adam([self.log_alpha], settings.temperature_lr)
         self.critic_smto = self._create_smto(config, "critic")
         self.actor_smto = self._create_smto(config, "actor")
         self.temperature_smto = self._create_smto(config, "temperature")
@@ -80,9 +75,24 @@ class Agent:
         self.generator = torch.Generator(device).manual_seed(config.seed + 2)
         self._critic_gradients, self._actor_gradients = self.critic_gradients, self.actor_gradients
 
-    @staticmethod
-    def _adam(parameters: Any, lr: float, weight_decay: float = 0.0) -> torch.optim.Adam:
-        return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+    # The optimisers are made when first needed: the first one imports torch's compiler, two seconds
+    # for which the simulation need not wait.
+
+    @cached_property
+    def actor_optimizer(self) -> torch.optim.Adam:
+        """Coupled weight decay (Adam, not AdamW): the l2 gradient is added to the direction."""
+        parameters, config = self.actor.parameters(), self.config
+        return torch.optim.Adam(
+            parameters, lr=config.actor_lr, weight_decay=config.actor_l2, fused=True
+        )
+
+    @cached_property
+    def critic_optimizer(self) -> torch.optim.Adam:
+        return torch.optim.Adam(self.critic.parameters(), lr=self.config.critic_lr, fused=True)
+
+    @cached_property
+    def temperature_optimizer(self) -> torch.optim.Adam:
+        return torch.optim.Adam([self.log_alpha], lr=self.config.temperature_lr, fused=True)
 
     def _create_smto(self, config: Config, loss: Loss) -> SMTO:
         chosen = config.smto_of(loss)
