@@ -49,6 +49,15 @@ def goal_schedule(config: Config, episodes: int, first: int = 0) -> NDArray[np.i
     return np.tile(goals, (config.num_tasks, 1))
 
 
+def goals_at(config: Config, step: int, *, final: bool) -> NDArray[np.int64]:
+    """Goals [task, episode] of the evaluation at `step`, or of the one that ends the run."""
+    settings = config.evaluation
+    if final:
+        return goal_schedule(config, settings.final_episodes_per_task)
+    before = (step // settings.every - 1) * settings.episodes_per_task
+    return goal_schedule(config, settings.episodes_per_task, first=before)
+
+
 def agent_policy(agent: Agent) -> Policy:
     """The deterministic policy, tanh of the mean, on NumPy arrays [task, dim]."""
 

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from mtrl.agent import Metrics
+from mtrl.ending import TrainingError
 from mtrl.envs.vector import VectorEnv
 from mtrl.timing import StageTimer
 
+TAGS = {
+    "critic_loss": "train/critic_loss",
+    "actor_loss": "train/actor_loss",
+    "alpha": "train/alpha",
+    "entropy": "train/entropy",
+    "critic_weight": "smto/critic/weight",
+    "actor_weight": "smto/actor/weight",
+}
+MUST_BE_FINITE = ("critic_loss", "actor_loss", "alpha")
+
 
 class LogWindow:
-    def __init__(self, envs: VectorEnv, timer: StageTimer) -> None:
-        self.envs, self.timer = envs, timer
+    def __init__(self, task_names: Sequence[str], envs: VectorEnv, timer: StageTimer) -> None:
+        self.task_names, self.envs, self.timer = task_names, envs, timer
         self.restart(0)
 
     def restart(self, step: int) -> None:
@@ -45,11 +57,24 @@ class LogWindow:
         worked = self.envs.worker_seconds() - self._worked
         return float(worked.max()) / max(self.timer.laps["simulate"], 1)
 
-    def metrics(self) -> Metrics | None:
-        """Means over the updates, on the host; the one place where a log line waits."""
+    def metrics(self, step: int) -> dict[str, float]:
+        """{"<tag>/<task>": mean over the updates}, if there were any; waits for the device.
+
+        Raises TrainingError for a loss or a temperature that is not finite.
+        """
         if self._metric_sum is None:
-            return None
-        return Metrics(*(self._metric_sum / self.updates).cpu())
+            return {}
+        values: dict[str, float] = {}
+        means = Metrics(*(self._metric_sum / self.updates).cpu())
+        for name, row in means._asdict().items():
+            finite = row.isfinite()
+            if name in MUST_BE_FINITE and not finite.all():
+                task = self.task_names[int(finite.int().argmin())]
+                quantity = name.replace("_", " ")
+                raise TrainingError(f"non-finite {quantity} of task {task} before step {step}")
+            pairs = zip(self.task_names, row.tolist(), strict=True)
+            values |= {f"{TAGS[name]}/{task}": value for task, value in pairs}
+        return values
 
     def times(self, step: int) -> dict[str, float]:
         """{"time/...": value}, up to `step`."""

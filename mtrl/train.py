@@ -22,7 +22,7 @@ from mtrl.diagnostics import Diagnostics
 from mtrl.ending import Stopped, TrainingError, outcome, signals
 from mtrl.envs.goals import lane_goals
 from mtrl.envs.vector import Step, VectorEnv
-from mtrl.evaluate import Evaluation, Evaluator, agent_policy, goal_schedule
+from mtrl.evaluate import Evaluation, Evaluator, agent_policy, goals_at
 from mtrl.learner import set_up_learner, settle
 from mtrl.log_window import LogWindow
 from mtrl.recorder import Recorder
@@ -90,7 +90,7 @@ class Trainer:
         self.updates = 0
         self.diagnostics = Diagnostics()
         self.timer = StageTimer()
-        self.window = LogWindow(envs, self.timer)
+        self.window = LogWindow(config.task_names, envs, self.timer)
         self.last_evaluation: Evaluation | None = None
 
     def open_recorder(self) -> None:
@@ -281,7 +281,7 @@ class Trainer:
         values |= recorder.per_task("train/episode_success", success)
         values |= recorder.per_task("train/reward_std", sigma)
         values["memory/learner_mib"] = peak_memory_mib(self.device)
-        values |= self._mean_metrics()
+        values |= window.metrics(self.step)
         recorder.scalars(self.step, values)
         known = [s for s in success if s == s]
         recorder.progress(
@@ -295,40 +295,14 @@ class Trainer:
         window.restart(self.step)
         self.timer.lap("log")
 
-    def _mean_metrics(self) -> dict[str, float]:
-        """{tag: value} of the updates since the last log, if there were any; all finite."""
-        means = self.window.metrics()
-        if means is None:
-            return {}
-        for quantity in ("critic_loss", "actor_loss", "alpha"):
-            finite = getattr(means, quantity).isfinite()
-            if not finite.all():
-                task = self.config.task_names[int(finite.int().argmin())]
-                name = quantity.replace("_", " ")
-                raise TrainingError(f"non-finite {name} of task {task} before step {self.step}")
-        tags = {name: f"train/{name}" for name in ("critic_loss", "actor_loss", "alpha", "entropy")}
-        tags |= {f"{loss}_weight": f"smto/{loss}/weight" for loss in ("critic", "actor")}
-        return {
-            tag: value
-            for name, prefix in tags.items()
-            for tag, value in self.recorder.per_task(prefix, getattr(means, name)).items()
-        }
-
     def _start_evaluation(self, *, final: bool) -> None:
         """Deterministic, in environments of its own; touches no training state."""
         self._collect_evaluation()
-        self.evaluator.start(self.step, self.agent, self._evaluation_goals(final=final))
+        goals = goals_at(self.config, self.step, final=final)
+        self.evaluator.start(self.step, self.agent, goals)
         for loss, cosines in self.diagnostics.heat_maps.items():
             self.recorder.heat_map(self.step, f"gradients/{loss}/cosine", cosines)
         self._exclude(self.timer.lap("evaluate"))
-
-    def _evaluation_goals(self, *, final: bool) -> NDArray[np.int64]:
-        settings = self.config.evaluation
-        if final:
-            return goal_schedule(self.config, settings.final_episodes_per_task)
-        episodes = settings.episodes_per_task
-        index = self.step // settings.every - 1
-        return goal_schedule(self.config, episodes, first=index * episodes)
 
     def _collect_evaluation(self) -> None:
         """Record the evaluation under way, if there is one, at the step of its snapshot.
@@ -351,7 +325,8 @@ class Trainer:
     def final_evaluation(self) -> Evaluation:
         """Made again, only to be shown, where the run had been finished before."""
         if self.last_evaluation is None:
-            self.evaluator.start(self.step, self.agent, self._evaluation_goals(final=True))
+            goals = goals_at(self.config, self.step, final=True)
+            self.evaluator.start(self.step, self.agent, goals)
             _, (self.last_evaluation, _) = self.evaluator.collect()
         return self.last_evaluation
 
