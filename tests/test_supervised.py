@@ -490,13 +490,17 @@ def test_comparison_of_runs(
 ) -> None:
     script = REPOSITORY / "scripts" / "compare_supervised.py"
     monkeypatch.setattr("sys.argv", [str(script), str(finished), "--baseline", "pcgrad+rotograd"])
-    runpy.run_path(str(script), run_name="__main__")
+    monkeypatch.syspath_prepend(script.parent)
+    found = runpy.run_path(str(script), run_name="__main__")
     row = capsys.readouterr().out.splitlines()[-1].split(" | ")
     tested = records(finished)[-1]
     assert row[:2] == ["| `pcgrad+rotograd`", "1"]
     assert float(row[2]) == pytest.approx(tested["test/accuracy/classify_left"], abs=1e-4)
     assert float(row[3]) == pytest.approx(tested["test/mse/reconstruct_right"], abs=1e-4)
-    assert row[5] == "1.00 |"
+    assert row[5] == "1.00"
+    assert float(row[6].strip("| ")) > 0
+    mean, half = map(float, found["interval"]([0.1, 0.2, 0.6]).split(" ± "))
+    assert (mean, half) == pytest.approx((0.3, 4.3027 * 0.264575 / 3**0.5), abs=1e-4)
 
 
 def test_delta_m_and_ranks_by_hand() -> None:
