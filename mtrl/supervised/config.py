@@ -90,6 +90,20 @@ class SmtoConfig:
 
 
 @dataclass(frozen=True)
+class RotoGradConfig:
+    """RotoGrad (Javaloy & Valera 2022), around the representation; goes with every method."""
+
+    enabled: bool = False
+    """Rotate the shared representation for each task, and give the task gradients there equal
+    magnitudes. With the method unitary: RotoGrad as published."""
+    lr: float = 0.1
+    """Step size of the rotations' own Adam, in units of train.lr; follows train.lr_decay."""
+    size: int = 0
+    """Channels of the representation that are rotated, the first ones; 0 = all. A rotation takes
+    4 * size^2 * 4 bytes for each task, and size^3 operations."""
+
+
+@dataclass(frozen=True)
 class CheckpointConfig(shared.CheckpointConfig):
     """Checkpoints."""
 
@@ -103,20 +117,6 @@ class LoggingConfig(shared.LoggingConfig):
 
     every: int = 100
     """Iterations between two log lines (losses, weights, speed)."""
-
-
-@dataclass(frozen=True)
-class RotoGradConfig:
-    """RotoGrad (Javaloy & Valera 2022), around the representation; goes with every method."""
-
-    enabled: bool = False
-    """Rotate the shared representation for each task, and give the task gradients there equal
-    magnitudes. With the method unitary: RotoGrad as published."""
-    lr: float = 0.1
-    """Step size of the rotations' own Adam, in units of train.lr; follows train.lr_decay."""
-    size: int = 0
-    """Channels of the representation that are rotated, the first ones; 0 = all. A rotation takes
-    4 * size^2 * 4 bytes for each task, and size^3 operations."""
 
 
 @dataclass(frozen=True)
