@@ -324,6 +324,9 @@ def test_a_run_holds_what_is_documented(finished: Path) -> None:
         "time/updates_per_s",
     } <= tags
     assert [r["epoch"] for r in records(finished) if "epoch" in r] == [1, 2]
+    looks = [r["step"] for r in records(finished) if "gradients/shared/sum_norm" in r]
+    assert looks == [2, 4, 8, 10], "iterations 0, 3, 6 and 9, at the next log line"
+    assert SupervisedConfig().diagnostics.every == 100, "as published"
     names = sorted(path.name for path in (finished / "checkpoints").glob("*.pt"))
     assert names == [
         "best_accuracy_classify_left.pt",
