@@ -181,14 +181,20 @@ class AgentConfig:
 
 
 @dataclass(frozen=True)
-class LearnerConfig:
+class DeviceConfig:
     """Where the updates run."""
 
     device: str = "auto"
-    """auto (CUDA where there is one), cpu, cuda or cuda:i. Replay and networks live there."""
+    """auto (CUDA where there is one), cpu, cuda or cuda:i. Data and networks live there."""
     threads: int | Literal["auto"] = "auto"
     """CPU threads of the learner; auto = all cores.
     Runs are bitwise reproducible for equal thread counts."""
+
+
+@dataclass(frozen=True)
+class LearnerConfig(DeviceConfig):
+    """Where and how the updates run."""
+
     precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
     """Precision of the networks' products. bf16: those between hidden layers, on CUDA and on CPUs
     with AMX or AVX-512 BF16; parameters, the first and the last layer, losses and optimiser stay

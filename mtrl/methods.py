@@ -8,14 +8,14 @@ from typing import Any
 from mtrl.config import Config, Loss
 from mtrl.plugins import load_plugins
 from mtrl.schema import ConfigError, coerce, describe_type, nearest
-from mtrl.smto import available, create, describe
+from mtrl.smto import SMTO, available, create, describe
 from mtrl.smto.base import is_compilable
 
 LOSSES: tuple[Loss, ...] = ("critic", "actor", "temperature")
 SET_BY_THE_RUN = ("seed", "device", "total_steps")
 
 
-def method_options(name: str) -> dict[str, Any]:
+def method_options(name: str | type[SMTO]) -> dict[str, Any]:
     """{option: default} of a method, without those that the run itself sets."""
     options = describe(name).options
     return {key: value for key, value in options.items() if key not in SET_BY_THE_RUN}
@@ -54,13 +54,23 @@ def check_method(
     options_key: str,
     num_tasks: int,
     total_updates: int,
+    own: Mapping[str, type[SMTO]] | None = None,
 ) -> None:
-    """ConfigError, at one of the two keys, unless there is such a method with such options."""
-    known = [word for method in available() for word in (method, *describe(method).aliases)]
+    """ConfigError, at one of the two keys, unless there is such a method with such options.
+
+    own: the caller's methods that are not in the registry.
+    """
+    own = own or {}
+    names = (*available(), *own)
+    known = [
+        *own,
+        *(word for method in available() for word in (method, *describe(method).aliases)),
+    ]
     if name not in known:
-        allowed = f"must be one of {', '.join(available())}{nearest(name, known)}"
+        allowed = f"must be one of {', '.join(names)}{nearest(name, known)}"
         raise ConfigError(name_key, name, allowed)
-    defaults = method_options(name)
+    method = own.get(name, name)
+    defaults = method_options(method)
     for key, value in options.items():
         if key not in defaults:
             raise ConfigError(
@@ -78,8 +88,8 @@ def check_method(
             ) from None
     try:
         run = {"total_steps": max(total_updates, 1)}
-        set_by_run = {k: v for k, v in run.items() if k in describe(name).options}
-        create(name, num_tasks, **set_by_run, **options)
+        set_by_run = {k: v for k, v in run.items() if k in describe(method).options}
+        create(method, num_tasks, **set_by_run, **options)
     except ValueError as error:
         raise ConfigError(options_key, dict(options), f"method {name}: {error}") from None
 

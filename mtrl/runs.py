@@ -54,8 +54,10 @@ class Run:
 
     @property
     def method(self) -> str:
-        """`pcgrad`, or `pcgrad+unitary` where critic and actor differ."""
+        """`pcgrad`, `pcgrad+unitary` where critic and actor differ, `pcgrad+rotograd`."""
         name = str(_first(self.config, METHOD_KEYS, "unknown"))
+        if self.config.get("rotograd.enabled"):
+            return f"{name}+rotograd"
         own = [self.config.get(f"agent.{loss}_smto.name", name) for loss in ("critic", "actor")]
         return own[0] if own[0] == own[1] else "+".join(own)
 

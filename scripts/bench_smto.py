@@ -13,8 +13,6 @@ is PCGrad with the task gradients computed as in published code: one backward pe
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import statistics
 import time
 from collections.abc import Sequence
@@ -23,6 +21,7 @@ from typing import NamedTuple
 
 import torch
 from marked_table import replace_table
+from peak_memory import peak_memory
 from torch import Tensor
 
 from mtrl.agent import Agent
@@ -93,30 +92,10 @@ def seconds(agent: Agent, batch: Batch) -> float:
     return time.perf_counter() - started
 
 
-def status_mib(key: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
-
-
-def peak_memory(agent: Agent, batch: Batch) -> float:
-    """MiB that the first update needs on top of what is held before."""
-    gc.collect()
-    if agent.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(agent.device)
-        held = torch.cuda.memory_allocated(agent.device)
-        seconds(agent, batch)
-        return (torch.cuda.max_memory_allocated(agent.device) - held) / 2**20
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark to the present
-    before = status_mib("VmRSS")
-    seconds(agent, batch)
-    return status_mib("VmHWM") - before
-
-
 def measure(method: str, unitary: Agent, batch: Batch, budget: float, most: int) -> Cost:
     """Take turns with unitary for about `budget` seconds."""
     agent = make_agent(method, unitary.num_tasks, unitary.device)
-    memory = peak_memory(agent, batch)
+    memory = peak_memory(agent.device, lambda: seconds(agent, batch))  # of the first update
     ratios: list[float] = []
     started = time.perf_counter()
     fewest = 1 if method == LOOP else 3

@@ -6,52 +6,57 @@
 
 An iteration is forward, task gradients, method and Adam, on random images: the LeNet with two
 tasks, the ResNet-18 with 40 (Cityscapes on request). Method and unitary take turns, so that a busy
-machine slows both; the ratio is the median over the turns.
+machine slows both; the ratio is the median over the turns, of which dear methods get fewer.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import gc
 import statistics
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
-from bench_smto import status_mib
+from marked_table import replace_table
+from peak_memory import peak_memory
 
 from mtrl.learner import choose_device
-from mtrl.supervised.config import SupervisedConfig
+from mtrl.supervised.config import ProblemName, SupervisedConfig
 from mtrl.supervised.data import Batch
+from mtrl.supervised.gradients import Space
 from mtrl.supervised.learner import Learner
 from mtrl.supervised.problems import make_problem
 
-BEGIN, END = "<!-- bench_supervised: begin -->", "<!-- bench_supervised: end -->"
-BATCHES = {"multi_mnist": 256, "celeba": 8, "cityscapes": 2}
+BATCHES: dict[ProblemName, int] = {"multi_mnist": 256, "celeba": 4, "cityscapes": 2}
+MOST_TURNS = 50
 
 
 class Case(NamedTuple):
     method: str
-    space: str
-    options: dict[str, int] = {}  # noqa: RUF012 - never changed
+    space: Space
+    options: Mapping[str, int] = MappingProxyType({})
     chunk_size: int = 1
+    rotograd: bool = False
 
     @property
     def label(self) -> str:
         options = "".join(f" {key}={value}" for key, value in self.options.items())
-        return f"`{self.method}{options}`"
+        return f"`{self.method}{options}{'+rotograd' * self.rotograd}`"
 
 
 CASES = (
     Case("rlw_dirichlet", "parameters"),
+    Case("unitary", "parameters", rotograd=True),
     Case("mgda", "representation"),
     Case("imtl", "representation"),
     Case("graddrop", "representation"),
     Case("pcgrad", "representation"),
     Case("pcgrad", "parameters"),
-    Case("pcgrad", "parameters", {}, 8),
+    Case("pcgrad", "parameters", chunk_size=8),
     Case("pcgrad", "parameters", {"update_every": 10}),
     Case("graddrop", "parameters"),
 )
@@ -64,22 +69,31 @@ class Cost(NamedTuple):
     """Peak memory on top of what is held between iterations, MiB."""
 
 
-def make_learner(problem: str, case: Case, device: torch.device) -> Learner:
-    config = SupervisedConfig(problem=problem)  # type: ignore[arg-type]
+ROTATED = 128
+"""Channels of z that RotoGrad rotates here, where there are more."""
+
+
+def make_learner(problem: ProblemName, case: Case, device: torch.device) -> Learner:
+    config = SupervisedConfig(problem=problem)
     smto = dataclasses.replace(
         config.smto,
         name=case.method,
         options=dict(case.options),
-        gradient_space=case.space,  # type: ignore[arg-type]
+        gradient_space=case.space,
         chunk_size=case.chunk_size,
     )
-    config = dataclasses.replace(config, smto=smto)
-    return Learner(config, make_problem(config), 1_000_000, device)
+    rotograd = dataclasses.replace(config.rotograd, enabled=case.rotograd, size=ROTATED)
+    config = dataclasses.replace(config, smto=smto, rotograd=rotograd)
+    learner = Learner(config, make_problem(config), 1_000_000, device)
+    for parameter in learner.network.parameters():  # Adam's moments exist before memory is measured
+        parameter.grad = torch.zeros_like(parameter)
+    learner.optimizer.step()
+    return learner
 
 
-def make_batch(problem: str, size: int, device: torch.device) -> Batch:
+def make_batch(problem: ProblemName, size: int, device: torch.device) -> Batch:
     generator = torch.Generator().manual_seed(0)
-    tasks = SupervisedConfig(problem=problem).num_tasks  # type: ignore[arg-type]
+    tasks = SupervisedConfig(problem=problem).num_tasks
     if problem == "cityscapes":
         images = torch.rand(size, 128, 256, 3, generator=generator)
         labels = torch.randint(-1, 7, (size, 128, 256), generator=generator)
@@ -101,27 +115,19 @@ def seconds(learner: Learner, batch: Batch, iterations: int = 1) -> float:
     return (time.perf_counter() - started) / iterations
 
 
-def peak_memory(learner: Learner, batch: Batch) -> float:
-    """MiB of an iteration; the first has been made, Adam's moments exist."""
-    gc.collect()
-    if learner.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(learner.device)
-        held = torch.cuda.memory_allocated(learner.device)
-        seconds(learner, batch)
-        return (torch.cuda.max_memory_allocated(learner.device) - held) / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark to the present
-    before = status_mib("VmRSS")
-    seconds(learner, batch)
-    return max(status_mib("VmHWM") - before, 0.0)
-
-
-def measure(problem: str, case: Case, unitary: Learner, batch: Batch, turns: int) -> Cost:
+def measure(
+    problem: ProblemName, case: Case, unitary: Learner, batch: Batch, budget: float
+) -> Cost:
+    """Take turns with unitary for about `budget` seconds, once at least."""
     learner = make_learner(problem, case, unitary.device)
     period = case.options.get("update_every", 1)
-    seconds(learner, batch, period)
-    memory = peak_memory(learner, batch) if period == 1 else float("nan")
-    ratios = []
-    for _ in range(turns):
+    memory = peak_memory(unitary.device, lambda: seconds(learner, batch))
+    ratios: list[float] = []
+    started = time.perf_counter()
+    while len(ratios) < MOST_TURNS:
+        spent = time.perf_counter() - started
+        if ratios and spent * (1 + 1 / len(ratios)) > budget:
+            break
         base = seconds(unitary, batch)
         ratios.append(seconds(learner, batch, period) / base)
     return Cost(statistics.median(ratios), memory)
@@ -132,15 +138,16 @@ def main() -> None:
     parser.add_argument(
         "--problems", nargs="+", choices=[*BATCHES], default=["multi_mnist", "celeba"]
     )
-    parser.add_argument("--batch", type=int, help="samples; default: 256, CelebA 8, Cityscapes 2")
+    parser.add_argument("--batch", type=int, help="samples; default: 256, CelebA 4, Cityscapes 2")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
-    parser.add_argument("--turns", type=int, default=5, help="measurements per method")
+    parser.add_argument("--minutes", type=float, default=4.0, help="about how long to measure")
     parser.add_argument("--markdown", type=Path, help="file with the marked place for the table")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     device = choose_device(options.device)
+    budget = 60 * options.minutes / len(options.problems) / len(CASES)
     where = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
@@ -154,27 +161,24 @@ def main() -> None:
         size = options.batch or BATCHES[problem]
         batch = make_batch(problem, size, device)
         unitary = make_learner(problem, Case("unitary", "parameters"), device)
-        seconds(unitary, batch)
+        memory = peak_memory(device, lambda: seconds(unitary, batch))  # noqa: B023 - called at once
         base = min(seconds(unitary, batch) for _ in range(3))
-        memory = peak_memory(unitary, batch)
         name = f"{problem}, batch {size}"
         lines.append(f"| {name} | `unitary` | | | 1 ({1e3 * base:.0f} ms) | {memory:.0f} |")
         for case in CASES:
-            cost = measure(problem, case, unitary, batch, options.turns)
+            cost = measure(problem, case, unitary, batch, budget)
             own = "" if case.space == "representation" else str(case.chunk_size)
-            shown = "" if cost.memory != cost.memory else f"{cost.memory:.0f}"
-            lines.append(
-                f"| {name} | {case.label} | {case.space} | {own} | {cost.ratio:.2f} | {shown} |"
-            )
+            row = [name, case.label, case.space, own, f"{cost.ratio:.2f}", f"{cost.memory:.0f}"]
+            lines.append(f"| {' | '.join(row)} |")
             print(lines[-1], flush=True)
     table = "\n".join(lines)
-    text = f"torch {torch.__version__}, {where}, {options.turns} turns.\n\n{table}"
+    text = (
+        f"Time of an iteration over `unitary`'s, and peak memory of one; RotoGrad rotates up to "
+        f"{ROTATED} channels. torch {torch.__version__}, {where}.\n\n{table}"
+    )
     print(f"\n{text}")
     if options.markdown:
-        page = options.markdown.read_text()
-        before, rest = page.split(BEGIN)
-        after = rest.split(END)[1]
-        options.markdown.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+        replace_table(options.markdown, "bench_supervised", text)
 
 
 if __name__ == "__main__":

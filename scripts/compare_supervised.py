@@ -1,78 +1,93 @@
 """Test scores of finished supervised runs: mean and 95% interval over seeds, Delta_m, mean rank.
 
     python scripts/compare_supervised.py runs/supervised_digits --baseline unitary
+    python scripts/compare_supervised.py runs/supervised_digits --markdown docs/supervised.md
 
 The interval is Student's, over runs. Delta_m: POSITIVE is better (mtrl.supervised.comparison).
+Time: the median training time of an epoch.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
+from marked_table import replace_table
+from scipy import stats
 
-from mtrl.run_directory import RunDirectory
+from mtrl.runs import Run, find_runs, read_run
 from mtrl.supervised.comparison import Scores, delta_m, mean_ranks
-from mtrl.supervised.config import load_yaml
 
-T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""Student's 97.5% quantiles for 1 to 9 degrees of freedom; beyond: 1.96, slightly too narrow."""
+MANY = 8
+"""Scores from which on only their mean is shown."""
 
 
-def test_scores(run: RunDirectory) -> Scores:
+def test_scores(run: Run) -> Scores:
     """{(task, metric): value}; empty if the run has not been tested."""
-    found: dict[tuple[str, str], float] = {}
-    for line in run.metrics_file.read_text().splitlines():
-        for tag, value in json.loads(line).items():
-            if tag.startswith("test/") and tag.count("/") == 2:
-                _, metric, task = tag.split("/")
-                found[task, metric] = value
-    return found
+    tags = [tag.split("/") for tag in run.series if tag.startswith("test/") and tag.count("/") == 2]
+    return {
+        (task, metric): float(run.series[f"test/{metric}/{task}"].values[-1])
+        for _, metric, task in tags
+    }
 
 
 def interval(values: list[float]) -> str:
     mean, n = float(np.mean(values)), len(values)
     if n == 1:
         return f"{mean:.4f}"
-    quantile = T_975[n - 2] if n - 2 < len(T_975) else 1.96
-    return f"{mean:.4f} +- {quantile * np.std(values, ddof=1) / n**0.5:.4f}"
+    half = float(stats.t.ppf(0.975, n - 1)) * np.std(values, ddof=1) / n**0.5
+    return f"{mean:.4f} ± {half:.4f}"
+
+
+def epoch_seconds(runs: list[Run]) -> str:
+    seen = [run.series["time/epoch_s"].values for run in runs if "time/epoch_s" in run.series]
+    return f"{np.median(np.concatenate(seen)):.2f}" if seen else ""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="folder with runs of one problem")
     parser.add_argument("--baseline", default="unitary", help="method that Delta_m is relative to")
+    parser.add_argument("--markdown", type=Path, help="file with the marked place for the table")
     options = parser.parse_args()
-    seeds: dict[str, list[Scores]] = {}
-    for path in sorted(options.folder.rglob("config.yaml")):
-        run = RunDirectory(path.parent)
-        if run.is_supervised and run.metrics_file.exists() and (scores := test_scores(run)):
-            seeds.setdefault(load_yaml(path).method, []).append(scores)
-    if options.baseline not in seeds:
-        parser.error(
-            f"no tested run of {options.baseline}; there are: {', '.join(seeds) or 'none'}"
-        )
-    keys = list(seeds[options.baseline][0])
-    if any(set(scores) != set(keys) for runs in seeds.values() for scores in runs):
+    runs: dict[str, list[Run]] = {}
+    for path in find_runs([options.folder]):
+        run = read_run(path, ("test/", "time/epoch_s"))
+        if test_scores(run):
+            runs.setdefault(run.method, []).append(run)
+    if options.baseline not in runs:
+        parser.error(f"no tested run of {options.baseline}; there are: {', '.join(runs) or 'none'}")
+    scores = {method: [test_scores(run) for run in own] for method, own in runs.items()}
+    keys = list(scores[options.baseline][0])
+    if any(set(one) != set(keys) for own in scores.values() for one in own):
         parser.error("the runs are of different problems")
     means = {
-        method: {key: float(np.mean([scores[key] for scores in runs])) for key in keys}
-        for method, runs in seeds.items()
+        method: {key: float(np.mean([one[key] for one in own])) for key in keys}
+        for method, own in scores.items()
     }
     ranks = mean_ranks(means)
-    columns = [f"{metric}, {task}" for task, metric in keys] if len(keys) <= 8 else ["mean"]
-    print(f"| method | seeds | {' | '.join(columns)} | Delta_m % | mean rank |")
-    print("|---" * (4 + len(columns)) + "|")
-    for method in sorted(seeds, key=ranks.__getitem__):
-        runs = seeds[method]
-        cells = [interval([scores[key] for scores in runs]) for key in keys]
-        if len(keys) > 8:
-            cells = [interval([float(np.mean(list(scores.values()))) for scores in runs])]
-        gain = delta_m(means[method], means[options.baseline])
-        row = [f"`{method}`", str(len(runs)), *cells, f"{gain:+.2f}", f"{ranks[method]:.2f}"]
-        print(f"| {' | '.join(row)} |")
+    columns = {f"{metric}, {task}": [(task, metric)] for task, metric in keys}
+    metrics = {metric for _, metric in keys}
+    if len(metrics) == 1:
+        mean = {f"{metrics.pop()}, mean": keys}
+        columns = mean if len(keys) > MANY else columns | mean
+    lines = [
+        f"| method | seeds | {' | '.join(columns)} | Delta_m % | mean rank | s / epoch |",
+        "|---" * (5 + len(columns)) + "|",
+    ]
+    for method in sorted(runs, key=ranks.__getitem__):
+        cells = [
+            interval([float(np.mean([one[key] for key in of])) for one in scores[method]])
+            for of in columns.values()
+        ]
+        gain = f"{delta_m(means[method], means[options.baseline]):+.2f}"
+        row = [f"`{method}`", str(len(runs[method])), *cells, gain, f"{ranks[method]:.2f}"]
+        lines.append(f"| {' | '.join([*row, epoch_seconds(runs[method])])} |")
+    table = "\n".join(lines)
+    print(table)
+    if options.markdown:
+        replace_table(options.markdown, "compare_supervised", table)
 
 
 if __name__ == "__main__":

@@ -47,11 +47,13 @@ def write_celeba(folder: Path, parts: str = "00001122") -> Path:
     return folder
 
 
-def write_cityscapes(folder: Path, train: int = 10, test: int = 3, side: int = 16) -> Path:
-    """Image i has the value i / 100 in its first pixel."""
+def write_cityscapes(
+    folder: Path, train: int = 10, test: int = 3, side: int = 16, *, instances: bool = False
+) -> Path:
+    """Image i has the value i / 100 in its first pixel; instances: 19 classes, and instances."""
     rng = np.random.default_rng(0)
     for part, count in (("train", train), ("val", test)):
-        for what in ("image", "label", "depth"):
+        for what in ("image", "label", "depth", *(("label_19", "instance") * instances)):
             (folder / part / what).mkdir(parents=True)
         for i in range(count):
             image = rng.random((side, 2 * side, 3))
@@ -61,4 +63,12 @@ def write_cityscapes(folder: Path, train: int = 10, test: int = 3, side: int = 1
             np.save(folder / part / "label" / f"{i}.npy", label)
             depth = rng.random((side, 2 * side, 1)) * rng.integers(0, 2, (side, 2 * side, 1))
             np.save(folder / part / "depth" / f"{i}.npy", depth)
+            if instances:
+                label = rng.integers(-1, 19, (side, 2 * side)).astype(np.float64)
+                np.save(folder / part / "label_19" / f"{i}.npy", label)
+                # A road, a group of cars, two cars and a bicycle, in rectangles.
+                numbers = np.array([7, 26, 26_000, 26_001, 33_000, 0, 7, 7], dtype=np.int32)
+                grid = rng.permutation(numbers).reshape(2, 4)
+                grid = grid.repeat(side // 2, axis=0).repeat(side // 2, axis=1)
+                np.save(folder / part / "instance" / f"{i}.npy", grid)
     return folder

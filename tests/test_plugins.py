@@ -104,8 +104,7 @@ def test_documented_table_is_complete() -> None:
             documented[name] = (needs, set(re.findall(r"`(\w+)`", options)))
             if len(listed) == 1:
                 assert set(aliases) == set(describe(name).aliases), name
-    # auto_lambda: the supervised module's own, here if another test has imported that.
-    assert set(documented) == set(available()) - {"auto_lambda"}
+    assert set(documented) == set(available())
     letters = {"losses": "L", "gramian": "G", "jacobian": "J"}
     for name, (needs, options) in documented.items():
         method = describe(name)

@@ -355,9 +355,16 @@ def test_another_metric_and_no_baseline(tmp_path: Path, capsys: pytest.CaptureFi
     metric = "eval/accuracy"
     run = write_run(tmp_path / "run", {1000: [3.0, 5.0]}, method="famo", tasks=TASKS[:2],
                     metric=metric, rates=())  # fmt: skip
+    metrics = run / "metrics.jsonl"
+    epochs = [f'{{"step": {10 * k}, "epoch": {k}, "time/epoch_s": {k}.5}}\n' for k in (1, 2, 3)]
+    metrics.write_text("".join(epochs) + metrics.read_text())
     out = tmp_path / "out"
     cli.main(["report", str(run), "--out", str(out), "--metric", metric])
     assert capsys.readouterr().out.strip() == str(out / "report.html")
     text = Page((out / "report.html").read_text()).text
     assert "No comparison: no run of the baseline unitary (here: famo)" in text
     assert rows(out / "report.html", "MT10/curves.csv")[0]["value"] == "4.0"
+    assert "epoch, median s" in text, "supervised runs: epochs instead of updates"
+    boxes = rows(out / "report.html", "MT10/epoch_time.csv")
+    assert [float(box["seconds"]) for box in boxes] == [1.5, 2.5, 3.5]
+    assert not list(out.rglob("update_time.*"))

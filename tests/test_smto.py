@@ -364,8 +364,7 @@ def test_aliases_create_the_same_method():
 
 
 def test_methods_are_listed_by_what_they_need():
-    # auto_lambda: the supervised module's own, here if another test has imported that.
-    needs = [describe(name).needs for name in available() if name != "auto_lambda"]
+    needs = [describe(name).needs for name in available()]
     assert needs == sorted(needs, key=["losses", "gramian", "jacobian"].index)
     assert len(needs) == 28
 

@@ -53,6 +53,7 @@ def test_multi_mnist_from_idx_files(tmp_path: Path) -> None:
     folder = write_mnist(tmp_path / "mnist")
     pairs = mnist.multi_mnist(folder)
     assert [len(part.images) for part in pairs] == [100, 20, 20]
+    assert len(cached_pairs(tmp_path)) == 3
     train = mnist.read_idx(folder, "train-labels-idx1-ubyte")
     assert (pairs.train.left_class == train[:100]).all(), "left = every image in order"
     assert (pairs.validation.left_class == train[100:]).all()
@@ -61,7 +62,44 @@ def test_multi_mnist_from_idx_files(tmp_path: Path) -> None:
     split = pairs.train.targets_of(("classify_left", "reconstruct_right"))
     assert split.inputs.shape == (100, 1, 28, 28)
     assert split.targets[0].dtype == np.uint8
-    assert (np.rint(split.targets[1] * 255) == pairs.train.right).all()
+    pixels = (split.targets[1] * mnist.DEVIATION + mnist.MEAN) * 255
+    assert np.allclose(pixels, pairs.train.right, atol=1e-3)
+
+
+def cached_pairs(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "cache").rglob("multi_mnist_*.npz"))
+
+
+def test_pairs_are_cached_by_all_they_depend_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (6, 28, 28), dtype=np.uint8)
+    classes = np.arange(6, dtype=np.uint8)
+    first = mnist.make_pairs(images, classes, 0)
+    (path,) = cached_pairs(tmp_path)
+    content = path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(mnist, "overlay", None)  # not made a second time
+        again = mnist.make_pairs(images, classes, 0)
+    assert all((a == b).all() for a, b in zip(first, again, strict=True))
+
+    middle = len(content) // 2
+    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    for damaged in (content[:-9], b"", b"junk", flipped):
+        path.write_bytes(damaged)
+        again = mnist.make_pairs(images, classes, 0)
+        assert all((a == b).all() for a, b in zip(first, again, strict=True))
+        assert path.read_bytes() == content, "made anew, the same to the bit"
+
+    mnist.make_pairs(images, classes, 1)
+    mnist.make_pairs(images, classes, 0, copies=2)
+    images[0, 0, 0] ^= 1
+    mnist.make_pairs(images, classes, 0)
+    monkeypatch.setattr(mnist, "RECIPE", mnist.RECIPE + 1)
+    mnist.make_pairs(images, classes, 0)
+    assert len(cached_pairs(tmp_path)) == 5, "seed, copies, source and recipe each have their own"
+    assert not list((tmp_path / "cache").rglob("*.tmp"))
 
 
 @pytest.mark.parametrize(
@@ -201,6 +239,56 @@ def test_damaged_cityscapes(tmp_path: Path) -> None:
     label.unlink()
     with pytest.raises(DataError, match=r"4\.npy is missing"):
         cityscapes.load(folder, 7)
+
+
+def test_instance_centres_against_a_slow_loop(tmp_path: Path) -> None:
+    folder = write_cityscapes(tmp_path / "cityscapes", instances=True)
+    plain, with_centres = (cityscapes.load(folder, 19, centres=on) for on in (False, True))
+    assert [len(split.targets) for split in (*plain, *with_centres)] == [2] * 3 + [3] * 3
+    found = with_centres.test.targets[2]
+    assert found.shape == (3, 2, 16, 32)
+    for i in range(3):
+        numbers = np.load(folder / "val" / "instance" / f"{i}.npy")
+        for y in range(16):
+            for x in range(32):
+                offset = found[i, :, y, x]
+                if numbers[y, x] < 1000:
+                    assert np.isnan(offset).all(), "a class without instances, or a group"
+                else:
+                    own = np.argwhere(numbers == numbers[y, x]).mean(0)
+                    assert np.allclose(offset, (y, x) - own, atol=1e-4)
+    assert np.isfinite(found).any()
+
+
+def test_damaged_instances(tmp_path: Path) -> None:
+    folder = write_cityscapes(tmp_path / "cityscapes", instances=True)
+    path = folder / "train" / "instance" / "4.npy"
+    for wrong in (
+        np.full((16, 32), 33_001).astype(np.int16),  # wraps round
+        np.full((16, 32), 26_001.5),
+        np.zeros((16, 32, 1)),
+    ):
+        np.save(path, wrong)
+        with pytest.raises(DataError, match=r"4\.npy: wanted \[h, w\] of Cityscapes"):
+            cityscapes.load(folder, 19, centres=True)
+    np.save(path, np.zeros((8, 32)))
+    with pytest.raises(DataError, match=r"4\.npy: wanted shape"):
+        cityscapes.load(folder, 19, centres=True)
+    path.unlink()
+    with pytest.raises(DataError, match=r"4\.npy is missing"):
+        cityscapes.load(folder, 19, centres=True)
+    (folder / "val" / "instance").rename(folder / "val" / "other")
+    np.save(path, np.zeros((16, 32)))
+    with pytest.raises(DataError, match=r"val/instance is missing; Cityscapes' gtFine_instanceIds"):
+        cityscapes.load(folder, 19, centres=True)
+
+
+def test_damaged_decoded_arrays_are_made_anew(tmp_path: Path) -> None:
+    folder = write_cityscapes(tmp_path / "cityscapes")
+    wanted = np.array(cityscapes.load(folder, 7).test.inputs)
+    for path in (tmp_path / "cache").rglob("*.npy"):
+        path.write_bytes(path.read_bytes()[:-50])
+    assert (cityscapes.load(folder, 7).test.inputs == wanted).all()
 
 
 def test_no_folder(tmp_path: Path) -> None:

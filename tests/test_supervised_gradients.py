@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mtrl.smto import SMTO, GradDrop, available, create
+from mtrl.smto import SMTO, GradDrop, create
 from mtrl.smto.base import gram_matrix, options_of
-from mtrl.supervised.auto_lambda import AutoLambda, Prepared
+from mtrl.supervised.auto_lambda import AutoLambda, Prepared, look_ahead
 from mtrl.supervised.gradients import Space, backward
+from mtrl.supervised.methods import available, find
 from mtrl.supervised.networks import MultiTaskNetwork
+from mtrl.supervised.rotograd import BURN_IN, RotatedNetwork, rotate
 
 TASKS = 3
 SPACES: tuple[Space, ...] = ("parameters", "representation")
@@ -42,12 +44,13 @@ def test_heads_of_reused_weights_stay_plain() -> None:
 
 
 def make_smto(name: str, tasks: int = TASKS) -> SMTO:
-    options: dict[str, object] = {"seed": 3} if "seed" in options_of(name) else {}
-    if "total_steps" in options_of(name):
+    known = options_of(find(name))
+    options: dict[str, object] = {"seed": 3} if "seed" in known else {}
+    if "total_steps" in known:
         options["total_steps"] = 100
     if name == "fixed":
         options["weights"] = [1.0, 2.0, 3.0][:tasks]
-    return create(name, tasks, **options)
+    return create(find(name), tasks, **options)
 
 
 def slow(
@@ -224,11 +227,10 @@ def test_the_look_ahead_against_exact_second_derivatives() -> None:
     training, held_out = (
         Prepared(inputs.double(), targets) for inputs, targets in (make_batch(), other_batch())
     )
-    smto = AutoLambda(TASKS)
-    smto.parameter.copy_(torch.tensor(lambdas))
     before = copy.deepcopy(network.state_dict())
     losses_of = [functional.cross_entropy] * TASKS
-    found = smto.gradient(network, losses_of, training, held_out, alpha)
+    given = torch.tensor(lambdas, dtype=torch.float64)
+    found = look_ahead(given, network, losses_of, training, held_out, alpha)
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
 
     weights = torch.tensor(lambdas, dtype=torch.float64, requires_grad=True)
@@ -259,8 +261,145 @@ def test_auto_lambda_favours_the_task_that_helps() -> None:
     wrong = [targets[0], (targets[1] + 1) % 4, (targets[2] + 2) % 4]
     smto = AutoLambda(TASKS, lr=0.01)
     losses_of = [functional.cross_entropy] * TASKS
+    training, held_out = Prepared(inputs, targets), Prepared(inputs, wrong)
     for _ in range(20):
-        smto.look_ahead(network, losses_of, Prepared(inputs, targets), Prepared(inputs, wrong), 0.1)
+        smto.learn(look_ahead(smto.parameter, network, losses_of, training, held_out, 0.1))
     weights = smto.weights(losses=torch.ones(TASKS))
     assert weights.argmax() == 0
     assert (weights >= 0).all()
+
+
+# -- RotoGrad -----------------------------------------------------------------------------------
+
+
+def make_rotated(tasks: int = TASKS, size: int = 5, *, turned: bool = True) -> RotatedNetwork:
+    """The network, rotated; turned: by some way from the identities of the start."""
+    network = RotatedNetwork(make_network(tasks), size)
+    if turned:
+        generator = torch.Generator().manual_seed(2)
+        network.generators.data.normal_(generator=generator)
+    return network
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0, 10.0])
+def test_rotations_stay_rotations(scale: float) -> None:
+    network = make_rotated(size=5)
+    network.generators.data *= scale
+    found = network.rotations().detach()
+    identity = torch.eye(5).expand(TASKS, 5, 5)
+    torch.testing.assert_close(found @ found.mT, identity, rtol=0, atol=1e-4)
+    torch.testing.assert_close(torch.linalg.det(found), torch.ones(TASKS), rtol=0, atol=1e-4)
+    if scale == 0.0:
+        assert torch.equal(found, identity), "it begins as the network it wraps"
+
+
+def test_maps_are_rotated_place_by_place() -> None:
+    z = torch.randn(2, 4, 3, 2, generator=torch.Generator().manual_seed(0))
+    rotation = torch.linalg.qr(z[0, :3, :, 0]).Q
+    found = rotate(z, rotation)
+    for sample in range(2):
+        for y in range(3):
+            for x in range(2):
+                wanted = torch.cat([rotation @ z[sample, :3, y, x], z[sample, 3:, y, x]])
+                torch.testing.assert_close(found[sample, :, y, x], wanted)
+
+
+@pytest.mark.parametrize("size", [5, 3])
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("name", ["unitary", "pcgrad", "rlw_normal"])
+def test_rotograd_against_the_slow_definition(name: str, space: Space, size: int) -> None:
+    network = make_rotated(size=size)
+    other = copy.deepcopy(network)
+    found = run(network, make_smto(name), space)
+
+    inputs, targets = make_batch()
+    z = other.encoder(inputs)
+    shared = list(other.encoder.parameters())
+    rotations = other.rotations()
+    losses, at_z, at_view = [], [], []
+    for head, target, rotation in zip(other.heads, targets, rotations.detach(), strict=True):
+        view = torch.cat([z[:, :size] @ rotation.T, z[:, size:]], dim=1)
+        losses.append(functional.cross_entropy(head(view), target))
+        for of, values in ((at_z, z), (at_view, view)):
+            of.append(torch.autograd.grad(losses[-1], values, retain_graph=True)[0])
+    norms = [float(g.norm()) for g in at_z]
+    # The first iteration: |G| / |G at the start| = 1 for every task, so C is the mean norm.
+    rows = [sum(norms) / TASKS * g / n for g, n in zip(at_z, norms, strict=True)]
+    smto, values = make_smto(name), torch.stack(losses).detach()
+
+    def through(row: Tensor) -> Tensor:
+        gradients = torch.autograd.grad(z, shared, row, retain_graph=True)
+        return torch.cat([g.flatten() for g in gradients])
+
+    if space == "parameters":
+        direction = smto.combine(torch.stack([through(row) for row in rows]), values)
+    else:
+        flat = smto.combine(torch.stack(rows).flatten(1), values)
+        direction = through(flat.view_as(z))
+    pieces = direction.split([p.numel() for p in shared])
+    for (key, parameter), piece in zip(other.encoder.named_parameters(), pieces, strict=True):
+        wanted = piece.view_as(parameter)
+        torch.testing.assert_close(found[f"encoder.{key}"], wanted, rtol=1e-3, atol=2e-6)
+
+    aim = sum(g / n for g, n in zip(at_z, norms, strict=True)) / TASKS
+    alignment = torch.zeros(())
+    for rotation, seen, norm in zip(rotations, at_view, norms, strict=True):
+        back = torch.cat([seen[:, :size] @ rotation, seen[:, size:]], dim=1)
+        alignment = alignment - (back * aim).sum() / norm
+    (wanted,) = torch.autograd.grad(alignment, other.generators)
+    torch.testing.assert_close(found["generators"], wanted, rtol=1e-3, atol=1e-6)
+
+
+def test_magnitudes_become_equal_and_slow_tasks_decide() -> None:
+    network = make_rotated()
+    rows = torch.randn(TASKS, 6, 5, generator=torch.Generator().manual_seed(3))
+    rows *= torch.tensor([1e-4, 1.0, 1e3])[:, None, None]
+    first = network.at_z(rows).flatten(1).norm(dim=1)
+    mean = rows.flatten(1).norm(dim=1).mean()
+    torch.testing.assert_close(first, mean.expand(TASKS), rtol=1e-4, atol=0)
+    rows[1:] *= 0.5  # the first task has made no progress: it counts twice
+    later = network.at_z(rows).flatten(1).norm(dim=1)
+    norms = rows.flatten(1).norm(dim=1)
+    weighted = norms @ torch.tensor([0.5, 0.25, 0.25])
+    torch.testing.assert_close(later, weighted.expand(TASKS), rtol=1e-4, atol=0)
+    assert network.steps == 2
+    network.steps.fill_(BURN_IN)
+    renewed = network.at_z(rows).flatten(1).norm(dim=1)
+    mean = rows.flatten(1).norm(dim=1).mean()
+    torch.testing.assert_close(renewed, mean.expand(TASKS), rtol=1e-4, atol=0)
+
+
+def test_tasks_without_gradient_are_no_accident() -> None:
+    rows = torch.zeros(TASKS, 6, 5)
+    network = make_rotated()
+    assert torch.equal(network.at_z(rows), rows)
+    rows[0] = 1.0
+    assert network.at_z(rows).isfinite().all()
+    assert network.generators.grad is not None
+    assert network.generators.grad.isfinite().all()
+
+
+def test_rotations_turn_the_gradients_towards_each_other() -> None:
+    network = make_rotated(2, turned=False)
+    rows = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(4))
+    optimizer = torch.optim.Adam([network.generators], 0.05)
+
+    def cosine() -> float:
+        at_z = network.at_z(rows).flatten(1)
+        return float(functional.cosine_similarity(at_z[0], at_z[1], dim=0))
+
+    before = cosine()
+    for _ in range(40):
+        optimizer.step()
+        after = cosine()
+    assert after > before + 0.2
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_one_task_with_rotograd_is_ordinary_training_to_the_bit(space: Space) -> None:
+    plain, rotated = make_network(1), make_rotated(1, turned=False)
+    for _ in range(3):
+        wanted = run(plain, make_smto("unitary", 1), space)
+        found = run(rotated, make_smto("unitary", 1), space)
+        assert not found.pop("generators").any(), "nothing to turn towards"
+        assert all(torch.equal(found[name], value) for name, value in wanted.items())

@@ -7,7 +7,7 @@ Each function gives the figure and the table of the numbers in it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from mtrl.report import results
 from mtrl.report.groups import Group
 from mtrl.report.results import Comparison, Curve, Scores
-from mtrl.report.statistics import Unit
+from mtrl.report.statistics import Floats, Unit
+from mtrl.runs import Run
 
 OKABE_ITO = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h")
@@ -282,13 +283,40 @@ def improvement(comparisons: Sequence[Comparison], looks: Mapping[str, Style]) -
 
 def update_time(groups: Sequence[Group], looks: Mapping[str, Style]) -> Drawn | None:
     """Figure 4 (c, d) of Kurin et al. 2022: box plots of the time of 10,000 updates."""
-    seconds = {
-        group.label: np.concatenate([results.update_seconds(run) for run in group.runs])
+    what = (
+        "Time of 10,000 updates, one value per log interval of every run, evaluations and "
+        "checkpoints excluded."
+    )
+    label = "seconds for 10,000 updates"
+    return _time_boxes(groups, looks, results.update_seconds, "update_time", label, what)
+
+
+def epoch_time(groups: Sequence[Group], looks: Mapping[str, Style]) -> Drawn | None:
+    """Figures 1 to 3 (b) of Kurin et al. 2022: box plots of the time of a training epoch."""
+    what = "Training time of an epoch, every epoch of every run, validation excluded."
+    label = "seconds per epoch"
+    return _time_boxes(groups, looks, results.epoch_seconds, "epoch_time", label, what)
+
+
+def _time_boxes(
+    groups: Sequence[Group],
+    looks: Mapping[str, Style],
+    seconds_of: Callable[[Run], Floats],
+    name: str,
+    label: str,
+    what: str,
+) -> Drawn | None:
+    rows = [
+        (group.label, run.seed, float(value))
         for group in groups
-    }
-    shown = {label: values for label, values in seconds.items() if values.size}
-    if not shown:
+        for run in group.runs
+        for value in seconds_of(run)
+    ]
+    if not rows:
         return None
+    shown: dict[str, list[float]] = {}
+    for method, _, value in rows:
+        shown.setdefault(method, []).append(value)
     figure = new_figure(WIDTH * 0.75, 1.0 + 0.34 * len(shown))
     axes: Any = figure.subplots()
     boxes = axes.boxplot(
@@ -296,8 +324,8 @@ def update_time(groups: Sequence[Group], looks: Mapping[str, Style]) -> Drawn | 
         positions=range(len(shown)), flierprops={"markersize": 2.5, "alpha": 0.5},
         medianprops={"color": "black"},
     )  # fmt: skip
-    for box, label in zip(boxes["boxes"], shown, strict=True):
-        box.set(facecolor=looks[label].color, alpha=0.55)
+    for box, method in zip(boxes["boxes"], shown, strict=True):
+        box.set(facecolor=looks[method].color, alpha=0.55)
     axes.set_yticks(range(len(shown)), list(shown))
     axes.set_ylim(len(shown) - 0.5, -0.5)
     medians = [float(np.median(values)) for values in shown.values()]
@@ -305,18 +333,9 @@ def update_time(groups: Sequence[Group], looks: Mapping[str, Style]) -> Drawn | 
         axes.set_xscale("log")
     else:
         axes.set_xlim(left=0)
-    axes.set_xlabel("seconds for 10,000 updates")
-    caption = (
-        "Time of 10,000 updates, one value per log interval of every run, evaluations and "
-        "checkpoints excluded. Box: quartiles and median; whiskers: 1.5 interquartile ranges."
-    )
-    rows = [
-        (group.label, run.seed, float(value))
-        for group in groups
-        for run in group.runs
-        for value in results.update_seconds(run)
-    ]
-    return Drawn("update_time", caption, figure, ("method", "seed", "seconds"), rows)
+    axes.set_xlabel(label)
+    caption = f"{what} Box: quartiles and median; whiskers: 1.5 interquartile ranges."
+    return Drawn(name, caption, figure, ("method", "seed", "seconds"), rows)
 
 
 def memory(groups: Sequence[Group], looks: Mapping[str, Style]) -> Drawn | None:

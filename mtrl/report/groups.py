@@ -15,6 +15,7 @@ WITHOUT_EFFECT = (
     "run_dir",
     "overwrite",
     "plugins",
+    "data_dir",
     "env.workers",
     "env.fast",
     "learner.",
@@ -154,7 +155,9 @@ def _unlike(groups: Sequence[Group]) -> list[str]:
         config = group.runs[0].config
         for protocol in group.protocols:
             protocols.setdefault(f"protocol {protocol}", []).append(group.label)
-        length = [f"{k}={v}" for k, v in config.items() if k in ("train.total_steps", "epochs")]
+        length = [
+            f"{k}={v}" for k, v in config.items() if k in ("train.total_steps", "train.epochs")
+        ]
         lengths.setdefault(" ".join(length) or "unknown", []).append(group.label)
         sizes = [f"{k.split('.')[1]}={v}" for k, v in config.items() if k[:11] == "evaluation."]
         evaluations.setdefault(" ".join(sizes) or "unknown", []).append(group.label)

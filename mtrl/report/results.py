@@ -200,6 +200,12 @@ def update_seconds(run: Run) -> Floats:
     return UPDATES / rates
 
 
+def epoch_seconds(run: Run) -> Floats:
+    """Training time of each epoch of a supervised run; empty for others."""
+    series = run.series.get("time/epoch_s")
+    return series.values if series else np.zeros(0)
+
+
 def memory_mib(run: Run) -> float:
     """Most memory of the learner, MiB; NaN if the run did not log it."""
     series = run.series.get("memory/learner_mib")

@@ -55,7 +55,7 @@ def report_command(arguments: list[str]) -> None:
 
 def write_report(options: ReportOptions) -> Path:
     """-> report.html. ConfigError if there are no runs, or no such baseline."""
-    tags = (f"{options.metric}/", "gradients/", "time/updates_per_s", "memory/")
+    tags = (f"{options.metric}/", "gradients/", "time/updates_per_s", "time/epoch_s", "memory/")
     runs = [read_run(path, tags) for path in find_runs(options.runs)]
     found = benchmarks(runs, options.metric, options.baseline or DEFAULT_BASELINE)
     known = sorted({name for b in found for g in b.groups for name in (g.label, g.method)})
@@ -100,6 +100,7 @@ class Section:
         self.groups, self.tasks = benchmark.groups, benchmark.tasks
         self.final = {g.label: self._scores(g, best=False) for g in self.groups}
         self.best = {g.label: self._scores(g, best=True) for g in self.groups}
+        self.has_epochs = any(len(results.epoch_seconds(run)) for run in benchmark.runs)
         self.looks = figures.styles([group.label for group in self.groups])
         self.folder = re.sub(r"[^A-Za-z0-9_.-]+", "_", benchmark.name)
         success = options.metric == "eval/success"
@@ -147,7 +148,8 @@ class Section:
         rows = []
         for group in self.groups:
             final, best = self.final[group.label], self.best[group.label]
-            seconds = [results.update_seconds(run) for run in group.runs]
+            seconds_of = results.epoch_seconds if self.has_epochs else results.update_seconds
+            seconds = [seconds_of(run) for run in group.runs]
             memory = [results.memory_mib(run) for run in group.runs]
             known = [mib for mib in memory if not math.isnan(mib)]
             times = np.concatenate(seconds)
@@ -164,7 +166,8 @@ class Section:
                 )
             )
         columns = ("method", "runs finished", "final mean", "final IQM", "best mean", "best IQM")
-        speed = ("10,000 updates, median s", "peak memory, MiB")
+        what = "epoch" if self.has_epochs else "10,000 updates"
+        speed = (f"{what}, median s", "peak memory, MiB")
         warned = speed_warning(self.benchmark.runs)
         shown = page.table((*columns, *speed), rows)
         return shown + (page.warning(warned) if warned else "")
@@ -273,7 +276,8 @@ class Section:
             yield figures.improvement(comparisons, looks)
             yield figures.task_curves(curves, self.tasks, looks, words)
             yield figures.heat_map(self.final, self.tasks, words)
-        yield figures.update_time(self.groups, looks)
+        draw_times = figures.epoch_time if self.has_epochs else figures.update_time
+        yield draw_times(self.groups, looks)
         yield figures.memory(self.groups, looks)
         yield figures.conflict(self.groups, looks, words)
 

@@ -287,7 +287,9 @@ def available() -> tuple[str, ...]:
     return tuple(sorted(_METHODS, key=lambda name: costs.index(_METHODS[name].needs)))
 
 
-def _find(name: str) -> tuple[str, type[SMTO]]:
+def _find(name: str | type[SMTO]) -> tuple[str, type[SMTO]]:
+    if isinstance(name, type):  # a method of the caller's own, registered or not
+        return name.__name__, name
     name = _ALIASES.get(name, name)
     if name not in _METHODS:
         raise ValueError(f"unknown method {name!r}; available: {', '.join(available())}")
@@ -309,13 +311,13 @@ def _defaults(cls: type[SMTO]) -> dict[str, Any]:
     return dict(sorted(options.items()))
 
 
-def options_of(name: str) -> tuple[str, ...]:
+def options_of(name: str | type[SMTO]) -> tuple[str, ...]:
     """Option names of a method, `seed` and `device` of random methods included."""
     return tuple(_defaults(_find(name)[1]))
 
 
-def describe(name: str) -> Method:
-    """Everything a listing of methods shows; `name` may be an alias."""
+def describe(name: str | type[SMTO]) -> Method:
+    """Everything a listing of methods shows; `name` may be an alias, or a class."""
     name, cls = _find(name)
     return Method(
         name,
@@ -331,8 +333,10 @@ def is_compilable(name: str) -> bool:
     return _find(name)[1].compilable
 
 
-def create(name: str, num_tasks: int, **options: Any) -> SMTO:
-    """A fresh instance; ValueError for an unknown name or option, listing the valid ones."""
+def create(name: str | type[SMTO], num_tasks: int, **options: Any) -> SMTO:
+    """A fresh instance; ValueError for an unknown name or option, listing the valid ones.
+
+    A class instead of a name: a method that is not in the registry."""
     name, cls = _find(name)
     allowed = _defaults(cls)
     for option in options:

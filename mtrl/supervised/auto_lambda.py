@@ -1,21 +1,17 @@
-"""Auto-Lambda: task weights that a look-ahead on held-out samples finds useful.
-
-Registered as a method when a supervised run is set up: it needs more than losses and gradients,
-so reinforcement learning does not know it.
-"""
+"""Auto-Lambda: task weights that a look-ahead on held-out samples finds useful."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from mtrl.smto import LearnedSMTO, register
+from mtrl.smto import LearnedSMTO
+from mtrl.supervised.metrics import Loss
 from mtrl.supervised.networks import MultiTaskNetwork
-from mtrl.supervised.problems import Loss
 
 HELD_OUT = 0.1
 """Share of the training split that the look-ahead is judged on and that is not trained on: the
@@ -29,7 +25,6 @@ class Prepared(NamedTuple):
     """Per task [sample, ...]."""
 
 
-@register("auto_lambda")
 class AutoLambda(LearnedSMTO):
     """Auto-Lambda (Liu et al. 2022, Section 3.2): weights that lower the loss on held-out samples.
 
@@ -51,51 +46,48 @@ class AutoLambda(LearnedSMTO):
         self.take(losses)
         return self.parameter.clone()
 
-    def look_ahead(
-        self,
-        network: MultiTaskNetwork,
-        losses_of: Sequence[Loss],
-        training: Prepared,
-        held_out: Prepared,
-        step_size: float,
-    ) -> None:
-        """Move lambda; to be called before `weights`. The network is as it was, buffers too."""
-        self.follow(training.inputs.device)
-        self.descend(self.gradient(network, losses_of, training, held_out, step_size))
+    def learn(self, slope: Tensor) -> None:
+        """Move lambda against `slope` [task], which `look_ahead` found; before `weights`."""
+        self.follow(slope.device)
+        self.descend(slope)
         self.parameter.clamp_(min=0.0)
 
-    def gradient(
-        self,
-        network: MultiTaskNetwork,
-        losses_of: Sequence[Loss],
-        training: Prepared,
-        held_out: Prepared,
-        step_size: float,
-    ) -> Tensor:
-        """d (mean held-out loss after the virtual step) / d lambda [task], float64."""
-        names, parameters = zip(*network.named_parameters(), strict=True)
-        start = [p.detach() for p in parameters]
 
-        def losses(values: Sequence[Tensor], data: Prepared) -> Tensor:
-            # BatchNorm writes into its buffers: into copies of them.
-            state: Mapping[str, Tensor] = dict(zip(names, values, strict=True)) | {
-                name: buffer.clone() for name, buffer in network.named_buffers()
-            }
-            outputs = functional_call(network, dict(state), (data.inputs,))
-            pairs = zip(losses_of, outputs, data.targets, strict=True)
-            return torch.stack([loss(output, target) for loss, output, target in pairs])
+def look_ahead(
+    lambdas: Tensor,
+    network: MultiTaskNetwork,
+    losses_of: Sequence[Loss],
+    training: Prepared,
+    held_out: Prepared,
+    step_size: float,
+) -> Tensor:
+    """d (mean held-out loss after the virtual step) / d lambda [task], float64.
 
-        here = [p.clone().requires_grad_() for p in start]
-        weighted = losses(here, training) @ self.parameter.to(start[0].dtype)
-        step = torch.autograd.grad(weighted, here)
-        ahead = [(p - step_size * g).requires_grad_() for p, g in zip(start, step, strict=True)]
-        slope = torch.autograd.grad(losses(ahead, held_out).mean(), ahead)
-        norm = torch.stack([g.double().square().sum() for g in slope]).sum().sqrt()
-        epsilon = 0.01 / norm.clamp(min=1e-12)
-        with torch.no_grad():
-            move = epsilon.to(start[0].dtype)
-            plus, minus = (
-                losses([p + sign * move * g for p, g in zip(start, slope, strict=True)], training)
-                for sign in (1.0, -1.0)
-            )
-        return -step_size * (plus - minus).double() / (2.0 * epsilon)
+    The network is as it was, buffers too.
+    """
+    names, parameters = zip(*network.weights().items(), strict=True)
+    start = [p.detach() for p in parameters]
+
+    def losses(values: Sequence[Tensor], data: Prepared) -> Tensor:
+        # BatchNorm writes into its buffers: into copies of them.
+        state = dict(zip(names, values, strict=True)) | {
+            name: buffer.clone() for name, buffer in network.named_buffers()
+        }
+        outputs = functional_call(network, state, (data.inputs,))
+        pairs = zip(losses_of, outputs, data.targets, strict=True)
+        return torch.stack([loss(output, target) for loss, output, target in pairs])
+
+    here = [p.clone().requires_grad_() for p in start]
+    found = losses(here, training)
+    step = torch.autograd.grad(found @ lambdas.to(found), here)
+    ahead = [(p - step_size * g).requires_grad_() for p, g in zip(start, step, strict=True)]
+    slope = torch.autograd.grad(losses(ahead, held_out).mean(), ahead)
+    norm = torch.stack([g.double().square().sum() for g in slope]).sum().sqrt()
+    epsilon = 0.01 / norm.clamp(min=1e-12)
+    with torch.no_grad():
+        move = epsilon.to(start[0].dtype)
+        plus, minus = (
+            losses([p + sign * move * g for p, g in zip(start, slope, strict=True)], training)
+            for sign in (1.0, -1.0)
+        )
+    return -step_size * (plus - minus).double() / (2.0 * epsilon)

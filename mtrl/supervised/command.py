@@ -11,7 +11,6 @@ from mtrl.command_line import find_config, mappings_as_pairs
 from mtrl.plugins import load_plugins
 from mtrl.run_directory import RunDirectory, write_atomically
 from mtrl.schema import ConfigError, dump_yaml, flatten
-from mtrl.supervised import auto_lambda  # noqa: F401 - registers the method
 from mtrl.supervised.config import SupervisedConfig, load_yaml, validate, with_smto
 from mtrl.supervised.data import Splits
 from mtrl.supervised.method_presets import with_preset

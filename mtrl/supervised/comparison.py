@@ -10,7 +10,7 @@ import numpy as np
 Scores = Mapping[tuple[str, str], float]
 """{(task, metric): value}"""
 
-LOWER_IS_BETTER = ("mse", "absolute_error", "relative_error")
+LOWER_IS_BETTER = ("mse", "absolute_error", "relative_error", "centre_error")
 
 
 def delta_m(scores: Scores, baseline: Scores) -> float:

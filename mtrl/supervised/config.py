@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from mtrl import config as shared
 from mtrl.methods import check_method
 from mtrl.schema import ConfigError, build, flatten, read_yaml
 from mtrl.smto import describe
+from mtrl.supervised import methods
 
 ProblemName = Literal[
     "digits",
@@ -21,6 +23,7 @@ ProblemName = Literal[
     "celeba",
     "cityscapes",
     "cityscapes_19",
+    "cityscapes_19_instances",
 ]
 PROBLEMS: tuple[str, ...] = get_args(ProblemName)
 CELEBA_ATTRIBUTES = (
@@ -57,8 +60,11 @@ class TrainConfig:
 class NetworkConfig:
     """The published network of the problem."""
 
-    dropout: bool = True
-    """The published dropout layers; false = none (the ablation of Kurin et al., 5.1)."""
+    dropout: float | Literal["published"] = "published"
+    """Rate of every dropout layer; 0 = none (the ablation of Kurin et al., 5.1).
+    published: theirs, 0.5 (CelebA: 0.25 after the stem)."""
+    encoder: Literal["resnet50", "resnet18"] = "resnet50"
+    """Encoder of the cityscapes problems: resnet50 (Kurin et al.) or resnet18 (Gama & Grassi)."""
     weights: str = ""
     """File with an ImageNet encoder (a torchvision state dictionary) to start from, for cityscapes;
     nothing is ever downloaded. Empty = random."""
@@ -75,48 +81,46 @@ class SmtoConfig:
     gradient_space: Literal["auto", "parameters", "representation"] = "auto"
     """Task gradients on the shared parameters, or on the last shared activation z, followed by one
     backward of the encoder; auto = as published (z for MGDA, IMTL, GradDrop)."""
-    preset: Literal["", "kurin"] = ""
-    """kurin: the settings Kurin et al. used with this method and problem; they replace the file's,
-    the command line replaces them. See docs/supervised.md."""
+    preset: Literal["", "kurin", "gama"] = ""
+    """The settings Kurin et al. 2022, or Gama & Grassi 2025, used with this method and problem.
+    They replace the file's, the command line replaces them. See docs/supervised.md."""
     chunk_size: int = 1
     """Tasks per backward pass of the encoder, in parameter space. More saves launches (small
     networks on a GPU) and costs memory: their activation gradients exist at once."""
 
 
 @dataclass(frozen=True)
-class LearnerConfig:
-    """Where the updates run."""
+class RotoGradConfig:
+    """RotoGrad (Javaloy & Valera 2022), around the representation; goes with every method."""
 
-    device: str = "auto"
-    """auto (CUDA where there is one), cpu, cuda or cuda:i."""
-    threads: int | Literal["auto"] = "auto"
-    """CPU threads; auto = all cores. Runs are bitwise reproducible for equal thread counts."""
+    enabled: bool = False
+    """Rotate the shared representation for each task, and give the task gradients there equal
+    magnitudes. With the method unitary: RotoGrad as published."""
+    lr: float = 0.1
+    """Step size of the rotations' own Adam, in units of train.lr; follows train.lr_decay."""
+    size: int = 0
+    """Channels of the representation that are rotated, the first ones; 0 = all. A rotation takes
+    4 * size^2 * 4 bytes for each task, and size^3 operations."""
 
 
 @dataclass(frozen=True)
-class CheckpointConfig:
+class CheckpointConfig(shared.CheckpointConfig):
     """Checkpoints."""
 
     every: int = 1
     """Epochs between checkpoints; the last epoch and a signal save too."""
-    keep: int = 2
-    """Newest checkpoints kept, besides the selected models."""
 
 
 @dataclass(frozen=True)
-class LoggingConfig:
+class LoggingConfig(shared.LoggingConfig):
     """metrics.jsonl, TensorBoard and console."""
 
     every: int = 100
     """Iterations between two log lines (losses, weights, speed)."""
-    csv: bool = False
-    """Also write metrics.csv: step, tag, value."""
-    wandb: bool = False
-    """Also log to Weights & Biases: `pip install wandb`; set up by its own WANDB_* variables."""
 
 
 @dataclass(frozen=True)
-class DiagnosticsConfig:
+class DiagnosticsConfig(shared.DiagnosticsConfig):
     """Gradient conflict metrics on the shared parameters."""
 
     every: int = 100
@@ -145,7 +149,8 @@ class SupervisedConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     smto: SmtoConfig = field(default_factory=SmtoConfig)
-    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    rotograd: RotoGradConfig = field(default_factory=RotoGradConfig)
+    learner: shared.DeviceConfig = field(default_factory=shared.DeviceConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
@@ -155,7 +160,8 @@ class SupervisedConfig:
         if self.problem == "celeba":
             return CELEBA_ATTRIBUTES
         if self.problem.startswith("cityscapes"):
-            return ("segmentation", "depth")
+            tasks = ("segmentation", "depth")
+            return (*tasks, "instance_centres") if "instances" in self.problem else tasks
         kinds = self.problem.removeprefix("multi_mnist_").split("_")
         if kinds[0] not in ("cl", "rl"):
             kinds = ["cl", "cr"]
@@ -170,12 +176,13 @@ class SupervisedConfig:
     def gradient_space(self) -> Literal["parameters", "representation"]:
         if self.smto.gradient_space != "auto":
             return self.smto.gradient_space
-        return "representation" if describe(self.smto.name).name in Z_METHODS else "parameters"
+        name = describe(methods.find(self.smto.name)).name
+        return "representation" if name in Z_METHODS else "parameters"
 
     @property
     def method(self) -> str:
-        """Name for paths and tables."""
-        return self.smto.name
+        """Name for paths and tables, e.g. `pcgrad`, or `unitary+rotograd`."""
+        return f"{self.smto.name}+rotograd" if self.rotograd.enabled else self.smto.name
 
     @property
     def run_path(self) -> Path:
@@ -214,6 +221,10 @@ def validate(config: SupervisedConfig) -> None:
     need(config.seed >= 0, "seed", "must be zero or positive")
     threads = config.learner.threads
     need(threads == "auto" or threads >= 1, "learner.threads", "must be auto or at least 1")
+    rate = config.network.dropout
+    need(rate == "published" or 0 <= rate < 1, "network.dropout", "must be published or in [0, 1)")
+    need(0 < config.rotograd.lr < float("inf"), "rotograd.lr", "must be positive and finite")
+    need(config.rotograd.size >= 0, "rotograd.size", "must be zero (all) or positive")
     need(
         not config.network.weights or config.problem.startswith("cityscapes"),
         "network.weights",
@@ -231,6 +242,7 @@ def validate(config: SupervisedConfig) -> None:
         "smto.options",
         config.num_tasks,
         1_000_000,  # the length, which depends on the data, is not known yet
+        methods.OWN,
     )
 
 

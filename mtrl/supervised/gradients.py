@@ -1,8 +1,9 @@
 """From a batch that all tasks share to one direction: one forward, and as few backwards as the
 method allows.
 
-Every head gets its own leaf at z, the last shared activation, so ONE backward of the heads gives
-all rows dl_i/dz and all heads' gradients. What follows:
+Every head gets a leaf of its own: its view of z, the last shared activation (with RotoGrad a
+rotation of it). So ONE backward of the heads gives all rows dl_i/dz and all heads' gradients. What
+follows:
 
     losses          z <- sum_i w_i dl_i/dz               one backward of the encoder
     representation  z <- the SMTO's direction of them    one backward of the encoder
@@ -23,8 +24,8 @@ from torch import Tensor, nn
 
 from mtrl.smto import SMTO, GradDrop, GramianSMTO
 from mtrl.smto.base import gram_matrix
+from mtrl.supervised.metrics import Loss
 from mtrl.supervised.networks import MultiTaskNetwork
-from mtrl.supervised.problems import Loss
 
 Space = Literal["parameters", "representation"]
 
@@ -57,12 +58,12 @@ def backward(
     """
     m = len(network.heads)
     z = network.encoder(inputs)
-    leaves = [z.detach().requires_grad_() for _ in range(m)]
+    leaves = [view.detach().requires_grad_() for view in network.views(z.detach())]
     pairs = zip(losses_of, network.heads, leaves, targets, strict=True)
     losses = torch.stack([loss(head(leaf), target) for loss, head, leaf, target in pairs])
     owned = [list(head.parameters()) for head in network.heads]
     found = iter(torch.autograd.grad(losses.sum(), [*leaves, *(p for own in owned for p in own)]))
-    rows = torch.stack([next(found) for _ in range(m)])  # [task, *z]
+    rows = network.at_z(torch.stack([next(found) for _ in range(m)]))  # [task, *z]
     losses = losses.detach()
 
     shared = list(network.encoder.parameters())

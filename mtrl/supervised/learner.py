@@ -11,12 +11,14 @@ from torch import Tensor
 
 from mtrl.smto import SMTO, create
 from mtrl.smto.base import options_of
-from mtrl.supervised.auto_lambda import AutoLambda, Prepared
+from mtrl.supervised import methods
+from mtrl.supervised.auto_lambda import AutoLambda, Prepared, look_ahead
 from mtrl.supervised.config import SupervisedConfig
 from mtrl.supervised.data import Batch, Loader
 from mtrl.supervised.gradients import Outcome, backward
 from mtrl.supervised.networks import load_encoder
 from mtrl.supervised.problems import Problem
+from mtrl.supervised.rotograd import RotatedNetwork
 
 
 class Score(NamedTuple):
@@ -41,15 +43,24 @@ class Learner:
         self.losses = [task.loss for task in problem.tasks]
         # Coupled weight decay (Adam, not AdamW): the l2 gradient is added to the direction.
         self.optimizer = torch.optim.Adam(
-            self.network.parameters(), config.train.lr, weight_decay=config.train.l2, fused=True
+            self.network.weights().values(),
+            config.train.lr,
+            weight_decay=config.train.l2,
+            fused=True,
         )
+        self.rotation_optimizer: torch.optim.Adam | None = None
+        if config.rotograd.enabled:
+            size = min(config.rotograd.size or problem.channels, problem.channels)
+            self.network = RotatedNetwork(self.network, size).to(device)
+            self.rotation_optimizer = torch.optim.Adam([self.network.generators], fused=True)
         self.smto = self._create_smto(total_steps)
 
     def _create_smto(self, total_steps: int) -> SMTO:
         config = self.config
         known = {"seed": config.seed + 1, "device": self.device, "total_steps": total_steps}
-        own = {key: value for key, value in known.items() if key in options_of(config.smto.name)}
-        return create(config.smto.name, config.num_tasks, **own | config.smto.options)
+        method = methods.find(config.smto.name)
+        own = {key: value for key, value in known.items() if key in options_of(method)}
+        return create(method, config.num_tasks, **own | config.smto.options)
 
     def update(
         self, batch: Batch, epoch: int, *, look: bool = False, held_out: Batch | None = None
@@ -67,7 +78,8 @@ class Learner:
                 raise ValueError("auto_lambda wants a held-out batch")
             unseen = Prepared(self.problem.prepare(held_out.inputs), held_out.targets)
             training = Prepared(inputs, batch.targets)
-            self.smto.look_ahead(self.network, self.losses, training, unseen, lr)
+            lambdas = self.smto.parameter
+            self.smto.learn(look_ahead(lambdas, self.network, self.losses, training, unseen, lr))
         outcome = backward(
             self.network,
             self.losses,
@@ -80,6 +92,9 @@ class Learner:
         )
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.step()
+        if self.rotation_optimizer is not None:
+            self.rotation_optimizer.param_groups[0]["lr"] = config.rotograd.lr * lr
+            self.rotation_optimizer.step()
         return outcome
 
     @torch.no_grad()
@@ -105,7 +120,10 @@ class Learner:
     # -- state ----------------------------------------------------------------------------------
 
     def _stateful(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("network", "optimizer", "smto")}
+        names = ["network", "optimizer", "smto"]
+        if self.rotation_optimizer is not None:
+            names.append("rotation_optimizer")
+        return {name: getattr(self, name) for name in names}
 
     def state_dict(self) -> dict[str, Any]:
         state = {name: part.state_dict() for name, part in self._stateful().items()}

@@ -6,6 +6,7 @@ encoders have torchvision's names, so that its ImageNet files fit.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -25,14 +26,27 @@ class MultiTaskNetwork(nn.Module):
         self.heads = nn.ModuleList(heads)
 
     def forward(self, inputs: Tensor) -> list[Tensor]:
-        z = self.encoder(inputs)
-        return [head(z) for head in self.heads]
+        views = self.views(self.encoder(inputs))
+        return [head(view) for head, view in zip(self.heads, views, strict=True)]
+
+    def views(self, z: Tensor) -> list[Tensor]:
+        """What the heads see of z: each its own."""
+        return [z] * len(self.heads)
+
+    def at_z(self, rows: Tensor) -> Tensor:
+        """Task gradients at the views -> at z, [task, *z]. Once per iteration of training."""
+        return rows
+
+    def weights(self) -> dict[str, nn.Parameter]:
+        """The parameters that the tasks' losses train, by name: encoder's and heads'."""
+        own = ("encoder.", "heads.")
+        return {name: p for name, p in self.named_parameters() if name.startswith(own)}
 
 
 # -- Multi-MNIST --------------------------------------------------------------------------------
 
 
-def lenet_encoder(dropout: bool) -> nn.Sequential:
+def lenet_encoder(dropout: float) -> nn.Sequential:
     """[sample, 1, 28, 28] -> z [sample, 50] (Sener & Koltun 2018); 21,330 parameters.
 
     Dropout drops channels of each sample on its own and rescales (the published code: the same
@@ -43,7 +57,7 @@ def lenet_encoder(dropout: bool) -> nn.Sequential:
         nn.MaxPool2d(2),
         nn.ReLU(),
         nn.Conv2d(10, 20, 5),
-        nn.Dropout2d(0.5 * dropout),
+        nn.Dropout2d(dropout),
         nn.MaxPool2d(2),
         nn.ReLU(),
         nn.Flatten(),
@@ -52,22 +66,20 @@ def lenet_encoder(dropout: bool) -> nn.Sequential:
     )
 
 
-def digit_head(dropout: bool) -> nn.Sequential:
+def digit_head(dropout: float) -> nn.Sequential:
     """z [sample, 50] -> logits [sample, 10]; 3,060 parameters."""
-    return nn.Sequential(nn.Linear(50, 50), nn.ReLU(), nn.Dropout(0.5 * dropout), nn.Linear(50, 10))
+    return nn.Sequential(nn.Linear(50, 50), nn.ReLU(), nn.Dropout(dropout), nn.Linear(50, 10))
 
 
-def digit_decoder() -> nn.Sequential:
-    """z [sample, 50] -> an image [sample, 28, 28] in [0, 1]; the mirrored encoder, of our own."""
+def digit_decoder(dropout: float) -> nn.Sequential:
+    """z [sample, 50] -> a normalised image [sample, 28, 28] (Gama & Grassi's code); 214,544
+    parameters."""
     return nn.Sequential(
-        nn.Linear(50, 320),
+        nn.Linear(50, 256),
         nn.ReLU(),
-        nn.Unflatten(1, (20, 4, 4)),
-        nn.ConvTranspose2d(20, 10, 5, stride=2),
-        nn.ReLU(),
-        nn.ConvTranspose2d(10, 1, 8, stride=2),
-        nn.Sigmoid(),
-        nn.Flatten(1, 2),
+        nn.Dropout(dropout),
+        nn.Linear(256, 784),
+        nn.Unflatten(1, (28, 28)),
     )
 
 
@@ -79,7 +91,7 @@ def _conv(fan_in: int, fan_out: int, size: int, stride: int = 1, dilation: int =
     return nn.Conv2d(fan_in, fan_out, size, stride, padding, dilation, bias=False)
 
 
-class _Block(nn.Module):
+class _Block(nn.Module, ABC):
     expansion: int
     downsample: nn.Module | None
 
@@ -88,8 +100,9 @@ class _Block(nn.Module):
             return None
         return nn.Sequential(_conv(fan_in, fan_out, 1, stride), nn.BatchNorm2d(fan_out))
 
+    @abstractmethod
     def residual(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """What the block adds to its shortcut."""
 
     def forward(self, x: Tensor) -> Tensor:
         skip = x if self.downsample is None else self.downsample(x)
@@ -176,27 +189,28 @@ class ResNet(nn.Module):
         return x
 
 
-def celeba_network(tasks: int, dropout: bool) -> MultiTaskNetwork:
+def celeba_network(tasks: int, dropout: float | None) -> MultiTaskNetwork:
     """[sample, 3, 64, 64] -> z [sample, 2048] -> `tasks` pairs of logits (Kurin et al. 2022, C.1).
 
-    CIFAR-style ResNet-18, 4x4 average pooling; dropout after the stem (.25), inside each block (.5)
-    and on z (.5).
+    CIFAR-style ResNet-18, 4x4 average pooling; dropout after the stem, inside each block and on z:
+    None = the published .25, .5 and .5, else one rate for all.
     """
+    stem, deep = (0.25, 0.5) if dropout is None else (dropout, dropout)
     trunk = ResNet(
         BasicBlock,
         [2, 2, 2, 2],
         small=True,
-        stem_dropout=0.25 * dropout,
-        block_dropout=0.5 * dropout,
+        stem_dropout=stem,
+        block_dropout=deep,
     )
-    encoder = nn.Sequential(trunk, nn.AvgPool2d(4), nn.Flatten(), nn.Dropout(0.5 * dropout))
+    encoder = nn.Sequential(trunk, nn.AvgPool2d(4), nn.Flatten(), nn.Dropout(deep))
     return MultiTaskNetwork(encoder, [nn.Linear(2048, 2) for _ in range(tasks)])
 
 
 class DeepLabHead(nn.Module):
     """z [sample, channels, h, w] -> [sample, outputs, 8h, 8w] (Chen et al. 2017, DeepLab v3)."""
 
-    def __init__(self, channels: int, outputs: int, dropout: bool, width: int = 256) -> None:
+    def __init__(self, channels: int, outputs: int, dropout: float, width: int = 256) -> None:
         super().__init__()
 
         def unit(fan_in: int, size: int, dilation: int = 1) -> nn.Sequential:
@@ -213,7 +227,7 @@ class DeepLabHead(nn.Module):
         )
         self.project = nn.Sequential(
             unit(5 * width, 1),
-            nn.Dropout(0.5 * dropout),
+            nn.Dropout(dropout),
             unit(width, 3),
             nn.Conv2d(width, outputs, 1),
         )
@@ -226,17 +240,24 @@ class DeepLabHead(nn.Module):
         )
 
 
-def cityscapes_encoder() -> ResNet:
-    """ResNet-50 of output stride 8: dilations 2 and 4 in the last two stages."""
-    return ResNet(
-        Bottleneck, [3, 4, 6, 3], small=False, strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4)
-    )
+def cityscapes_encoder(name: str) -> tuple[ResNet, int]:
+    """resnet50 (Kurin et al. 2022) or resnet18 (Gama & Grassi 2025), and its channels.
+
+    Output stride 8: dilations 2 and 4 in the last two stages.
+    """
+    block: type[BasicBlock] | type[Bottleneck] = BasicBlock
+    depths = [2, 2, 2, 2]
+    if name == "resnet50":
+        block, depths = Bottleneck, [3, 4, 6, 3]
+    trunk = ResNet(block, depths, small=False, strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4))
+    return trunk, 512 * block.expansion
 
 
-def cityscapes_network(classes: int, dropout: bool) -> MultiTaskNetwork:
-    """[sample, 3, 8h, 8w] -> z [sample, 2048, h, w] -> class logits, depth (Kurin et al. 2022)."""
-    encoder = cityscapes_encoder()
-    return MultiTaskNetwork(encoder, [DeepLabHead(2048, n, dropout) for n in (classes, 1)])
+def cityscapes_network(encoder: str, outputs: Sequence[int], dropout: float) -> MultiTaskNetwork:
+    """[sample, 3, 8h, 8w] -> z [sample, channels, h, w] -> one map of `outputs` channels per task:
+    class logits, depth, instance centres."""
+    trunk, channels = cityscapes_encoder(encoder)
+    return MultiTaskNetwork(trunk, [DeepLabHead(channels, n, dropout) for n in outputs])
 
 
 def load_encoder(network: MultiTaskNetwork, path: Path) -> None:
@@ -246,7 +267,7 @@ def load_encoder(network: MultiTaskNetwork, path: Path) -> None:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+    except Exception as error:  # torch.load raises errors of many kinds
         reason = str(error).split("\n")[0]
         raise ConfigError("network.weights", str(path), f"cannot be read: {reason}") from None
     wanted = network.encoder.state_dict()

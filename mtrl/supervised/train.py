@@ -22,7 +22,13 @@ from mtrl.diagnostics import Diagnostics
 from mtrl.ending import Stopped, TrainingError, outcome, signals
 from mtrl.learner import choose_device
 from mtrl.recorder import Recorder
-from mtrl.run_directory import RunDirectory, Status, environment, write_atomically
+from mtrl.run_directory import (
+    RunDirectory,
+    Status,
+    environment,
+    peak_memory_mib,
+    write_atomically,
+)
 from mtrl.schema import ConfigError
 from mtrl.supervised.auto_lambda import HELD_OUT
 from mtrl.supervised.config import SupervisedConfig
@@ -214,6 +220,7 @@ class Trainer:
             values |= self.recorder.per_task("smto/shared/weight", weights)
         values |= {"train/loss_mean": float(np.mean(losses))} | self.diagnostics.flush()
         values["time/updates_per_s"] = self._updates / seconds
+        values["memory/learner_mib"] = peak_memory_mib(self.device)
         self.recorder.scalars(self.step, values)
         known = "  ".join(f"{tag} {value:.4f}" for tag, value in self.scores.items())
         rate = values["time/updates_per_s"]

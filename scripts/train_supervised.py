@@ -1,0 +1,69 @@
+"""Train a supervised problem with many methods and seeds, one run after another in one process.
+
+    python scripts/train_supervised.py supervised_digits                    # all methods, 3 seeds
+    python scripts/train_supervised.py supervised_celeba --methods unitary pcgrad imtl \\
+        -- --data-dir /data --smto.preset kurin
+
+`rotograd` stands for unitary with RotoGrad. What follows `--` goes to every run, as to
+`mtrl supervised`. Finished runs are left alone, others begin anew: the same command goes on where
+it was ended. Seeds take turns, so that a part of them can be compared early
+(scripts/compare_supervised.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from mtrl.run_directory import RunDirectory
+from mtrl.runs import is_run, read_run
+from mtrl.supervised.command import load_config, with_overrides
+from mtrl.supervised.config import SupervisedConfig
+from mtrl.supervised.methods import available
+from mtrl.supervised.train import load_data, train
+
+METHODS = [method for method in available() if method != "fixed"]  # fixed has no weights of its own
+ROTOGRAD = "rotograd"
+
+
+def configure(name: str, method: str, seed: int, root: Path, more: list[str]) -> SupervisedConfig:
+    line = ["--smto.name", "unitary" if method == ROTOGRAD else method, "--seed", str(seed)]
+    if method == ROTOGRAD:
+        line += ["--rotograd.enabled"]
+    line += ["--run-dir", str(root / method / f"seed_{seed}"), "--overwrite", *more]
+    return with_overrides(load_config(name), "train_supervised", line)
+
+
+def is_finished(path: Path) -> bool:
+    return is_run(path) and read_run(path).finished
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("config", help="preset or configuration file")
+    parser.add_argument("--methods", nargs="+", default=[*METHODS, ROTOGRAD])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--out", type=Path, help="folder of the runs; default: runs/<config>")
+    words = sys.argv[1:]
+    cut = words.index("--") if "--" in words else len(words)
+    options, more = parser.parse_args(words[:cut]), words[cut + 1 :]
+    root = options.out or Path("runs") / Path(options.config).stem
+    configs = [
+        configure(options.config, method, seed, root, more)
+        for seed in options.seeds
+        for method in options.methods
+    ]
+    left = [config for config in configs if not is_finished(config.run_path)]
+    print(f"{len(left)} of {len(configs)} runs to go")
+    started = time.monotonic()
+    for number, config in enumerate(left, start=1):
+        splits = load_data(config)
+        train(config, RunDirectory.create(config), splits)
+        minutes = (time.monotonic() - started) / 60
+        print(f"{number} of {len(left)} runs, {minutes:.1f} min", flush=True)
+
+
+if __name__ == "__main__":
+    main()
