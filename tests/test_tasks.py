@@ -192,7 +192,7 @@ def test_an_interrupted_write_leaves_no_damaged_cache_file(
     drawer_goals: NDArray[np.float64], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def disk_full(file: Any, **arrays: Any) -> None:
-        Path(getattr(file, "name", file)).write_bytes(b"PK\x03\x04 half a file")
+        Path(file).write_bytes(b"PK\x03\x04 half a file")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setenv("MTRL_CACHE", str(tmp_path))
