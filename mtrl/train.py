@@ -396,7 +396,7 @@ class Trainer:
         self.updates = state["updates"]
         self.agent.load_state_dict(state["agent"])
         self.replay.load_state_dict(state["replay"])
-        if state["evaluating"] is not None:
+        if state.get("evaluating") is not None:  # absent in older checkpoints
             self.evaluator.start(self.step, self.agent, np.array(state["evaluating"]))
         self.window.restart(self.step)
 
