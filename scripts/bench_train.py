@@ -68,6 +68,7 @@ def main() -> None:
         )
         with make_vector_env(config, copies) as envs:  # the same for all methods
             for method in options.methods:
+                torch.compiler.reset()  # or one process may compile only so many agents
                 chosen = with_method(config, method)
                 measured = measure(chosen, envs, options.seconds, rare=False)
                 lines.append(row(chosen, method, measured))
