@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -39,6 +40,11 @@ def exit_now(code: int) -> NoReturn:
     """End this process although a compilation goes on in it, and the compiler with it."""
     sys.stdout.flush()
     sys.stderr.flush()
-    for child in psutil.Process().children(recursive=True):
-        child.kill()
+    children = psutil.Process().children(recursive=True)
+    for child in children:  # asked first: a killed compiler leaves half a library in PyTorch's cache
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.terminate()
+    for child in psutil.wait_procs(children, timeout=0.5)[1]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
     os._exit(code)
