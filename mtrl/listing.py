@@ -40,9 +40,11 @@ def list_methods() -> None:
 
 
 def list_presets() -> None:
-    for name, path in sorted(presets().items()):
+    found = sorted(presets().items())
+    width = max(len(name) for name, _ in found)
+    for name, path in found:
         first = path.read_text().split("\n", 1)[0].lstrip("# ")
-        print(f"{name:12} {first}")
+        print(f"{name:{width}} {first}")
 
 
 TOPICS = {
