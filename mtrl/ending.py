@@ -33,6 +33,9 @@ def outcome(run: RunDirectory) -> Iterator[None]:
     except KeyboardInterrupt:
         run.update_status("stopped", "stopped at once by Ctrl-C")
         raise
+    except SystemExit:  # rich's answer to a closed pipe
+        run.update_status("failed", "nobody reads its output any more")
+        raise
     except BaseException as error:
         run.update_status("failed", f"{type(error).__name__}: {error}".splitlines()[0])
         raise

@@ -453,7 +453,7 @@ def test_learning_does_not_change_the_exploration_noise():
 def test_compiled_equals_eager():
     settings = {
         "critic_smto": LossSmtoConfig("fixed", {"weights": [1.0, 2.0, 3.0]}),
-        "network": {"observation_norm": True, "layer_norm": True, "depth": 1},  # depth takes long
+        "network": {"observation_norm": True, "layer_norm": True},
     }
     eager, compiled = make_agent(**settings), make_agent(**settings)
     compiled.compile(make_batch(seed=9))
