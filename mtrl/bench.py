@@ -28,7 +28,7 @@ from mtrl.envs.vector import VectorEnv
 from mtrl.evaluate import goal_schedule
 from mtrl.learner import set_up_learner, settle
 from mtrl.run_directory import RunDirectory, peak_memory_mib
-from mtrl.train import Trainer
+from mtrl.trainer import Trainer
 
 WARMUP = 50  # vector steps: enough to sample from, and to fill caches
 

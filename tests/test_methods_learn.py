@@ -19,7 +19,7 @@ from mtrl.envs.vector import VectorEnv, make_vector_env
 from mtrl.evaluate import agent_policy, evaluate, goal_schedule
 from mtrl.run_directory import RunDirectory
 from mtrl.smto import available
-from mtrl.train import Trainer
+from mtrl.trainer import Trainer
 
 EPISODES = 20
 # Its pulls have length one however short the gradients are (Nakamura et al. 2022, and so here). On

@@ -20,6 +20,7 @@ from test_cli import refused
 from torch import Tensor
 
 from mtrl import checkpoint, cli
+from mtrl.ending import Stopped
 from mtrl.run_directory import RunDirectory
 from mtrl.schema import dump_yaml, flatten
 from mtrl.supervised import method_presets, methods, networks
@@ -42,7 +43,6 @@ from mtrl.supervised.metrics import (
 )
 from mtrl.supervised.problems import Problem, make_problem
 from mtrl.supervised.train import Trainer, load_data, train
-from mtrl.train import Stopped
 from mtrl.weights import fixed_weights
 
 PRESETS = sorted((REPOSITORY / "configs").glob("supervised_*.yaml"))

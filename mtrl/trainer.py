@@ -1,0 +1,392 @@
+"""The training loop, and what it calls on: logging, evaluation, checkpoints."""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import ExitStack
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mtrl import checkpoint
+from mtrl.agent import Agent
+from mtrl.capture import CapturedUpdate
+from mtrl.compilation import Compilation
+from mtrl.config import Config
+from mtrl.diagnostics import Diagnostics
+from mtrl.ending import Stopped, TrainingError
+from mtrl.envs.goals import lane_goals
+from mtrl.envs.vector import Step, VectorEnv
+from mtrl.evaluate import Evaluation, Evaluator, agent_policy, goals_at
+from mtrl.log_window import LogWindow
+from mtrl.recorder import Recorder
+from mtrl.replay import ReplayBuffer
+from mtrl.run_directory import RunDirectory, Status, peak_memory_mib
+from mtrl.timing import StageTimer
+from mtrl.transfer import Transfer
+from mtrl.videos import record
+
+SUCCESS_WINDOW = 10  # episodes per task in train/episode_success
+
+
+class Trainer:
+    """One run. `loop` is the algorithm; everything else serves it."""
+
+    def __init__(
+        self,
+        config: Config,
+        run: RunDirectory,
+        envs: VectorEnv,
+        device: torch.device,
+        stack: ExitStack,
+    ) -> None:
+        """`stack` ends what the run starts: evaluation workers, threads and open files."""
+        self.config, self.run, self.device, self.stack = config, run, device, stack
+        self.envs = envs
+        self.evaluator = Evaluator(config)
+        self.writer = checkpoint.Writer(config.checkpoint.keep)
+        stack.callback(self.writer.close)
+        stack.callback(self.evaluator.close)
+        observation_dim, action_dim = envs.observation_dim, envs.action_dim
+        self.agent = Agent(config, observation_dim, action_dim, device)
+        self.replay = ReplayBuffer(
+            config.num_tasks,
+            config.replay.capacity,
+            observation_dim,
+            action_dim,
+            device,
+            config.replay.reward_normalization,
+            config.replay.ema_alpha,
+            config.train.envs_per_task,
+        )
+        self.transfer = Transfer(device)
+        self.per_task_batch = config.replay.batch_size // config.num_tasks
+        # Whole episodes only: the end is a place where every environment has just been reset.
+        self.total = (
+            math.ceil(config.train.total_steps / config.episode_steps) * config.episode_steps
+        )
+        self.step = 0
+        self.episodes = np.zeros(config.num_envs, dtype=np.int64)
+        self.recent_success: list[list[float]] = [[] for _ in config.task_names]
+        self.best_success = -1.0
+        self.last_success = math.nan
+        self.elapsed = 0.0
+        self.stop_signal = 0
+        self._compiling: Compilation | None = None
+        self._captured: CapturedUpdate | None = None
+        self.updates = 0
+        self.diagnostics = Diagnostics()
+        self.timer = StageTimer()
+        self.window = LogWindow(config.task_names, envs, self.timer)
+        self.last_evaluation: Evaluation | None = None
+
+    def open_recorder(self) -> None:
+        """Once the step is known (zero, or a checkpoint's)."""
+        again = self.evaluator.under_way is not None
+        self.recorder = Recorder(
+            self.run, self.config, self.step, self.total, evaluated_again=again
+        )
+        self.stack.callback(self.recorder.close)
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.total
+
+    def prepare_updates(self) -> None:
+        """Compile them, in a thread while the warm-up goes on, and capture them, as configured."""
+        settings, agent = self.config.learner, self.agent
+        if settings.compile == "on":
+            batch = self.replay.sample(self.per_task_batch, torch.Generator(self.device))
+            self._compiling = Compilation(agent, batch, self._return_bound())
+        if settings.capture == "on":
+            agent.make_capturable()
+            self._captured = CapturedUpdate(
+                self._update,
+                agent.smtos,
+                agent.generators,
+                self.device,
+                lambda text: self.recorder.message(f"warning: {text}"),
+            )
+
+    def _finish_compiling(self, compilation: Compilation) -> None:
+        """Wait for it, but not deaf: a dead worker or a signal is answered meanwhile."""
+        while compilation.is_alive():
+            self.envs.check()
+            if self.stop_signal and self.step % self.config.episode_steps == 0:
+                self._save_and_stop()  # every episode has just ended
+            compilation.join(0.1)
+        if compilation.failure:
+            self.recorder.message(
+                f"warning: torch.compile failed, going on without: {compilation.failure}"
+            )
+        self._compiling = None
+        self.timer.lap("compile")
+
+    # -- the algorithm --------------------------------------------------------------------------
+
+    def loop(self) -> None:
+        config, agent, replay, envs = self.config, self.agent, self.replay, self.envs
+        lap = self.timer.lap
+        n = config.num_envs
+        warmup = math.ceil(config.train.warmup_steps / n) * n
+        to_device, to_host = self.transfer.to_device, self.transfer.to_host
+        first = envs.reset(self._goals(self.episodes))
+        observations = to_device("observations", self._per_task(first))
+        solved = np.zeros(n, dtype=np.bool_)
+        next_goals = self._goals(self.episodes + 1)
+
+        while not self.finished:
+            learning = self.step >= warmup
+            if learning and self._compiling is not None:
+                self._finish_compiling(self._compiling)
+            actions = agent.act(observations) if learning else agent.random_actions()
+            chosen = to_host("actions", actions.flatten(0, 1))
+            envs.send(self._finite(chosen, "action"), next_goals)
+            lap("act")
+            if learning:  # on what is stored, while the workers simulate
+                self._learn(self._updates_due(warmup))
+            outcome = envs.receive()
+            lap("simulate")
+            self._check(outcome)
+            replay.add(
+                observations,
+                actions,
+                to_device("rewards", self._per_task(outcome.rewards)),
+                to_device("next_observations", self._per_task(outcome.next_observations)),
+                to_device("terminated", self._per_task(outcome.terminated)),
+            )
+            observations = to_device("observations", self._per_task(outcome.observations))
+            lap("store")
+            self.step += n
+            solved |= outcome.success
+            done = outcome.terminated | outcome.truncated
+            if done.any():
+                self._finish_episodes(done, solved)
+                next_goals = self._goals(self.episodes + 1)
+            if self.step == warmup and config.network.observation_norm:
+                agent.encoder.set_statistics(*replay.observation_statistics())
+            self._log_evaluate_save(may_save=bool(done.all()) or not config.episodes_end_together)
+        self.writer.wait()
+
+    def _updates_due(self, warmup: int) -> int:
+        """Updates of this vector step; fractional rates are spread evenly."""
+        index = (self.step - warmup) // self.config.num_envs
+        rate = self.config.agent.updates_per_step
+        burst = self.config.agent.warmup_updates if index == 0 else 0
+        return burst + math.floor((index + 1) * rate) - math.floor(index * rate)
+
+    def _learn(self, updates: int) -> None:
+        if decay := self.config.agent.lr_decay:
+            left = (self.total - self.step) / self.total
+            self.agent.scale_learning_rates(min(1.0, left / decay))
+        every = self.config.diagnostics.every
+        for _ in range(updates):
+            look = every > 0 and self.updates % every == 0
+            if look or self._captured is None:
+                metrics = self._update(gramians=look)
+            else:
+                metrics = self._captured()
+            if look:
+                self.diagnostics.add(self.agent.gramians, self.agent.certificates())
+            self.timer.lap("update")
+            self.updates += 1
+            self.window.add(metrics)
+
+    def _update(self, *, gramians: bool = False) -> Tensor:
+        """One update on a fresh sample; -> its metrics [quantity, task]."""
+        batch = self.replay.sample(self.per_task_batch, self.agent.generator)
+        self.timer.lap("sample")
+        return torch.stack(self.agent.update(batch, self._return_bound(), gramians=gramians))
+
+    def _return_bound(self) -> Tensor | None:
+        config = self.config.agent
+        return self.replay.return_bound(config.gamma) if config.target_clip else None
+
+    # -- around it ------------------------------------------------------------------------------
+
+    def _per_task(self, lanes: NDArray[Any]) -> NDArray[Any]:
+        """[lane, ...] -> [task, env, ...]"""
+        return lanes.reshape(self.config.num_tasks, -1, *lanes.shape[1:])
+
+    def _goals(self, episodes: NDArray[np.int64]) -> list[int]:
+        config = self.config
+        copies, count = config.train.envs_per_task, config.env.num_goals
+        return lane_goals(config.seed, self.envs.names, episodes.tolist(), copies, count)
+
+    def _finish_episodes(self, done: NDArray[np.bool_], solved: NDArray[np.bool_]) -> None:
+        for lane in np.flatnonzero(done):
+            recent = self.recent_success[lane // self.config.train.envs_per_task]
+            recent.append(float(solved[lane]))
+            del recent[:-SUCCESS_WINDOW]
+        self.episodes += done
+        solved[done] = False
+
+    def _log_evaluate_save(self, *, may_save: bool) -> None:
+        config, final = self.config, self.finished
+        if self._crossed(config.logging.every) or final:
+            self.log()
+        if self._crossed(config.evaluation.every) or final:
+            self._start_evaluation(final=final)
+        if final:
+            self._collect_evaluation()
+        if self._crossed(config.train.video_every):
+            self._record_video()
+        if may_save:
+            if self.stop_signal and not final:
+                self._save_and_stop()
+            if final or self.step % config.checkpoint.every == 0:
+                self.save()
+
+    def _crossed(self, every: int) -> bool:
+        return every > 0 and self.step // every > (self.step - self.config.num_envs) // every
+
+    def _finite(self, values: NDArray[Any], quantity: str) -> NDArray[Any]:
+        """`values` [lane, ...], or a TrainingError that names the first other task."""
+        finite = np.isfinite(values).reshape(len(values), -1).all(1)
+        if not finite.all():
+            self.log()  # a non-finite loss is the cause, if there is one: it is named instead
+            task = self.envs.names[int(np.argmin(finite))]
+            raise TrainingError(f"non-finite {quantity} of task {task} at step {self.step}")
+        return values
+
+    def _check(self, outcome: Step) -> None:
+        self._finite(outcome.next_observations, "observation")
+        self._finite(outcome.observations, "observation")
+        self._finite(outcome.rewards, "reward")
+
+    def log(self) -> None:
+        """Mean metrics since the last log; the one place where the loop waits for the device."""
+        window, recorder = self.window, self.recorder
+        if window.is_empty(self.step):
+            return
+        self.evaluator.check()
+        self.writer.check()
+        self.elapsed += window.seconds
+        success = [float(np.mean(recent)) if recent else math.nan for recent in self.recent_success]
+        sigma = self.replay.moments.sigma.cpu().numpy()
+        values = window.times(self.step) | self.diagnostics.flush()
+        values |= recorder.per_task("train/episode_success", success)
+        values |= recorder.per_task("train/reward_std", sigma)
+        values["memory/learner_mib"] = peak_memory_mib(self.device)
+        values |= window.metrics(self.step)
+        recorder.scalars(self.step, values)
+        known = [s for s in success if s == s]
+        recorder.progress(
+            self.step,
+            float(np.mean(known)) if known else math.nan,
+            self.last_success,
+            values["time/env_steps_per_s"],
+            values["time/updates_per_s"],
+        )
+        self.status("running")
+        window.restart(self.step)
+        self.timer.lap("log")
+
+    def _start_evaluation(self, *, final: bool) -> None:
+        """Deterministic, in environments of its own; touches no training state."""
+        self._collect_evaluation()
+        goals = goals_at(self.config, self.step, final=final)
+        self.evaluator.start(self.step, self.agent, goals)
+        for loss, cosines in self.diagnostics.heat_maps.items():
+            self.recorder.heat_map(self.step, f"gradients/{loss}/cosine", cosines)
+        self._exclude(self.timer.lap("evaluate"))
+
+    def _collect_evaluation(self) -> None:
+        """Record the evaluation under way, if there is one, at the step of its snapshot.
+
+        Waits for it, where the order of events asks for that: before the next evaluation, before
+        a checkpoint of a later step, and at the end. So the log does not depend on the timing.
+        """
+        if self.evaluator.under_way is None:
+            return
+        started, (result, seconds) = self.evaluator.collect()
+        self.last_success = result.success_mean
+        self.recorder.evaluation(started.step, result, seconds)
+        self.last_evaluation = result
+        if result.success_mean >= self.best_success:  # of equals the one trained longest
+            self.best_success = result.success_mean
+            best = {"step": started.step, "agent": started.agent}
+            self.writer.save(self.run.checkpoints / "best.pt", best)
+        self._exclude(self.timer.lap("evaluate"))
+
+    def final_evaluation(self) -> Evaluation:
+        """Made again, only to be shown, where the run had been finished before."""
+        if self.last_evaluation is None:
+            goals = goals_at(self.config, self.step, final=True)
+            self.evaluator.start(self.step, self.agent, goals)
+            _, (self.last_evaluation, _) = self.evaluator.collect()
+        return self.last_evaluation
+
+    def _record_video(self) -> None:
+        """Beside the training: what goes wrong here must not end it."""
+        started = time.monotonic()
+        try:
+            path = record(self.config, agent_policy(self.agent), self.run.video_folder(self.step))
+            self.recorder.video(self.step, path)
+        except (RuntimeError, OSError) as error:
+            self.recorder.message(f"warning: no video: {error}")
+        self._exclude(time.monotonic() - started)
+
+    def _exclude(self, seconds: float) -> None:
+        """Keep time spent beside training out of the logged speeds."""
+        self.elapsed += seconds
+        self.window.exclude(seconds)
+
+    # -- state ----------------------------------------------------------------------------------
+
+    def status(self, status: Status) -> None:
+        self.run.write_status(
+            status,
+            step=self.step,
+            total_steps=self.total,
+            elapsed_s=round(self.elapsed, 1),
+            protocol=self.config.protocol_stamp,
+            success_mean=None if math.isnan(self.last_success) else self.last_success,
+            best_success_mean=max(self.best_success, 0.0),
+        )
+
+    def save(self) -> None:
+        """A checkpoint of everything; where every episode has just ended, if they end together."""
+        self.log()  # refuses non-finite losses: a bad state never replaces a good one
+        started = self.evaluator.under_way
+        if started is not None and started.step < self.step:
+            self._collect_evaluation()
+        evaluating = self.evaluator.under_way
+        state = {
+            "step": self.step,
+            "episodes": self.episodes.tolist(),
+            "recent_success": self.recent_success,
+            "best_success": self.best_success,
+            "last_success": self.last_success,
+            # Of this step, then: a resumed run begins it again, from the same agent.
+            "evaluating": None if evaluating is None else evaluating.goals.tolist(),
+            "elapsed": self.elapsed,
+            "updates": self.updates,
+            "agent": self.agent.state_dict(),
+            "replay": self.replay.state_dict(),
+        }
+        self.writer.save(checkpoint.step_path(self.run.checkpoints, self.step), state)
+        self._exclude(self.timer.lap("checkpoint"))
+
+    def _save_and_stop(self) -> NoReturn:
+        self.save()
+        self.writer.wait()
+        raise Stopped(self.stop_signal)
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+        self.episodes = np.array(state["episodes"], dtype=np.int64)
+        self.recent_success = state["recent_success"]
+        self.best_success = state["best_success"]
+        self.last_success = state["last_success"]
+        self.elapsed = state["elapsed"]
+        self.updates = state["updates"]
+        self.agent.load_state_dict(state["agent"])
+        self.replay.load_state_dict(state["replay"])
+        if state.get("evaluating") is not None:  # absent in older checkpoints
+            self.evaluator.start(self.step, self.agent, np.array(state["evaluating"]))
+        self.window.restart(self.step)
