@@ -195,6 +195,18 @@ def test_signal_stops_a_run_that_compiles(
     run.assert_no_child_left()
 
 
+def test_closed_output_ends_the_run_and_says_why(running: Any) -> None:
+    """As `mtrl train ... 2>&1 | head` does."""
+    run = running(*LONG, "--logging.every", 80)
+    run.wait_for_checkpoint()
+    run.process.stderr.close()
+    run.process.stdout.close()
+    assert run.process.wait(20) != 0
+    assert run.status()["status"] == "failed"
+    assert run.status()["reason"] == "nobody reads its output any more"
+    run.assert_no_child_left()
+
+
 def test_workers_end_with_the_main_process(running: Any) -> None:
     run = running(*LONG, "--env.workers", 2, "--evaluation.every", 400)
     run.wait_for_checkpoint()
