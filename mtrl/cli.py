@@ -252,7 +252,8 @@ def _train(config: Config, run: RunDirectory, envs: VectorEnv, *, resume: bool) 
     result = train(config, run, envs, resume=resume)
     episodes = result.success.shape[1]
     title = f"final evaluation, {episodes} episodes per task, protocol {config.protocol_stamp}"
-    Console().print(success_table(config.task_names, result, title))
+    print(title)
+    Console().print(success_table(config.task_names, result))
     tensorboard = Path(sys.executable).parent / "tensorboard"  # works outside the environment too
     path = run.path.resolve()
     # runs/<name>/<method>/seed_<n>: from where the other runs are seen too, to compare with.

@@ -17,9 +17,10 @@ class TrainingError(RuntimeError):
 class Stopped(Exception):
     """A signal ended the run after a checkpoint."""
 
-    def __init__(self, signum: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}")
+    def __init__(self, signum: int, run: RunDirectory) -> None:
+        self.reason = f"stopped by {signal.Signals(signum).name}"
         self.exit_code = 128 + signum
+        super().__init__(f"{self.reason}; to go on: mtrl resume {run.path}")
 
 
 @contextmanager
@@ -28,7 +29,7 @@ def outcome(run: RunDirectory) -> Iterator[None]:
     try:
         yield
     except Stopped as stopped:
-        run.update_status("stopped", str(stopped))
+        run.update_status("stopped", stopped.reason)
         raise
     except KeyboardInterrupt:
         run.update_status("stopped", "stopped at once by Ctrl-C")

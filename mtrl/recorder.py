@@ -147,12 +147,10 @@ class Recorder:
                 self._bar, completed=step, description=f"success {seen or '-'} | {rates}"
             )
             return
-        left = (self.total - step) / max(env_rate, 1e-9)
         percent = 100 * step / self.total
-        self.message(
-            f"step {step:,} ({percent:.0f}%)  success {seen or '-'}  {rates}  "
-            f"ETA {left / 60:.0f} min"
-        )
+        # Without updates steps are so fast that they foretell nothing.
+        left = f"ETA {(self.total - step) / env_rate / 60:.0f} min" if update_rate else "warm-up"
+        self.message(f"step {step:,} ({percent:.0f}%)  success {seen or '-'}  {rates}  {left}")
 
     def advance(self, step: int, text: str) -> None:
         """`progress` in the caller's words."""
@@ -206,9 +204,9 @@ def animated_gif(path: Path, *, every: int = 4, longest_side: int = 480) -> tupl
     return file.getvalue(), frames[0].height, frames[0].width
 
 
-def success_table(names: Sequence[str], result: Evaluation, title: str) -> Table:
+def success_table(names: Sequence[str], result: Evaluation) -> Table:
     """Per-task success and return, with the mean."""
-    table = Table(title=title)
+    table = Table()
     table.add_column("task")
     table.add_column("success", justify="right")
     table.add_column("return", justify="right")

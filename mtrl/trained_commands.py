@@ -71,7 +71,8 @@ def _evaluate(path: Path, options: EvaluateOptions) -> None:
         f"{path}: {trained.checkpoint} checkpoint at step {step:,}, {goals.shape[1]} episodes per "
         f"task, protocol {config.protocol_stamp}"
     )
-    Console().print(success_table(config.task_names, result, title))
+    print(title)
+    Console().print(success_table(config.task_names, result))
     if video:
         print(f"videos: {video}, and one file per task beside it")
 

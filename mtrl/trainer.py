@@ -375,7 +375,7 @@ class Trainer:
     def _save_and_stop(self) -> NoReturn:
         self.save()
         self.writer.wait()
-        raise Stopped(self.stop_signal)
+        raise Stopped(self.stop_signal, self.run)
 
     def load(self, state: dict[str, Any]) -> None:
         self.step = state["step"]

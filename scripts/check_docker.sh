@@ -76,6 +76,7 @@ else
   show buildah bud --layers --format docker -f docker/Dockerfile -t "$image" "${arguments[@]}" .
   show buildah images "$image"
   buildah from --name "$container" "$image" >/dev/null
+  buildah config --volume /runs- "$container" # buildah prefers a declared volume to one given to it
   mtrl() { show buildah run -v "$runs:/runs" "$container" -- mtrl "$@"; }
   start() {
     mtrl "$@" &

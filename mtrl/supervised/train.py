@@ -120,7 +120,7 @@ class Trainer:
                 self._end_epoch(epoch + 1)
             if self.stop_signal and not self.finished:
                 self.save()
-                raise Stopped(self.stop_signal)
+                raise Stopped(self.stop_signal, self.run)
         return self._test()
 
     def _end_epoch(self, epoch: int) -> None:
