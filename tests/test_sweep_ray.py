@@ -1,4 +1,4 @@
-"""The Ray engine on a real cluster of two nodes, started here on loopback."""
+"""The Ray engine on a real cluster, started here on loopback."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OBJECT_STORE = 80 * 2**20  # little more than the least that Ray accepts
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """Two nodes of one core each; a run that wants two cores fits on neither."""
+    """A head without cores, and two nodes of one core each."""
     with pytest.MonkeyPatch.context() as patch:
         for key, value in ENVIRONMENT.items():
             patch.setenv(key, value)  # Ray's workers inherit it
@@ -45,11 +45,12 @@ def cluster() -> Iterator[Any]:
         )  # on loopback; no token is left in the home folder
         from ray.cluster_utils import Cluster
 
-        node = {"num_cpus": 1, "object_store_memory": OBJECT_STORE, "include_dashboard": False}
-        two = Cluster(initialize_head=True, head_node_args=node)
-        two.add_node(num_cpus=1, object_store_memory=OBJECT_STORE)
-        yield two
-        two.shutdown()
+        head = {"num_cpus": 0, "object_store_memory": OBJECT_STORE, "include_dashboard": False}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        for _ in range(2):
+            cluster.add_node(num_cpus=1, object_store_memory=OBJECT_STORE)
+        yield cluster
+        cluster.shutdown()
 
 
 @pytest.fixture
@@ -103,7 +104,7 @@ def test_killed_worker_is_recovered(
     code, shown = sweep("--seeds", "1..2")
     thread.join()
     assert code == 0, shown
-    assert "2 node(s), 1 core(s) and 0 GPUs a run" in shown
+    assert "3 node(s), 1 core(s) and 0 GPUs a run" in shown
     assert "2 finished" in shown
     assert len(ended) == 2
     assert not any(process.is_running() for process in ended)
@@ -133,6 +134,31 @@ def test_ctrl_c_stops_the_runs_at_their_next_checkpoint(
     status = json.loads((run / "status.json").read_text())
     assert status["status"] == "stopped"
     assert "SIGTERM" in status["reason"]
+
+
+def test_run_on_a_lost_node_goes_on_on_another(
+    cluster: Any, sweep: Callable[..., tuple[int, str]], tmp_path: Path, reference: Path
+) -> None:
+    run = tmp_path / "toy/pcgrad/seed_1"
+    lost: list[Any] = []
+
+    def harm() -> None:
+        wait_for_checkpoint(run)
+        ancestors = {process.pid for process in process_of(run).parents()}
+        for node in cluster.worker_nodes:
+            if node.all_processes["raylet"][0].process.pid in ancestors:
+                lost.append(node)
+                cluster.remove_node(node, allow_graceful=False)
+                return
+
+    thread = in_background(harm)
+    code, shown = sweep("--seeds", "1")
+    thread.join()
+    assert code == 0, shown
+    assert len(lost) == 1
+    assert "resumed at step" in (tmp_path / "toy/sweep/pcgrad/seed_1.log").read_text()
+    assert differences(final_state(run), final_state(reference)) == []
+    assert evaluations(run) == evaluations(reference)
 
 
 def test_share_of_a_run() -> None:
