@@ -27,10 +27,11 @@ from conftest import (
 from mtrl import checkpoint, cli
 from mtrl.config import load_yaml
 from mtrl.schema import ConfigError, flatten
+from mtrl.sweep.board import Board
 from mtrl.sweep.grid import Run, expand, parse_seeds, refuse_changes
 from mtrl.sweep.local import divide
 from mtrl.sweep.options import SweepOptions, parse_options
-from mtrl.sweep.process import look, outcome
+from mtrl.sweep.process import Outlook, look, outcome
 
 TOY = str(REPOSITORY / "configs/toy.yaml")
 TINY_SET = [f"{key.replace('-', '_')}={value}" for key, value in TINY_OPTIONS.items()]
@@ -224,6 +225,20 @@ def test_division_of_a_machine() -> None:
     assert whole.gpus == ("0,1", "2,3")
     many = divide(SweepOptions(config=TOY, parallel=5, gpus_per_run=0), 4, gpus)
     assert (many.parallel, many.cores, many.gpus) == (5, 1, ())
+
+
+def test_time_left_is_not_foretold_by_a_warm_up() -> None:
+    """A run of 3,600 s, one that only just began, two to come; one at a time."""
+    runs = expand(parse_options([TOY, "--seeds", "1..4"]))
+    warmup = runs[0].config.train.warmup_steps
+    board = Board(runs, parallel=1)
+    rows = list(board.rows.values())
+    rows[1].shown = "running"
+    rows[1].outlook = Outlook("running", step=warmup, total=10 * warmup, seconds=1.0)
+    assert "left" not in board.summary()
+    rows[0].shown = "finished"
+    rows[0].outlook = Outlook("finished", step=10 * warmup, total=10 * warmup, seconds=3600.0)
+    assert "about 3.0 h left" in board.summary()
 
 
 # -- real runs ----------------------------------------------------------------------------------

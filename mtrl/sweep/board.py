@@ -28,10 +28,12 @@ class Row:
     outlook: Outlook = field(default_factory=lambda: Outlook("new"))
 
     @property
-    def eta_s(self) -> float | None:
-        """Seconds that are left at the run's mean speed so far."""
+    def whole_s(self) -> float | None:
+        """Seconds that the run takes, by its mean speed so far; its warm-up alone says nothing."""
         now = self.outlook
-        return now.seconds / now.step * (now.total - now.step) if now.step else None
+        if now.step <= self.run.config.train.warmup_steps:
+            return None
+        return now.seconds / now.step * now.total
 
 
 class Board:
@@ -96,15 +98,15 @@ class Board:
         return f"{text}; about {left / 3600:.1f} h left" if left else text
 
     def _seconds_left(self) -> float | None:
-        """By the mean speed of the running runs; the waiting ones are as long."""
-        running = [row for row in self.rows.values() if row.shown == "running"]
-        known = [row for row in running if row.eta_s is not None]
-        if not known:
+        """By the mean speed of the runs that have come so far; the others are as long."""
+        rows = self.rows.values()
+        known = [row.whole_s for row in rows if row.whole_s is not None]
+        running = [row for row in rows if row.shown == "running"]
+        if not (known and running):
             return None
-        whole = sum(row.outlook.seconds / row.outlook.step * row.outlook.total for row in known)
-        waiting = self.count("waiting") * whole / len(known)
-        lanes = self._parallel or len(running)
-        return waiting / lanes + max(row.eta_s or 0.0 for row in known)
+        usual = sum(known) / len(known)
+        left = [max((row.whole_s or usual) - row.outlook.seconds, 0.0) for row in running]
+        return self.count("waiting") * usual / (self._parallel or len(running)) + max(left)
 
     def table(self) -> Table:
         """What fits the terminal: running and failed runs first, then the others."""
@@ -117,13 +119,13 @@ class Board:
         for column in ("step", "success", "ETA"):
             table.add_column(column, justify="right")
         for row in rows[:room]:
-            now, eta = row.outlook, row.eta_s
+            now, whole = row.outlook, row.whole_s
             table.add_row(
                 row.run.name,
                 row.shown,
                 f"{now.step:,} / {now.total:,}" if now.total else "",
                 _success(row),
-                f"{eta / 60:.0f} min" if row.shown == "running" and eta is not None else "",
+                f"{(whole - now.seconds) / 60:.0f} min" if whole and row.shown == "running" else "",
                 style=STYLES.get(row.shown),
             )
         if len(rows) > room:
