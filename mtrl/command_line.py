@@ -71,7 +71,7 @@ def with_overrides(default: Config, program: str, arguments: list[str]) -> Confi
     return config
 
 
-MAY_DIFFER = ("overwrite", "resume_if_exists", "run_dir")
+MAY_DIFFER = ("overwrite", "resume_if_exists", "run_dir")  # say nothing of what is computed
 DECIDED = ("learner.compile", "learner.precision", "learner.capture")  # when the run started
 
 

@@ -109,6 +109,8 @@ class RunDirectory:
         """`open`, for a run with another kind of configuration."""
         run = cls(path.parent.parent if path.is_file() else path)
         if not run.config_file.is_file():
+            if path.suffix == ".pt" and not path.exists():
+                raise ConfigError("RUN", str(path), "no such checkpoint")
             what = "the checkpoint of a run" if path.is_file() else "a run directory"
             raise ConfigError("RUN_DIR", str(path), f"is not {what}: no {run.config_file}")
         return run, load(run.config_file)

@@ -10,14 +10,17 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from mtrl.command_line import MAY_DIFFER
+from mtrl.config import Config
 from mtrl.run_directory import RunDirectory
-from mtrl.schema import ConfigError
+from mtrl.schema import ConfigError, dump_yaml, read_yaml
+from mtrl.supervised.config import SupervisedConfig
 
 EMA = 0.9
 
 
 def as_yaml(path: Path) -> str:
-    """What to put into a configuration, for a supervised run or for critic and actor.
+    """The run's configuration with these weights in place of its SMTO; defaults are left out.
 
     ConfigError if the run has no weights, or weights that `fixed` does not take.
     """
@@ -40,13 +43,34 @@ def as_yaml(path: Path) -> str:
         loss: {"name": "fixed", "options": {"weights": [round(w, 6) for w in weights.values()]}}
         for loss, weights in found.items()
     }
-    content = (
-        {"smto": chosen["shared"]}
-        if supervised
-        else {"agent": {f"{loss}_smto": value for loss, value in chosen.items()}}
-    )
+    content = read_yaml(run.config_file)
+    if supervised:
+        content["smto"] = chosen["shared"]
+    else:
+        content["agent"] |= {f"{loss}_smto": value for loss, value in chosen.items()}
+    if len(found) == 2:  # nothing is left of it
+        del content["agent"]["smto"]
+    for key in MAY_DIFFER:  # of another run's own
+        content.pop(key, None)
+    default = yaml.safe_load(dump_yaml(SupervisedConfig() if supervised else Config()))
     names = ", ".join(next(iter(found.values())))
-    return f"# tasks: {names}\n" + yaml.safe_dump(content, sort_keys=False, default_flow_style=None)
+    return f"# tasks: {names}\n" + yaml.safe_dump(
+        _departures(content, default), sort_keys=False, default_flow_style=None
+    )
+
+
+def _departures(content: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+    """The part of `content` that is not in `default`."""
+    part = {}
+    for key, value in content.items():
+        usual = default.get(key)
+        if isinstance(value, dict) and isinstance(usual, dict):
+            value = _departures(value, usual)
+            if value:
+                part[key] = value
+        elif value != usual:
+            part[key] = value
+    return part
 
 
 def fixed_weights(records: list[dict[str, Any]], loss: str, *, by_epoch: bool) -> dict[str, float]:

@@ -410,10 +410,12 @@ def test_weights_of_the_run_are_a_configuration(
     finished: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     cli.main(["weights", str(finished)])
-    (tmp_path / "fixed.yaml").write_text("problem: multi_mnist_cl_rr\n" + capsys.readouterr().out)
+    (tmp_path / "fixed.yaml").write_text(capsys.readouterr().out)
     config = load_yaml(tmp_path / "fixed.yaml")
     validate(config)
-    assert config.method == "fixed"
+    before = load_yaml(finished / "config.yaml")
+    assert config.smto.name == "fixed"
+    assert config == dataclasses.replace(before, smto=config.smto, run_dir="", overwrite=False)
     assert sum(config.smto.options["weights"]) == pytest.approx(1.0, abs=1e-5)
     refused(["weights", str(tmp_path)], capsys, "not a run directory")
 
