@@ -27,7 +27,7 @@ from mtrl.supervised import method_presets, methods, networks
 from mtrl.supervised.command import load_config, with_overrides
 from mtrl.supervised.comparison import delta_m, mean_ranks
 from mtrl.supervised.config import PROBLEMS, SupervisedConfig, load_yaml, validate, with_smto
-from mtrl.supervised.data import Loader
+from mtrl.supervised.data import Batches, Loader
 from mtrl.supervised.gradients import Outcome
 from mtrl.supervised.learner import Learner
 from mtrl.supervised.metrics import (
@@ -446,13 +446,14 @@ def test_large_problems_on_files_of_the_true_format(problem: str, tmp_path: Path
         config = with_overrides(load_config("supervised_celeba"), "", [*line, "kurin"])
     else:
         folder = write_cityscapes(tmp_path / problem, instances=True)
-        config = with_overrides(SupervisedConfig(problem=problem), "", [*line, "gama"])
+        line += ["gama", "--train.augment"]
+        config = with_overrides(SupervisedConfig(problem=problem), "", line)
     made: Problem = make_problem(config)
     splits = made.load(folder)
     learner = Learner(config, made, 10, CPU)
     before = [p.clone() for p in learner.network.parameters()]
-    batch = Loader(splits.train, config.num_tasks, CPU).take(np.arange(3))
-    outcome = learner.update(batch, 0)
+    loader = Loader(splits.train, config.num_tasks, CPU)
+    outcome = learner.update(Batches(loader, 3, config.seed, made.augment)[0], 0)
     assert outcome.losses.isfinite().all()
     moved = [
         not torch.equal(a, b) for a, b in zip(before, learner.network.parameters(), strict=True)

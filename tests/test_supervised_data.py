@@ -9,7 +9,7 @@ import torch
 from supervised_files import idx, write_celeba, write_cityscapes, write_mnist
 
 from mtrl.supervised import celeba, cityscapes, mnist
-from mtrl.supervised.data import Batches, Loader, Split
+from mtrl.supervised.data import Batch, Batches, Loader, Split
 from mtrl.supervised.files import DataError
 
 
@@ -219,6 +219,62 @@ def test_cityscapes_from_mtan_arrays(tmp_path: Path) -> None:
                 assert np.allclose(stored[i], raw.reshape(stored[i].shape))
     inputs = torch.from_numpy(np.array(splits.train.inputs[:2]))
     assert cityscapes.normalise(inputs).shape == (2, 3, 16, 32)
+
+
+def _scene() -> Batch:
+    """Twelve times an object, with labels, depths and red as constant as its centre is one."""
+    height, width = 64, 128
+    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(128.0), indexing="ij")
+    inside = ((y - 30) / 16) ** 2 + ((x - 80) / 30) ** 2 < 1
+    labels = torch.where(inside, 5, 2)
+    offsets = torch.where(inside, torch.stack([y - 30, x - 80]), torch.nan)
+    image = torch.stack([labels / 10, x / width, y / height], -1)
+    one = Batch(image, (labels, labels.float(), offsets))
+    return Batch(
+        one.inputs.expand(12, -1, -1, -1), tuple(t.expand(12, *t.shape) for t in one.targets)
+    )
+
+
+def test_cityscapes_are_turned_and_mirrored_with_their_targets() -> None:
+    batch = _scene()
+    images, (labels, depths, offsets) = cityscapes.rotate_and_mirror(
+        batch, np.random.default_rng(0)
+    )
+    assert images.shape == batch.inputs.shape
+    seen = labels >= 0
+    assert 0.8 < seen.float().mean() < 1.0, "corners come from outside"
+    assert torch.equal(depths, torch.where(seen, labels, 0).float())
+    assert ((10 * images[..., 0] - labels).abs()[seen] < 0.01).float().mean() > 0.95
+    known = ~offsets[:, 0].isnan()
+    assert torch.equal(known, labels == 5)
+    ys, xs = torch.meshgrid(torch.arange(64.0), torch.arange(128.0), indexing="ij")
+    centres = torch.stack([ys, xs]) - offsets
+    angles, mirrored = [], 0
+    for i in range(12):
+        points = centres[i][:, known[i]]
+        assert (points - points.mean(1, keepdim=True)).abs().max() < 1.0, "one object, one centre"
+        # How the scene's horizontal axis (green) lies in the result.
+        middle = images[i, 32, 44:84, 1]
+        slope_x = (middle[-1] - middle[0]) * 128 / 39
+        middle = images[i, 22:42, 64, 1]
+        slope_y = (middle[-1] - middle[0]) * 128 / 19
+        angles.append(float(torch.atan2(slope_y, slope_x.abs()).rad2deg()))
+        mirrored += int(slope_x < 0)
+    assert max(angles) <= 10.1
+    assert min(angles) >= -10.1
+    assert np.std(angles) > 3
+    assert 0 < mirrored < 12
+
+
+def test_batches_are_augmented_by_their_number_alone() -> None:
+    def noise(batch: Batch, rng: np.random.Generator) -> Batch:
+        return Batch(batch.inputs + rng.random(), batch.targets)
+
+    loader = Loader(_numbered(23), 1, torch.device("cpu"))
+    first, again = (Batches(loader, 5, seed=1, augment=noise) for _ in range(2))
+    seen = [first[number].inputs for number in range(9)]
+    assert torch.equal(again[6].inputs, seen[6])
+    assert len({float(batch.double().frac().flatten()[0]) for batch in seen}) == 9
 
 
 def test_damaged_cityscapes(tmp_path: Path) -> None:

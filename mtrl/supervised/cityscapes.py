@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
-from mtrl.supervised.data import Split, Splits
+from mtrl.supervised.data import Batch, Split, Splits
 from mtrl.supervised.files import DataError, decode_centres, decode_npy, decoded, need_folder
 
 SOURCE = "MTAN's Cityscapes arrays are linked at https://github.com/lorenmt/mtan"
@@ -91,5 +93,43 @@ def _split(part: Path, classes: int, numbers: NDArray[np.int64], centres: bool) 
 
 
 def normalise(images: Tensor) -> Tensor:
-    """[sample, h, w, 3] in [0, 1] -> [sample, 3, h, w]; as MTAN: no mean, no augmentation."""
+    """[sample, h, w, 3] in [0, 1] -> [sample, 3, h, w]; as MTAN: no mean."""
     return images.permute(0, 3, 1, 2).contiguous()
+
+
+DEGREES = 10.0
+
+
+def rotate_and_mirror(batch: Batch, rng: np.random.Generator) -> Batch:
+    """Each sample turned by up to 10 degrees either way and, every other time, mirrored.
+
+    As Gama & Grassi's code (from Sener & Koltun 2018), but pixels from outside the image count in
+    no loss, and offsets are turned with the image instead of being measured again in what is left.
+    """
+    inputs, (labels, depths, *offsets) = batch
+    samples, height, width = labels.shape
+    angle = np.radians(rng.uniform(-DEGREES, DEGREES, samples))
+    mirror = rng.choice([-1.0, 1.0], samples)
+    cos, sin, zero = np.cos(angle), np.sin(angle), np.zeros(samples)
+    # Where a pixel (x, y) of the result comes from, in pixels from the centre ...
+    turned = np.array([[mirror * cos, -sin], [mirror * sin, cos]]).transpose(2, 0, 1)
+    # ... and in PyTorch's coordinates, in which both sides go from -1 to 1.
+    stretch = np.array([[1.0, height / width], [width / height, 1.0]])
+    affine = np.concatenate([turned * stretch, np.stack([zero, zero], -1)[..., None]], -1)
+    theta = torch.as_tensor(affine, dtype=torch.float32, device=inputs.device)
+    grid = functional.affine_grid(theta, [samples, 1, height, width], align_corners=False)
+
+    def at_grid(values: Tensor, mode: str = "nearest") -> Tensor:
+        """[sample, channel, h, w] -> the same; 0 from outside."""
+        return functional.grid_sample(values, grid, mode, "zeros", align_corners=False)
+
+    images = at_grid(inputs.permute(0, 3, 1, 2), "bilinear").permute(0, 2, 3, 1)
+    moved = at_grid(torch.stack([labels.float() + 1.0, depths], 1))  # 0 means none in both
+    targets = [moved[:, 0].round().long() - 1, moved[:, 1]]
+    for values in offsets:  # one at most
+        known = at_grid((~values.isnan()).float())[:, :1] > 0.5
+        y, x = at_grid(values.nan_to_num(nan=0.0)).unbind(1)
+        back = torch.as_tensor(turned, dtype=torch.float32, device=x.device)[..., None, None]
+        vector = [back[:, 0, 1] * x + back[:, 1, 1] * y, back[:, 0, 0] * x + back[:, 1, 0] * y]
+        targets.append(torch.where(known, torch.stack(vector, 1), torch.nan))
+    return Batch(images, tuple(targets))

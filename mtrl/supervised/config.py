@@ -54,6 +54,8 @@ class TrainConfig:
     l2: float = 0.0
     """l2 regularisation: Adam's coupled weight decay. It meets the MEAN of the task losses: a
     published strength for their sum is to be divided by the number of tasks."""
+    augment: bool = False
+    """Turn training images by up to 10 degrees, mirror half of them (Gama & Grassi; Cityscapes)."""
 
 
 @dataclass(frozen=True)
@@ -217,6 +219,11 @@ def validate(config: SupervisedConfig) -> None:
     need(0 < config.train.lr < float("inf"), "train.lr", "must be positive and finite")
     need(0 < config.train.lr_decay <= 1, "train.lr_decay", "must be in (0, 1]")
     need(0 <= config.train.l2 < float("inf"), "train.l2", "must be zero or positive, and finite")
+    need(
+        not config.train.augment or config.problem.startswith("cityscapes"),
+        "train.augment",
+        "is for cityscapes alone; the others were published without",
+    )
     need(config.diagnostics.every >= 0, "diagnostics.every", "must be zero (off) or positive")
     need(config.seed >= 0, "seed", "must be zero or positive")
     threads = config.learner.threads

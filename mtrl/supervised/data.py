@@ -1,12 +1,12 @@
 """Splits of a data set, and the mini-batches of a run.
 
-Batch k of a run depends on the seed and k alone, so a run resumes anywhere. Large arrays stay
-memory-mapped; a thread gathers the next batch while the learner works on this one.
+Batch k of a run depends on the seed and k alone, augmented or not, so a run resumes anywhere.
+Large arrays stay memory-mapped; a thread gathers the next batch while the learner works on this.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -52,6 +52,9 @@ class Batch(NamedTuple):
     """Per task [sample, ...]."""
 
 
+Augment = Callable[[Batch, np.random.Generator], Batch]
+
+
 class Loader:
     """A split's samples on the learner's device."""
 
@@ -92,14 +95,23 @@ class Loader:
 class Batches:
     """The training batches, numbered through the epochs."""
 
-    def __init__(self, loader: Loader, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, loader: Loader, batch_size: int, seed: int, augment: Augment | None = None
+    ) -> None:
         self.loader, self.batch_size, self.seed = loader, batch_size, seed
+        self.augment = augment
         self.per_epoch = loader.size // batch_size
         self._order: tuple[int, NDArray[np.int64]] | None = None
         self._ahead: tuple[int, Future[Batch]] | None = None
         self._thread = None if loader.resident else ThreadPoolExecutor(1)
 
     def __getitem__(self, number: int) -> Batch:
+        batch = self._stored(number)
+        if self.augment is None:
+            return batch
+        return self.augment(batch, np.random.default_rng((self.seed, number, 1)))
+
+    def _stored(self, number: int) -> Batch:
         if self._thread is None:
             return self.loader.take(self._index(number))
         if self._ahead is None or self._ahead[0] != number:

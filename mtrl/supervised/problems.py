@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from mtrl.supervised import celeba, cityscapes, mnist, networks
 from mtrl.supervised.config import SupervisedConfig
-from mtrl.supervised.data import Splits
+from mtrl.supervised.data import Augment, Splits
 from mtrl.supervised.metrics import (
     ABSOLUTE_ERROR,
     ACCURACY,
@@ -46,6 +46,8 @@ class Problem:
     """Of z, the last shared activation."""
     prepare: Callable[[Tensor], Tensor]
     """Stored inputs -> the network's, normalised."""
+    augment: Augment | None = None
+    """Of training batches, as stored."""
 
     @property
     def selects_by_mean(self) -> bool:
@@ -96,6 +98,7 @@ def _cityscapes(config: SupervisedConfig) -> Problem:
         lambda: networks.cityscapes_network(encoder, outputs, _dropout(config)),
         2048 if encoder == "resnet50" else 512,
         cityscapes.normalise,
+        cityscapes.rotate_and_mirror if config.train.augment else None,
     )
 
 

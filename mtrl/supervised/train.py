@@ -73,7 +73,7 @@ class Trainer:
                 config.train.batch_size,
                 f"must not exceed the {train.size:,} training samples",
             )
-        self.batches = Batches(train, config.train.batch_size, config.seed)
+        self.batches = Batches(train, config.train.batch_size, config.seed, self.problem.augment)
         stack.callback(self.batches.close)
         self.total = config.train.epochs * self.batches.per_epoch
         self.learner = Learner(config, self.problem, self.total, device)
