@@ -7,7 +7,7 @@ metrics come back as detached tensors.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -20,7 +20,15 @@ from mtrl.networks import Actor, InputEncoder, TwinCritic, sample_action
 from mtrl.replay import Batch
 from mtrl.smto import SMTO, RandomSMTO, create
 from mtrl.smto.base import options_of
-from mtrl.task_gradients import Buffer, Combined, TaskLoss, combined_gradients, task_gramian
+from mtrl.task_gradients import (
+    Buffer,
+    Combined,
+    TaskLoss,
+    combined_gradients,
+    combined_layers,
+    layer_gradients,
+    task_gramian,
+)
 
 
 class Metrics(NamedTuple):
@@ -210,12 +218,32 @@ class Agent:
 
         Changes no state. Raises what torch.compile raises; the agent then goes on uncompiled.
         """
-        critic = torch.compile(self.critic_gradients, fullgraph=True)
-        actor = torch.compile(self.actor_gradients, fullgraph=True)
         noise, alpha = torch.zeros_like(batch.actions), self._alpha()
-        critic(batch, noise, alpha, return_bound)
-        actor(batch.observations, noise, alpha)
+        critic = self._compile("critic", self.critic_inputs, batch, noise, alpha, return_bound)
+        actor = self._compile("actor", self.actor_inputs, batch.observations, noise, alpha)
         self._critic_gradients, self._actor_gradients = critic, actor
+
+    def _compile(
+        self, loss: Loss, inputs: Callable[..., Sequence[Tensor]], *example: Any
+    ) -> Callable[..., Combined]:
+        """All up to the direction where the method's weights are constant, else up to what the
+        method combines: its own work stays as it is."""
+        smto, task_loss, network = self._problem(loss)
+        if smto.compilable:
+            whole = torch.compile(
+                lambda *given: self._combine(loss, inputs(*given)), fullgraph=True
+            )
+            whole(*example)
+            return whole
+        torch._dynamo.config.trace_autograd_ops = True  # AttributeError before PyTorch 2.11
+        layers = torch.compile(
+            lambda *given: layer_gradients(task_loss, network, inputs(*given)), fullgraph=True
+        )
+        layers(*example)
+        chunk_size, buffer = self.config.chunk_size, self._buffer
+        return lambda *given: combined_layers(
+            smto, network, layers(*given), chunk_size=chunk_size, buffer=buffer
+        )
 
     def _alpha(self) -> Tensor:
         return self.log_alpha.detach().exp().expand(self.num_tasks)

@@ -10,11 +10,13 @@ from typing import Literal
 
 import torch
 
-from mtrl.config import Config
+from mtrl.config import Config, Loss
 from mtrl.schema import ConfigError
 from mtrl.smto.base import is_compilable
 
 COMPILE_FROM = 20_000  # updates of a run that are worth half a minute of compilation
+COMPILES_BACKWARD = (2, 11)  # the first PyTorch that compiles a function with a backward in it
+NETWORKS: tuple[Loss, ...] = ("critic", "actor")
 
 
 def choose_device(name: str) -> torch.device:
@@ -81,14 +83,20 @@ def _has_bf16() -> bool:
     return not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(words)
 
 
+def _torch_version() -> tuple[int, ...]:
+    return tuple(int(number) for number in torch.__version__.split(".")[:2])
+
+
 def _decide_compile(config: Config, device: torch.device) -> Literal["on", "off"]:
     if config.learner.compile != "auto":
         return config.learner.compile
     possible = (
         device.type == "cpu"
         and config.total_updates >= COMPILE_FROM
-        and is_compilable(config.smto_of("critic").name)
-        and is_compilable(config.smto_of("actor").name)
+        and (
+            all(is_compilable(name) for name in {config.smto_of(loss).name for loss in NETWORKS})
+            or _torch_version() >= COMPILES_BACKWARD
+        )
         and shutil.which(os.environ.get("CXX", "g++")) is not None
     )
     return "on" if possible else "off"

@@ -9,7 +9,6 @@ from mtrl.config import Config, Loss
 from mtrl.plugins import load_plugins
 from mtrl.schema import ConfigError, coerce, describe_type, nearest
 from mtrl.smto import SMTO, available, create, describe
-from mtrl.smto.base import is_compilable
 
 LOSSES: tuple[Loss, ...] = ("critic", "actor", "temperature")
 SET_BY_THE_RUN = ("seed", "device", "total_steps")
@@ -39,11 +38,6 @@ def check_methods(config: Config) -> Config:
             config.num_tasks,
             config.total_updates,
         )
-        compiled = config.learner.compile == "on" and loss != "temperature"
-        if compiled and not is_compilable(smto.name):
-            raise ConfigError(
-                "learner.compile", "on", f"method {smto.name} cannot be compiled; use auto or off"
-            )
     return config
 
 

@@ -69,7 +69,6 @@ class LayerRecord(NamedTuple):
     """What per-task gradients of one layer are made of; rows are [task * sample]."""
 
     weight: nn.Parameter
-    bias: nn.Parameter
     inputs: Tensor
     """[copies, row, in]"""
     product: Tensor
@@ -126,7 +125,7 @@ class MLP(nn.Module):
             else:
                 x = F.layer_norm(product, product.shape[-1:], self.unit, self.zero) + bias
             if self.tape is not None:
-                self.tape.append(LayerRecord(weight, bias, inputs, product, x))
+                self.tape.append(LayerRecord(weight, inputs, product, x))
             if layer < last:
                 x = F.relu(x, inplace=self.tape is None)
         return x.view(copies, *leading, -1)

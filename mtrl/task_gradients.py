@@ -4,7 +4,8 @@ Tasks own disjoint rows of the batch, so all task gradients come out of one batc
 about the cost of the backward of their sum. Networks made of `MLP`s alone: an ordinary forward,
 one backward to the layers' outputs, then dW_t = X_t^T D_t for all tasks t at once, straight into
 one buffer [task, P] (X: a layer's inputs, D: the loss gradients at its outputs). Any other
-network: vmap over parameters expanded along a task dimension.
+network: vmap over parameters expanded along a task dimension. `layer_gradients`, the part before
+the products, is a pure function that torch.compile takes; `combined_layers` does the rest.
 
 Given J, the direction w @ J is one matrix-vector product, a few percent of the backward, where a
 second, weighted backward costs a whole one. So J is kept; only with `chunk_size`, for networks
@@ -89,8 +90,6 @@ def combined_gradients(
     names, own = _shared_and_own(network, shared)
     everything = dict(network.named_parameters())
     m = inputs[0].shape[0]
-    weights: Tensor | None = None
-    matrix: Tensor | None = None
 
     if smto.needs == "losses":
         values = {name: p.detach() for name, p in everything.items()}
@@ -106,7 +105,31 @@ def combined_gradients(
         return Combined(losses, auxiliary, tuple(gradients[name] for name in everything), weights)
 
     split = _split(task_loss, network, names, own, inputs)
-    losses, dtype = split.losses, everything[names[0]].dtype
+    pieces, *of_smto = _direction(smto, split, chunk_size, buffer)
+    found = dict(zip(names, pieces, strict=True)) | dict(zip(own, split.own_gradients, strict=True))
+    directions = tuple(found[name] for name in everything)
+    return Combined(split.losses, split.auxiliary, directions, *of_smto)
+
+
+def combined_layers(
+    smto: SMTO, network: nn.Module, layers: Layers, *, chunk_size: int | None, buffer: Buffer
+) -> Combined:
+    """`combined_gradients` of MLPs, from their `layer_gradients`."""
+    split = _LayerSplit(network, layers)
+    return Combined(split.losses, split.auxiliary, *_direction(smto, split, chunk_size, buffer))
+
+
+def _direction(
+    smto: SMTO, split: _Split, chunk_size: int | None, buffer: Buffer
+) -> tuple[tuple[Tensor, ...], Tensor | None, Tensor | None]:
+    """-> the direction, shaped like the parameters in J, and weights and Gramian if there are."""
+    weights: Tensor | None = None
+    matrix: Tensor | None = None
+    losses, dtype, m = split.losses, split.parameters[0].dtype, len(split.losses)
+    if smto.needs == "losses":
+        with torch.no_grad():
+            weights = smto.weights(losses=losses)
+            return split.weighted(weights.to(dtype)), weights, None
     if smto.needs == "gramian" and chunk_size is not None:
         matrix = _gramian(split, m, chunk_size, buffer)
         weights = smto.weights(losses=losses, gramian=matrix)
@@ -119,13 +142,9 @@ def combined_gradients(
             direction = weights.to(dtype) @ rows
         else:
             direction = smto.direction(rows, losses)
-        parameters = [everything[name] for name in names]
-        parts = direction.split([p.numel() for p in parameters])
-        pieces = tuple(d.view_as(p) for d, p in zip(parts, parameters, strict=True))
-    found = dict(zip(names, pieces, strict=True)) | dict(zip(own, split.own_gradients, strict=True))
-    return Combined(
-        losses, split.auxiliary, tuple(found[name] for name in everything), weights, matrix
-    )
+        parts = direction.split([p.numel() for p in split.parameters])
+        pieces = tuple(d.view_as(p) for d, p in zip(parts, split.parameters, strict=True))
+    return pieces, weights, matrix
 
 
 def task_gramian(
@@ -193,6 +212,7 @@ class _Split(Protocol):
 
     losses: Tensor
     auxiliary: Tensor
+    parameters: Sequence[nn.Parameter]
     columns: int
     own_gradients: Sequence[Tensor]
 
@@ -211,7 +231,7 @@ def _split(
     covered = {id(p) for mlp in mlps for p in mlp.parameters()}
     parameters = dict(network.named_parameters())
     if len(names) == len(parameters) and covered == {id(p) for p in parameters.values()}:
-        return _LayerSplit(task_loss, network, mlps, inputs)
+        return _LayerSplit(network, layer_gradients(task_loss, network, inputs))
     return _ExpandedSplit(task_loss, network, names, own, inputs)
 
 
@@ -232,48 +252,69 @@ def _gramian(split: _Split, m: int, chunk_size: int, buffer: Buffer) -> Tensor:
     return total
 
 
+class Layers(NamedTuple):
+    """What task gradients of MLPs are made of: a backward that went as far as all tasks share."""
+
+    losses: Tensor
+    """[task]"""
+    auxiliary: Tensor
+    """[task]"""
+    inputs: tuple[Tensor, ...]
+    """Of each layer [copies, task * sample, in]."""
+    at_product: tuple[Tensor, ...]
+    """Gradients of the summed losses at each layer's product [copies, task * sample, out]."""
+    at_output: tuple[Tensor, ...]
+    """And with its bias, before the ReLU."""
+
+
+def layer_gradients(task_loss: TaskLoss, network: nn.Module, inputs: Sequence[Tensor]) -> Layers:
+    """Of a network made of `MLP`s alone. A pure function of tensors: it compiles."""
+    mlps = [module for module in network.modules() if isinstance(module, MLP)]
+    layers: list[LayerRecord] = []
+    for mlp in mlps:
+        mlp.tape = layers
+    try:
+        losses, auxiliary = task_loss(network, *inputs)
+    finally:
+        for mlp in mlps:
+            mlp.tape = None
+    weights = [weight for mlp in mlps for weight in mlp.weights]
+    if len(layers) != len(weights) or any(
+        layer.weight is not weight for layer, weight in zip(layers, weights, strict=True)
+    ):
+        raise ValueError(
+            "the task loss must call each MLP of the network exactly once, in their order in it"
+        )
+    outputs = [output for layer in layers for output in (layer.product, layer.output)]
+    gradients = torch.autograd.grad(losses.sum(), outputs)
+    x = tuple(layer.inputs.detach() for layer in layers)
+    return Layers(losses.detach(), auxiliary.detach(), x, gradients[::2], gradients[1::2])
+
+
 class _LayerSplit:
-    """Networks of MLPs: the layers' inputs and the loss gradients at their outputs."""
+    """Networks of MLPs."""
 
     own_gradients: Sequence[Tensor] = ()
 
-    def __init__(
-        self,
-        task_loss: TaskLoss,
-        network: nn.Module,
-        mlps: Sequence[MLP],
-        inputs: Sequence[Tensor],
-    ) -> None:
-        self.tasks = inputs[0].shape[0]
-        self.parameters = tuple(network.parameters())
+    def __init__(self, network: nn.Module, layers: Layers) -> None:
+        self.losses, self.auxiliary = layers.losses, layers.auxiliary
+        self.parameters: Sequence[nn.Parameter] = tuple(network.parameters())
         self.columns = sum(p.numel() for p in self.parameters)
-        layers: list[LayerRecord] = []
-        for mlp in mlps:
-            mlp.tape = layers
-        try:
-            losses, auxiliary = task_loss(network, *inputs)
-        finally:
-            for mlp in mlps:
-                mlp.tape = None
-        if 2 * len(layers) != len(self.parameters):
-            raise ValueError("the task loss must call the network exactly once")
-        self.losses, self.auxiliary = losses.detach(), auxiliary.detach()
-        outputs = [output for layer in layers for output in (layer.product, layer.output)]
-        gradients = iter(torch.autograd.grad(losses.sum(), outputs))
         offsets, start = {}, 0
         for parameter in self.parameters:
             offsets[id(parameter)] = start
             start += parameter.numel()
         # By weight: inputs [copies, task, sample, in], gradients at the product [.., out];
         # by bias: gradients at the output [copies, task, sample, out].
-        rows = (self.tasks, -1)
+        rows = (len(layers.losses), -1)
         self.weights: list[tuple[int, nn.Parameter, Tensor, Tensor]] = []
         self.biases: list[tuple[int, nn.Parameter, Tensor]] = []
-        for layer in layers:
-            x = layer.inputs.detach().unflatten(1, rows)
-            at_product, at_output = (next(gradients).unflatten(1, rows) for _ in range(2))
-            self.weights.append((offsets[id(layer.weight)], layer.weight, x, at_product))
-            self.biases.append((offsets[id(layer.bias)], layer.bias, at_output))
+        mlps = [module for module in network.modules() if isinstance(module, MLP)]
+        pairs = [pair for mlp in mlps for pair in zip(mlp.weights, mlp.biases, strict=True)]
+        for (weight, bias), *tensors in zip(pairs, *layers[2:], strict=True):
+            x, at_product, at_output = (tensor.unflatten(1, rows) for tensor in tensors)
+            self.weights.append((offsets[id(weight)], weight, x, at_product))
+            self.biases.append((offsets[id(bias)], bias, at_output))
 
     def blocks(self, chunk_size: int | None) -> Iterator[_Block]:
         for start, weight, x, gradient in self.weights:
@@ -316,7 +357,7 @@ class _ExpandedSplit:
     ) -> None:
         m = inputs[0].shape[0]
         everything = dict(network.named_parameters())
-        self.parameters = [everything[name] for name in names]
+        self.parameters: Sequence[nn.Parameter] = [everything[name] for name in names]
         self.columns = sum(p.numel() for p in self.parameters)
         self.expanded = [p.expand(m, *p.shape) for p in self.parameters]
         rest = {name: p for name, p in everything.items() if name not in set(names)}

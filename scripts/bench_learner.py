@@ -36,7 +36,6 @@ from mtrl.learner import choose_device
 from mtrl.networks import sample_action
 from mtrl.replay import Batch
 from mtrl.run_directory import peak_memory_mib
-from mtrl.smto.base import is_compilable
 
 DEPTH = 3
 
@@ -189,13 +188,12 @@ def block(benchmark: str, width: int, device: torch.device, budget: float) -> li
         use(precision)
         name, arguments = f"`{method}` {precision}", (benchmark, width, method, precision, device)
         rows[f"{name}, eager"] = make_agent(*arguments).update
-        if is_compilable(method):
-            agent = make_agent(*arguments)
-            try:
-                agent.compile(batch)
-                rows[f"{name}, compiled"] = agent.update
-            except Exception as error:  # PyTorch raises many kinds, e.g. without a compiler
-                print(f"{name} could not be compiled: {str(error).splitlines()[0]}")
+        agent = make_agent(*arguments)
+        try:
+            agent.compile(batch)
+            rows[f"{name}, compiled"] = agent.update
+        except Exception as error:  # PyTorch raises many kinds, e.g. without a compiler
+            print(f"{name} could not be compiled: {str(error).splitlines()[0]}")
         if device.type == "cuda":
             rows[f"{name}, captured"] = captured(make_agent(*arguments), batch)
 

@@ -26,7 +26,6 @@ from torch.profiler import ProfilerActivity, profile
 from mtrl.envs.tasks import benchmark_tasks
 from mtrl.learner import choose_device
 from mtrl.replay import Batch
-from mtrl.smto.base import is_compilable
 
 UPDATES = 10
 SHOWN = 6  # operations per row
@@ -102,9 +101,8 @@ def main() -> None:
             name = f"`{method}` {kind}"
             agent = make_agent(*arguments)
             lines.append(measure(f"{name}, eager", agent.update, batch, options.trace))
-            if is_compilable(method):
-                agent.compile(batch)
-                lines.append(measure(f"{name}, compiled", agent.update, batch, options.trace))
+            agent.compile(batch)
+            lines.append(measure(f"{name}, compiled", agent.update, batch, options.trace))
             if device.type == "cuda":
                 update = captured(make_agent(*arguments), batch)
                 lines.append(measure(f"{name}, captured", update, batch, options.trace))

@@ -450,11 +450,22 @@ def test_learning_does_not_change_the_exploration_noise():
 # -- compilation ----------------------------------------------------------------------------------
 
 
-def test_compiled_equals_eager():
-    settings = {
-        "critic_smto": LossSmtoConfig("fixed", {"weights": [1.0, 2.0, 3.0]}),
-        "network": {"observation_norm": True, "layer_norm": True},
-    }
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {
+            "critic_smto": LossSmtoConfig("fixed", {"weights": [1.0, 2.0, 3.0]}),
+            "network": {"observation_norm": True, "layer_norm": True},
+        },
+        {
+            "critic_smto": LossSmtoConfig("pcgrad"),
+            "actor_smto": LossSmtoConfig("famo"),
+            "network": {"depth": 1},
+        },
+    ],
+    ids=["with the method", "up to the method"],
+)
+def test_compiled_equals_eager(settings):
     eager, compiled = make_agent(**settings), make_agent(**settings)
     compiled.compile(make_batch(seed=9))
     assert torch.equal(parameters(eager), parameters(compiled))  # compiling changes nothing

@@ -39,9 +39,9 @@ def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (LONG, "on"),
         (changed("train", total_steps=10 * COMPILE_FROM), "off"),
         (changed("train", envs_per_task=2), "off"),  # half as many updates
-        (changed("agent", smto=SmtoConfig("pcgrad")), "off"),
+        (changed("agent", smto=SmtoConfig("pcgrad")), "on"),
         (changed("learner", compile="off"), "off"),
-        (changed("agent", updates_per_step=0.1, smto=SmtoConfig("pcgrad")), "off"),
+        (changed("agent", updates_per_step=0.1), "off"),
     ],
 )
 def test_compiles_where_it_pays(config: Config, decision: str, compiler: Path) -> None:

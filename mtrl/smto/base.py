@@ -40,7 +40,7 @@ class SMTO(ABC):
 
     compilable = False
     """Whether `weights` is a pure function of its tensors, fit for torch.compile: no random
-    numbers, no state that changes."""
+    numbers, no state that changes. Of other methods everything before them is compiled."""
     capturable = True
     """False: a step waits for a CUDA device, which a CUDA graph cannot hold. (Steps that change
     other attributes than tensors in place are found out, and not captured either.)"""
