@@ -202,7 +202,7 @@ class LearnerConfig(DeviceConfig):
     auto = tf32 on CUDA, fp32 on a CPU."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the update with torch.compile: on a CPU half the time per update, after half a minute
-    (a few seconds once cached). Wants a C++ compiler and an SMTO with constant weights.
+    (a few seconds once cached). Wants a C++ compiler; for most SMTOs, PyTorch 2.11.
     auto = on a CPU, where possible, for runs of 20,000 updates or more."""
     capture: Literal["auto", "on", "off"] = "auto"
     """Capture the update, sampling included, as a CUDA graph: one launch instead of hundreds.
