@@ -1,4 +1,5 @@
-"""Train a supervised problem with many methods and seeds, one run after another in one process.
+"""Train a supervised problem with many methods and seeds, one run after another in one process
+(so the peak memory that a run logs is the largest so far).
 
     python scripts/train_supervised.py supervised_digits                    # all methods, 3 seeds
     python scripts/train_supervised.py supervised_celeba --methods unitary pcgrad imtl \\

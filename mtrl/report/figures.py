@@ -113,9 +113,13 @@ def _steps_axis(axes: Any) -> None:
 
 
 def _legend(figure: Figure, axes: Any, count: int) -> None:
+    """Above the panels, in as many lines as it takes; the figure grows by them."""
     handles, labels = axes.get_legend_handles_labels()
-    most = 5 if max(map(len, labels), default=0) < 16 else 2
-    columns = math.ceil(count / math.ceil(count / most))  # lines of equal length
+    longest = max(map(len, labels), default=0)
+    most = max(1, min(5, int(WIDTH / (0.75 + 0.065 * longest))))  # inches of line and letters
+    lines = math.ceil(count / most)
+    columns = math.ceil(count / lines)  # lines of equal length
+    figure.set_figheight(figure.get_figheight() + 0.18 * (lines - 1))
     figure.legend(handles, labels, loc="outside upper center", ncols=columns, handlelength=3)
 
 
