@@ -177,7 +177,7 @@ def captured(agent: Agent, batch: Batch) -> Callable[[Batch], object]:
 def block(benchmark: str, width: int, device: torch.device, budget: float) -> list[str]:
     """One benchmark and width: all rows, made and taking turns for about `budget` seconds."""
     begun = time.perf_counter()
-    torch._dynamo.reset()  # PyTorch compiles a function for eight agents at most
+    torch.compiler.reset()  # or one process may compile only so many agents
     m = len(benchmark_tasks(benchmark))
     batch = make_batch(m, device)
     rows: dict[str, Callable[[Batch], object]] = {
