@@ -29,6 +29,7 @@ from mtrl.replay import Batch
 
 UPDATES = 10
 SHOWN = 6  # operations per row
+FUSED = "compiled loops"
 
 
 def measure(name: str, update: Callable[[Batch], object], batch: Batch, trace: Path | None) -> str:
@@ -48,16 +49,18 @@ def measure(name: str, update: Callable[[Batch], object], batch: Batch, trace: P
         wall = time.perf_counter() - started
     if trace is not None:
         profiler.export_chrome_trace(str(trace / f"{name.replace(', ', '_').strip('`')}.json"))
-    spent = {}
+    spent: dict[str, float] = {}
     calls = 0
     for event in profiler.key_averages():
         own = event.self_device_time_total if device == "cuda" else event.self_cpu_time_total
         if own > 0 and not event.key.startswith("cuda"):  # cudaLaunchKernel etc. are the host's
-            spent[event.key] = own / 1e6
+            fused = event.key.startswith(("graph_", "triton_", "## Call Compiled"))
+            name_of = FUSED if fused else f"`{event.key.removeprefix('aten::')}`"
+            spent[name_of] = spent.get(name_of, 0.0) + own / 1e6
             calls += event.count
     total = sum(spent.values())
     top = sorted(spent, key=lambda key: -spent[key])[:SHOWN]
-    shares = ", ".join(f"`{key.removeprefix('aten::')}` {spent[key] / total:.0%}" for key in top)
+    shares = ", ".join(f"{key} {spent[key] / total:.0%}" for key in top)
     row = (
         f"| {name} | {1e3 * wall / UPDATES:.1f} | {calls / UPDATES:.0f} | {total / wall:.0%} "
         f"| {shares} |"
