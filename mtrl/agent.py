@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from mtrl import losses
 from mtrl.config import Config, Loss
@@ -25,7 +24,6 @@ from mtrl.task_gradients import (
     Buffer,
     Combined,
     TaskLoss,
-    backward_through,
     combined_gradients,
     combined_layers,
     layer_gradients,
@@ -228,8 +226,8 @@ class Agent:
     def _compile(
         self, loss: Loss, inputs: Callable[..., Sequence[Tensor]], *example: Any
     ) -> Callable[..., Combined]:
-        """Compile all up to the direction where the method's weights are constant, else what comes
-        before and after its own work."""
+        """All up to the direction where the method's weights are constant, else up to what the
+        method combines: its own work stays as it is."""
         smto, task_loss, network = self._problem(loss)
         if smto.compilable:
             whole = torch.compile(
@@ -237,25 +235,9 @@ class Agent:
             )
             whole(*example)
             return whole
-        if smto.needs == "losses":
-            forward = torch.compile(
-                lambda *given: task_loss(network, *inputs(*given)), fullgraph=True
-            )
-            backward_through(network, *forward(*example))
-
-            def gradients(*given: Any) -> Combined:
-                if smto.needs != "losses":  # that may change
-                    return self._combine(loss, inputs(*given))
-                return backward_through(network, *forward(*given), smto)
-
-            return gradients
-        # At every call, since the setting holds for one thread, and a compilation has its own.
-        # AttributeError before PyTorch 2.11.
-        with_backward = torch._dynamo.config.patch(trace_autograd_ops=True)
-        layers = with_backward(
-            torch.compile(
-                lambda *given: layer_gradients(task_loss, network, inputs(*given)), fullgraph=True
-            )
+        torch._dynamo.config.trace_autograd_ops = True  # AttributeError before PyTorch 2.11
+        layers = torch.compile(
+            lambda *given: layer_gradients(task_loss, network, inputs(*given)), fullgraph=True
         )
         layers(*example)
         chunk_size, buffer = self.config.chunk_size, self._buffer
@@ -306,11 +288,7 @@ class Agent:
         return loss, loss
 
     def _actor_loss(self, actor: Any, *args: Tensor) -> tuple[Tensor, Tensor]:
-        return losses.actor_loss(actor, self._fixed_critic, *args)
-
-    def _fixed_critic(self, *args: Tensor) -> Any:
-        values = {name: p.detach() for name, p in self.critic.named_parameters()}
-        return functional_call(self.critic, values, args)
+        return losses.actor_loss(actor, self.critic, *args)
 
     def _problem(self, loss: Loss) -> tuple[SMTO, TaskLoss, nn.Module]:
         if loss == "critic":

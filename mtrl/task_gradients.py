@@ -111,21 +111,6 @@ def combined_gradients(
     return Combined(split.losses, split.auxiliary, directions, *of_smto)
 
 
-def backward_through(
-    network: nn.Module, losses: Tensor, auxiliary: Tensor, smto: SMTO | None = None
-) -> Combined:
-    """`combined_gradients` from losses with their graph, for an SMTO that needs these alone.
-
-    No SMTO: the gradient of their sum.
-    """
-    weights = torch.ones_like(losses, requires_grad=False)
-    if smto is not None:
-        with torch.no_grad():
-            weights = smto.weights(losses=losses.detach())
-    gradients = torch.autograd.grad(losses, list(network.parameters()), weights.to(losses.dtype))
-    return Combined(losses.detach(), auxiliary.detach(), gradients, weights)
-
-
 def combined_layers(
     smto: SMTO, network: nn.Module, layers: Layers, *, chunk_size: int | None, buffer: Buffer
 ) -> Combined:
