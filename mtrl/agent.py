@@ -235,9 +235,13 @@ class Agent:
             )
             whole(*example)
             return whole
-        torch._dynamo.config.trace_autograd_ops = True  # AttributeError before PyTorch 2.11
-        layers = torch.compile(
-            lambda *given: layer_gradients(task_loss, network, inputs(*given)), fullgraph=True
+        # At every call, since the setting holds for one thread, and a compilation has its own.
+        # AttributeError before PyTorch 2.11.
+        with_backward = torch._dynamo.config.patch(trace_autograd_ops=True)
+        layers = with_backward(
+            torch.compile(
+                lambda *given: layer_gradients(task_loss, network, inputs(*given)), fullgraph=True
+            )
         )
         layers(*example)
         chunk_size, buffer = self.config.chunk_size, self._buffer
