@@ -199,7 +199,10 @@ def runs_command(arguments: list[str]) -> None:
         run = read_run(path)
         shown = path.relative_to(root) if path != root else path
         table.add_row(str(shown), f"[{COLOURS.get(run.state, 'yellow')}]{run.state}", *_cells(run))
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:  # a line per run, for grep
+        console = Console(width=500)
+    console.print(table)
 
 
 def _cells(run: Run) -> list[str]:
