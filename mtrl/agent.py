@@ -18,15 +18,14 @@ from mtrl import losses
 from mtrl.config import Config, Loss
 from mtrl.networks import Actor, InputEncoder, TwinCritic, sample_action
 from mtrl.replay import Batch
+from mtrl.shared_backward import TaskLoss, layer_gradients
 from mtrl.smto import SMTO, RandomSMTO, create
 from mtrl.smto.base import options_of
 from mtrl.task_gradients import (
     Buffer,
     Combined,
-    TaskLoss,
     combined_gradients,
     combined_layers,
-    layer_gradients,
     task_gramian,
 )
 

@@ -41,9 +41,8 @@ def exit_now(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     children = psutil.Process().children(recursive=True)
-    for (
-        child
-    ) in children:  # asked first: a killed compiler leaves half a library in PyTorch's cache
+    # Asked first: a killed compiler leaves half a library in PyTorch's cache.
+    for child in children:
         with contextlib.suppress(psutil.NoSuchProcess):
             child.terminate()
     for child in psutil.wait_procs(children, timeout=0.5)[1]:

@@ -94,7 +94,7 @@ def _decide_compile(config: Config, device: torch.device) -> Literal["on", "off"
         device.type == "cpu"
         and config.total_updates >= COMPILE_FROM
         and (
-            all(is_compilable(name) for name in {config.smto_of(loss).name for loss in NETWORKS})
+            all(is_compilable(config.smto_of(loss).name) for loss in NETWORKS)
             or _torch_version() >= COMPILES_BACKWARD
         )
         and shutil.which(os.environ.get("CXX", "g++")) is not None

@@ -160,6 +160,16 @@ def seconds(update: Callable[[Batch], object], batch: Batch) -> float:
     return time.perf_counter() - started
 
 
+def compiled(agent: Agent, batch: Batch, name: str) -> bool:
+    """Whether that worked."""
+    try:
+        agent.compile(batch)
+    except Exception as error:  # PyTorch raises many kinds, e.g. without a compiler
+        print(f"{name} could not be compiled: {str(error).splitlines()[0]}")
+        return False
+    return True
+
+
 def captured(agent: Agent, batch: Batch) -> Callable[[Batch], object]:
     agent.make_capturable()
     update = CapturedUpdate(
@@ -172,6 +182,15 @@ def captured(agent: Agent, batch: Batch) -> Callable[[Batch], object]:
     for _ in range(WARM_UPS + 1):
         update()
     return lambda _: update()
+
+
+def machine(device: torch.device) -> str:
+    where = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{torch.get_num_threads()} CPU threads"
+    )
+    return f"torch {torch.__version__}, {where}"
 
 
 def block(benchmark: str, width: int, device: torch.device, budget: float) -> list[str]:
@@ -190,11 +209,8 @@ def block(benchmark: str, width: int, device: torch.device, budget: float) -> li
         name, arguments = f"`{method}` {precision}", (benchmark, width, method, precision, device)
         rows[f"{name}, eager"] = make_agent(*arguments).update
         agent = make_agent(*arguments)
-        try:
-            agent.compile(batch)
+        if compiled(agent, batch, name):
             rows[f"{name}, compiled"] = agent.update
-        except Exception as error:  # PyTorch raises many kinds, e.g. without a compiler
-            print(f"{name} could not be compiled: {str(error).splitlines()[0]}")
         if device.type == "cuda":
             rows[f"{name}, captured"] = captured(make_agent(*arguments), batch)
 
@@ -245,12 +261,7 @@ def main() -> None:
         share = weight[shape] / sum(weight[later] for later in shapes[index:])
         lines += block(*shape, device, share * (end - time.perf_counter()))
         peaks.append(f"{shape[0]} width {shape[1]}: {peak_memory_mib(device):,.0f} MiB")
-    where = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{torch.get_num_threads()} CPU threads"
-    )
-    text = f"torch {torch.__version__}, {where}.\n\n" + "\n".join(lines)
+    text = f"{machine(device)}.\n\n" + "\n".join(lines)
     text += f"\n\nPeak memory, all rows up to there together: {', '.join(peaks)}."
     print(f"\n{text.splitlines()[-1]}")
     if options.markdown:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from bench_learner import PlainLoop, captured, make_agent
+from bench_learner import PlainLoop, captured, compiled, machine, make_agent
 from bench_smto import make_batch
 from marked_table import replace_table
 from torch.profiler import ProfilerActivity, profile
@@ -104,20 +104,13 @@ def main() -> None:
             name = f"`{method}` {kind}"
             agent = make_agent(*arguments)
             lines.append(measure(f"{name}, eager", agent.update, batch, options.trace))
-            agent.compile(batch)
-            lines.append(measure(f"{name}, compiled", agent.update, batch, options.trace))
+            if compiled(agent, batch, name):
+                lines.append(measure(f"{name}, compiled", agent.update, batch, options.trace))
             if device.type == "cuda":
                 update = captured(make_agent(*arguments), batch)
                 lines.append(measure(f"{name}, captured", update, batch, options.trace))
     if options.markdown:
-        where = (
-            torch.cuda.get_device_name(device)
-            if device.type == "cuda"
-            else f"{torch.get_num_threads()} CPU threads"
-        )
-        text = (
-            f"{options.benchmark}, width {options.width}; torch {torch.__version__}, {where}.\n\n"
-        )
+        text = f"{options.benchmark}, width {options.width}; {machine(device)}.\n\n"
         replace_table(options.markdown, "profile_update", text + "\n".join(lines))
 
 
