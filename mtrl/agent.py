@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from mtrl import losses
-from mtrl.config import Config, Loss
-from mtrl.networks import Actor, InputEncoder, TwinCritic, sample_action
+from mtrl.config import Config, CriticConfig, Loss
+from mtrl.networks import Actor, Critic, InputEncoder, sample_action
 from mtrl.replay import Batch
 from mtrl.shared_backward import TaskLoss, layer_gradients
 from mtrl.smto import SMTO, RandomSMTO, create
@@ -37,8 +37,15 @@ class Metrics(NamedTuple):
     actor_loss: Tensor
     alpha: Tensor
     entropy: Tensor
+    value: Tensor
     critic_weight: Tensor
     actor_weight: Tensor
+
+
+def _value(config: CriticConfig, device: torch.device) -> losses.Value:
+    if config.kind == "categorical":
+        return losses.CategoricalValue(config.bins, config.support, device, config.ensemble)
+    return losses.ScalarValue(config.ensemble)
 
 
 class Agent:
@@ -62,8 +69,21 @@ class Agent:
             bounds = (net.log_std_min, net.log_std_max, net.log_std_bound)
             bf16 = config.learner.precision == "bf16"
             self.actor = Actor(*shape, *bounds, bf16=bf16).to(device)
-            self.critic = TwinCritic(*shape, bf16=bf16).to(device)
-            self.target_critic = TwinCritic(*shape, bf16=bf16).to(device).requires_grad_(False)
+            self.value = _value(config.critic, device)
+            self.critic, self.target_critic = (
+                Critic(
+                    inputs,
+                    action_dim,
+                    config.critic.width or net.width,
+                    config.critic.depth or net.depth,
+                    net.layer_norm,
+                    bf16,
+                    members=config.critic.members,
+                    outputs=self.value.outputs,
+                ).to(device)
+                for _ in range(2)
+            )
+        self.target_critic.requires_grad_(False)
         self.target_critic.load_state_dict(self.critic.state_dict())
         entries = self.num_tasks if settings.temperature == "per_task" else 1
         log_alpha = torch.full((entries,), settings.initial_temperature).log()
@@ -143,7 +163,7 @@ class Agent:
         gramians: leave the Gramians of both losses in `self.gramians`; changes nothing else.
         """
         config = self.config
-        alpha = self._alpha()
+        alpha = self.alpha()
         next_noise = self._noise(batch.actions.shape, self.generator)
         noise = self._noise(batch.actions.shape, self.generator)
 
@@ -171,6 +191,7 @@ class Agent:
             actor.losses,
             alpha,
             -log_prob,
+            alpha * log_prob - actor.losses,  # the Q in the actor's loss
             none if critic.weights is None else critic.weights.float(),
             none if actor.weights is None else actor.weights.float(),
         )
@@ -217,7 +238,7 @@ class Agent:
 
         Changes no state. Raises what torch.compile raises; the agent then goes on uncompiled.
         """
-        noise, alpha = torch.zeros_like(batch.actions), self._alpha()
+        noise, alpha = torch.zeros_like(batch.actions), self.alpha()
         critic = self._compile("critic", self.critic_inputs, batch, noise, alpha, return_bound)
         actor = self._compile("actor", self.actor_inputs, batch.observations, noise, alpha)
         self._critic_gradients, self._actor_gradients = critic, actor
@@ -248,7 +269,8 @@ class Agent:
             smto, network, layers(*given), chunk_size=chunk_size, buffer=buffer
         )
 
-    def _alpha(self) -> Tensor:
+    def alpha(self) -> Tensor:
+        """Entropy temperatures [task], detached."""
         return self.log_alpha.detach().exp().expand(self.num_tasks)
 
     def critic_inputs(
@@ -259,15 +281,14 @@ class Agent:
             targets = losses.bellman_target(
                 self.actor,
                 self.target_critic,
+                self.value,
                 self.encoder(batch.next_observations),
                 batch.rewards,
-                batch.terminated,
+                batch.discounts * (1.0 - batch.terminated),
                 noise,
                 alpha[:, None],
-                self.config.gamma,
+                None if return_bound is None else return_bound[:, None],
             )
-            if return_bound is not None:
-                targets = torch.minimum(targets, return_bound[:, None])
         return self.encoder(batch.observations), batch.actions, targets
 
     def actor_inputs(
@@ -287,11 +308,11 @@ class Agent:
         return self._combine("actor", self.actor_inputs(observations, noise, alpha))
 
     def _critic_loss(self, critic: Any, *args: Tensor) -> tuple[Tensor, Tensor]:
-        loss = losses.critic_loss(critic, *args)
+        loss = losses.critic_loss(critic, self.value, *args)
         return loss, loss
 
     def _actor_loss(self, actor: Any, *args: Tensor) -> tuple[Tensor, Tensor]:
-        return losses.actor_loss(actor, self.critic, *args)
+        return losses.actor_loss(actor, self.critic, self.value, *args)
 
     def _problem(self, loss: Loss) -> tuple[SMTO, TaskLoss, nn.Module]:
         if loss == "critic":

@@ -75,17 +75,19 @@ class ReplayConfig:
     """Transitions kept, in all tasks together; split evenly."""
     batch_size: int = 1280
     """Transitions per update, in all tasks together; split evenly, so divisible by the tasks."""
-    reward_normalization: Literal["none", "sample", "ema"] = "sample"
-    """sample: stored raw, divided by the task's deviation when sampled (Kurin et al.).
-    ema: divided by a moving average's before they are stored (Sodhani et al. 2021).
-    none: raw."""
+    reward_normalization: Literal["none", "sample", "ema", "return_range", "return_std"] = "sample"
+    """What a task's rewards are divided by. Stored raw and divided when sampled:
+    sample: their standard deviation (Kurin et al.).
+    return_range: the largest return plus the entropy bonus, over critic.support (BRC).
+    return_std: the standard deviation of the returns, at least the largest over critic.support.
+    Before they are stored: ema: a moving average's deviation (Sodhani et al. 2021). none: raw."""
     ema_alpha: float = 0.001
     """Averaging speed of reward_normalization=ema."""
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Actor and twin critic."""
+    """Actor and critics."""
 
     width: int = 400
     """Units per hidden layer, actor and critics."""
@@ -103,6 +105,29 @@ class NetworkConfig:
     """Upper bound of the policy's log standard deviation."""
     log_std_bound: Literal["clamp", "tanh"] = "clamp"
     """How the bounds are imposed: clamp, or a rescaled tanh (Kurin et al.)."""
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """What the critics say of a state and an action."""
+
+    kind: Literal["scalar", "categorical"] = "scalar"
+    """scalar: a number, squared error. categorical: a distribution of the return over fixed bins,
+    cross-entropy (Bellemare et al. 2017); needs returns that fit the support, so for example
+    replay.reward_normalization=return_range."""
+    bins: int = 51
+    """Atoms of a categorical critic."""
+    support: float = 10.0
+    """Atoms lie evenly in +-support, into which return_range and return_std scale the returns."""
+    members: int = 2
+    """Independent critics with their own targets' copies."""
+    ensemble: Literal["min", "mean"] = "min"
+    """Which value of the critics the target and the actor use: min (Fujimoto et al. 2018), or the
+    mean (BRC). Categorical: the distribution with the smallest mean, or the mean distribution."""
+    width: int | None = None
+    """Units per hidden layer of the critics; None = network.width."""
+    depth: int | None = None
+    """Hidden layers of the critics; None = network.depth."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +170,9 @@ class AgentConfig:
 
     gamma: float = 0.99
     """Discount per step."""
+    n_step: int = 1
+    """Rewards of the next steps of an episode that a target sums before it bootstraps; fewer at the
+    episode's end. The entropy bonus is counted at the bootstrap only."""
     tau: float = 0.005
     """Target networks move by this fraction after every update."""
     actor_lr: float = 3e-4
@@ -279,6 +307,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
     agent: AgentConfig = field(default_factory=AgentConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

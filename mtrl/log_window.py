@@ -17,6 +17,7 @@ TAGS = {
     "actor_loss": "train/actor_loss",
     "alpha": "train/alpha",
     "entropy": "train/entropy",
+    "value": "train/value",
     "critic_weight": "smto/critic/weight",
     "actor_weight": "smto/actor/weight",
 }

@@ -7,7 +7,7 @@ dimension they give [task], without it (under vmap) one task's scalar. Noise is 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,40 +17,141 @@ from mtrl.networks import sample_action
 Network = Callable[..., Any]
 
 
+class ScalarValue:
+    """Critics that give one number: y is a number, the loss a squared error."""
+
+    outputs = 1
+
+    def __init__(self, ensemble: Literal["min", "mean"] = "min") -> None:
+        """ensemble: the smallest of the members' values (Fujimoto et al. 2018), or their mean."""
+        self.ensemble = ensemble
+
+    def value(self, outputs: Tensor) -> Tensor:
+        """Members' outputs [member, ...] -> one value [...]."""
+        return outputs.amin(0) if self.ensemble == "min" else outputs.mean(0)
+
+    def target(
+        self,
+        outputs: Tensor,
+        rewards: Tensor,
+        discounts: Tensor,
+        bonus: Tensor,
+        bound: Tensor | None = None,
+    ) -> Tensor:
+        """y = rewards + discounts (value - bonus), [...]; bound: its upper clip."""
+        y = rewards + discounts * (self.value(outputs) - bonus)
+        return y if bound is None else torch.minimum(y, bound)
+
+    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """sum_k (Q_k - y)^2, [...]."""
+        return (outputs - target).square().sum(0)
+
+
+class CategoricalValue:
+    """Critics that give a distribution of the return over fixed atoms (Bellemare et al. 2017, C51):
+    logits [member, ..., bin]; the loss is the cross-entropy to the projected target.
+
+    The target is projected onto the atoms by two-hot weights: mass between two atoms goes to both
+    in proportion, so that its mean is kept. As a sum over all pairs of atoms, which is
+    deterministic on every device where scattering would not be.
+    """
+
+    def __init__(
+        self,
+        bins: int,
+        support: float,
+        device: torch.device,
+        ensemble: Literal["min", "mean"] = "mean",
+    ) -> None:
+        """bins: atoms, evenly spaced in [-support, support].
+
+        ensemble: the target's distribution is that of the member with the smallest mean (FastTD3),
+        or the mean of all (BRC).
+        """
+        self.outputs, self.support, self.ensemble = bins, support, ensemble
+        self.atoms = torch.linspace(-support, support, bins, device=device)
+        self.index = torch.arange(bins, device=device, dtype=torch.float32)
+        self.width = 2.0 * support / (bins - 1)
+
+    def value(self, outputs: Tensor) -> Tensor:
+        """Logits [member, ..., bin] -> one expected value [...]."""
+        means = torch.softmax(outputs, dim=-1) @ self.atoms
+        return means.amin(0) if self.ensemble == "min" else means.mean(0)
+
+    def target(
+        self,
+        outputs: Tensor,
+        rewards: Tensor,
+        discounts: Tensor,
+        bonus: Tensor,
+        bound: Tensor | None = None,
+    ) -> Tensor:
+        """Probabilities [..., bin] of rewards + discounts (Z - bonus), Z the members' return."""
+        members = torch.softmax(outputs, dim=-1)
+        if self.ensemble == "min":
+            lowest = (members @ self.atoms).argmin(0, keepdim=True)[..., None]
+            chosen = lowest.expand(1, *members.shape[1:])
+            probabilities = members.gather(0, chosen).squeeze(0)
+        else:
+            probabilities = members.mean(0)
+        moved = (rewards - discounts * bonus)[..., None] + discounts[..., None] * self.atoms
+        if bound is not None:
+            moved = torch.minimum(moved, bound[..., None])
+        position = ((moved + self.support) / self.width).clamp(0.0, float(self.outputs - 1))
+        two_hot = (1.0 - (position[..., None] - self.index).abs()).clamp(min=0.0)
+        return (probabilities[..., None] * two_hot).sum(-2)
+
+    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """sum_k H(target, softmax(logits_k)), [...]."""
+        return -(target * torch.log_softmax(outputs, dim=-1)).sum(-1).sum(0)
+
+
+Value = ScalarValue | CategoricalValue
+
+
 def bellman_target(
     actor: Network,
     target_critic: Network,
+    value: Value,
     next_inputs: Tensor,
     rewards: Tensor,
-    terminated: Tensor,
+    discounts: Tensor,
     noise: Tensor,
     temperature: Tensor,
-    gamma: float,
+    bound: Tensor | None = None,
 ) -> Tensor:
-    """y = r + gamma (1 - terminated) (min_k Q'_k(s', a') - alpha log pi(a'|s')), a' ~ pi(.|s').
+    """y = r + discount (Q'(s', a') - alpha log pi(a'|s')), a' ~ pi(.|s'), as `value` has it.
 
-    rewards, terminated [..., sample]; noise [..., sample, action]; temperature broadcasts
-    against [..., sample]. Truncated transitions bootstrap: only `terminated` stops it.
+    rewards, discounts [..., sample]; noise [..., sample, action]; temperature and bound (the upper
+    clip) broadcast against [..., sample]. The discount is gamma^n, and 0 where the episode
+    terminated within these n steps; truncated transitions bootstrap.
     """
     mean, log_std = actor(next_inputs)
     next_actions, log_prob = sample_action(mean, log_std, noise)
-    value = target_critic(next_inputs, next_actions).amin(0) - temperature * log_prob
-    return rewards + gamma * (1.0 - terminated) * value
+    outputs = target_critic(next_inputs, next_actions)
+    return value.target(outputs, rewards, discounts, temperature * log_prob, bound)
 
 
-def critic_loss(critic: Network, inputs: Tensor, actions: Tensor, targets: Tensor) -> Tensor:
-    """Mean over samples of (Q_1 - y)^2 + (Q_2 - y)^2."""
-    return (critic(inputs, actions) - targets).square().sum(0).mean(-1)
+def critic_loss(
+    critic: Network, value: Value, inputs: Tensor, actions: Tensor, targets: Tensor
+) -> Tensor:
+    """Mean over samples, summed over the critics: (Q_k - y)^2, or the cross-entropy to y."""
+    return value.loss(critic(inputs, actions), targets).mean(-1)
 
 
 def actor_loss(
-    actor: Network, critic: Network, inputs: Tensor, noise: Tensor, temperature: Tensor
+    actor: Network,
+    critic: Network,
+    value: Value,
+    inputs: Tensor,
+    noise: Tensor,
+    temperature: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Mean over samples of alpha log pi(a|s) - min_k Q_k(s, a); also the mean log-probability."""
+    """Mean over samples of alpha log pi(a|s) - Q(s, a); also the mean log-probability."""
     mean, log_std = actor(inputs)
     actions, log_prob = sample_action(mean, log_std, noise)
-    value = critic(inputs, actions).amin(0)
-    return (temperature * log_prob - value).mean(-1), log_prob.mean(-1)
+    q = value.value(critic(inputs, actions))
+    return (temperature * log_prob - q).mean(-1), log_prob.mean(-1)
 
 
 def temperature_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Actor, stacked twin critic, and the input encoding both share.
+"""Actor, stacked critics, and the input encoding both share.
 
 Every layer acts on the last dimension; leading dimensions are free ([task, sample, dim] or
 [sample, dim]), so that the same module serves the joint loss and, under vmap, one task's loss.
@@ -159,8 +159,9 @@ class Actor(nn.Module):
         return mean, low + 0.5 * (high - low) * (torch.tanh(log_std) + 1.0)
 
 
-class TwinCritic(nn.Module):
-    """Two independent Q functions: inputs [..., input], actions [..., action] -> [2, ...]."""
+class Critic(nn.Module):
+    """Independent Q functions: inputs [..., input], actions [..., action] -> [member, ..., output],
+    without the last dimension where `outputs` is 1."""
 
     def __init__(
         self,
@@ -170,12 +171,17 @@ class TwinCritic(nn.Module):
         depth: int,
         layer_norm: bool = False,
         bf16: bool = False,
+        *,
+        members: int = 2,
+        outputs: int = 1,
     ) -> None:
         super().__init__()
-        self.mlp = MLP(2, input_dim + action_dim, 1, width, depth, layer_norm, bf16)
+        self.mlp = MLP(members, input_dim + action_dim, outputs, width, depth, layer_norm, bf16)
+        self.outputs = outputs
 
     def forward(self, inputs: Tensor, actions: Tensor) -> Tensor:
-        return self.mlp(torch.cat([inputs, actions], dim=-1)).squeeze(-1)
+        out = self.mlp(torch.cat([inputs, actions], dim=-1))
+        return out.squeeze(-1) if self.outputs == 1 else out
 
 
 def sample_action(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

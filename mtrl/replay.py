@@ -1,16 +1,16 @@
 """Replay of RAW rewards, normalised per task when sampled (Kurin et al. 2022, App. on RL).
 
 Storage is task-major [task, slot, field] on the learner's device, one row per transition, so
-that sampling is one gather. The reward moments run over everything ever added, evicted and
-warm-up transitions included, in float64 by Welford's update; Kurin et al.'s float32
-E[r^2] - E[r]^2 can go negative. Nothing here waits for the device.
+that sampling is one gather. A task's environments take turns: the successor of a slot is the one
+`envs_per_task` further on. How rewards are normalised: mtrl.reward_scale. Nothing here waits for
+the device.
 """
 
 from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-EPSILON = 1e-8  # under the root of sigma, as in Kurin et al.
+from mtrl.reward_scale import RewardScale
 
 
 class Batch(NamedTuple):
@@ -29,39 +29,13 @@ class Batch(NamedTuple):
     actions: Tensor
     """[task, sample, action] in [-1, 1]."""
     rewards: Tensor
-    """[task, sample] rewards, divided by the task's sigma unless normalisation is off."""
+    """[task, sample] normalised rewards; of n steps: sum_k gamma^k r_k, up to the episode's end."""
     next_observations: Tensor
-    """[task, sample, obs] true successors, never a reset observation."""
+    """[task, sample, obs] true successors of the last of these steps, never a reset observation."""
     terminated: Tensor
-    """[task, sample] 1.0 where the episode terminated (never by truncation)."""
-
-
-class RewardMoments:
-    """Running count, mean and squared deviations of raw rewards, per task [task], float64."""
-
-    def __init__(self, num_tasks: int, device: torch.device) -> None:
-        self.count = torch.zeros((), dtype=torch.float64, device=device)
-        self.mean = torch.zeros(num_tasks, dtype=torch.float64, device=device)
-        self.squares = torch.zeros(num_tasks, dtype=torch.float64, device=device)
-
-    def add(self, rewards: Tensor) -> None:
-        """Welford's update, for several rewards per task at once [task, env]."""
-        self.count += rewards.shape[1]
-        delta = rewards - self.mean[:, None]
-        self.mean += delta.sum(1) / self.count
-        self.squares += (delta * (rewards - self.mean[:, None])).sum(1)
-
-    @property
-    def sigma(self) -> Tensor:
-        """sqrt(population variance + EPSILON), [task] float64."""
-        return torch.sqrt(self.squares / self.count.clamp(min=1) + EPSILON)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return dict(vars(self))
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        for name, value in state.items():
-            getattr(self, name).copy_(value)
+    """[task, sample] 1.0 where the episode terminated there (never by truncation)."""
+    discounts: Tensor
+    """[task, sample] gamma^n for the n steps in `rewards`: what the successor's value counts."""
 
 
 class ReplayBuffer:
@@ -71,16 +45,21 @@ class ReplayBuffer:
         capacity: int,
         observation_dim: int,
         action_dim: int,
+        scale: RewardScale,
         device: torch.device,
-        reward_normalization: Literal["none", "sample", "ema"] = "sample",
-        ema_alpha: float = 0.001,
+        *,
         envs_per_task: int = 1,
+        gamma: float = 0.99,
+        n_step: int = 1,
     ) -> None:
         """`capacity`: transitions in all, split evenly; rounded down to whole vector steps.
 
+        n_step: rewards of the next steps of the same episode that a sample sums; fewer at the
+        episode's end and at the newest transition.
         Raises MemoryError, before allocating, where the device has too little free memory.
         """
-        self.num_tasks, self.envs_per_task = num_tasks, envs_per_task
+        self.num_tasks, self.envs_per_task, self.scale = num_tasks, envs_per_task, scale
+        self.gamma, self.n_step = gamma, n_step
         self.slots = capacity // (num_tasks * envs_per_task) * envs_per_task
         self._widths = [observation_dim, action_dim, 1, observation_dim, 1]
         need = 4 * num_tasks * self.slots * sum(self._widths)
@@ -92,17 +71,16 @@ class ReplayBuffer:
             )
         shape = (num_tasks, self.slots, sum(self._widths))
         self.storage = torch.empty(shape, device=device)
-        self.moments = RewardMoments(num_tasks, device)
-        self.reward_normalization = reward_normalization
-        self.ema_alpha = ema_alpha
-        self.ema_mean = torch.zeros(num_tasks, dtype=torch.float64, device=device)
-        self.ema_variance = torch.ones(num_tasks, dtype=torch.float64, device=device)
+        self.ended = torch.zeros(num_tasks, self.slots, dtype=torch.bool, device=device)
+        """[task, slot] the episode ended here, by termination or truncation."""
         self.maximum = torch.full((num_tasks,), -torch.inf, dtype=torch.float64, device=device)
         """Largest reward ever stored, per task: raw, or normalised by the moving average."""
         self.added = 0
         """Transitions ever added per task."""
         self._held = torch.zeros((), dtype=torch.float64, device=device)
         """`size`, where sampling reads it: a captured update would keep a number for ever."""
+        self._newest = torch.zeros((), dtype=torch.int64, device=device)
+        """Slot of the newest vector step's first transition; on the device as well."""
         self._first_slots = torch.arange(num_tasks, device=device)[:, None] * self.slots
 
     @property
@@ -117,12 +95,14 @@ class ReplayBuffer:
         rewards: NDArray[np.float64] | Tensor,
         next_observations: NDArray[np.float32] | Tensor,
         terminated: NDArray[np.bool_] | Tensor,
+        ended: NDArray[np.bool_] | Tensor,
     ) -> None:
-        """One transition of every environment: [task, env, ...]; rewards are raw, in float64."""
+        """One transition of every environment: [task, env, ...]; rewards are raw, in float64.
+
+        ended: the episode terminated or was truncated.
+        """
         device = self.storage.device
-        raw = torch.as_tensor(rewards, dtype=torch.float64).to(device)
-        self.moments.add(raw)
-        stored = self._ema(raw) if self.reward_normalization == "ema" else raw
+        stored = self.scale.stored(torch.as_tensor(rewards, dtype=torch.float64).to(device))
         torch.maximum(self.maximum, stored.amax(1), out=self.maximum)
         first = self.added % self.slots
         torch.cat(
@@ -136,68 +116,105 @@ class ReplayBuffer:
             dim=2,
             out=self.storage[:, first : first + self.envs_per_task],
         )
+        self.ended[:, first : first + self.envs_per_task] = torch.as_tensor(ended).to(device)
         self.added += self.envs_per_task
+        self._count()
+
+    def _count(self) -> None:
         self._held.fill_(self.size)
+        self._newest.fill_((self.added - self.envs_per_task) % self.slots)
 
-    def _ema(self, rewards: Tensor) -> Tensor:
-        """Sodhani et al. 2021's environment-side normalisation [task, env], once per step.
+    def sample(
+        self, per_task: int, generator: torch.Generator, temperature: Tensor | None = None
+    ) -> Batch:
+        """`per_task` transitions of every task, slots drawn independently with replacement.
 
-        A task's environments share one moving average.
+        temperature [task]: of the policy, for reward scales of the soft return; None = 0.
         """
-        self.ema_mean.lerp_(rewards.mean(1), self.ema_alpha)
-        squares = (rewards - self.ema_mean[:, None]).square().mean(1)
-        self.ema_variance.lerp_(squares, self.ema_alpha)
-        return rewards / (self.ema_variance.sqrt() + EPSILON)[:, None]
-
-    def sample(self, per_task: int, generator: torch.Generator) -> Batch:
-        """`per_task` transitions of every task, slots drawn independently with replacement."""
         device = self.storage.device
         # float64: float32 has too few steps to reach every slot of a large buffer evenly.
         uniform = torch.rand(
             self.num_tasks, per_task, dtype=torch.float64, device=device, generator=generator
         )
-        rows = (uniform * self._held).long() + self._first_slots
-        flat = self.storage.view(-1, self.storage.shape[-1])
-        picked = flat.index_select(0, rows.flatten()).view(self.num_tasks, per_task, -1)
-        observations, actions, rewards, next_observations, terminated = picked.split(
+        slots = (uniform * self._held).long()
+        first = self._rows(slots)
+        observations, actions, rewards, next_observations, terminated = first.split(
             self._widths, dim=-1
         )
         rewards = rewards.squeeze(-1)
-        if self.reward_normalization == "sample":
-            rewards = (rewards / self.moments.sigma[:, None]).float()
-        return Batch(observations, actions, rewards, next_observations, terminated.squeeze(-1))
+        discounts = torch.full_like(rewards, self.gamma)
+        if self.n_step > 1:
+            rewards, discounts, last = self._n_step(slots, rewards)
+            *_, next_observations, terminated = self._rows(last).split(self._widths, dim=-1)
+        divisor = self._divisor(temperature)
+        if divisor is not None:
+            rewards = (rewards / divisor[:, None]).float()
+        return Batch(
+            observations, actions, rewards, next_observations, terminated.squeeze(-1), discounts
+        )
+
+    def _rows(self, slots: Tensor) -> Tensor:
+        """[task, sample] -> stored rows [task, sample, field]."""
+        flat = self.storage.view(-1, self.storage.shape[-1])
+        rows = flat.index_select(0, (slots + self._first_slots).flatten())
+        return rows.view(*slots.shape, -1)
+
+    def _n_step(self, slots: Tensor, rewards: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Sums of up to n rewards from these slots on, gamma^n, and the slots of the last ones."""
+        total, last = rewards.double(), slots
+        discounts = torch.full_like(total, self.gamma)
+        column = sum(self._widths[:2])
+        # Vector steps from each slot to the newest transition, across the seam of the ring.
+        envs = self.envs_per_task
+        ahead = (self._newest // envs - slots // envs).remainder(self.slots // envs)
+        alive = torch.ones_like(slots, dtype=torch.bool)
+        for step in range(1, self.n_step):
+            alive = alive & ~self.ended.gather(1, last) & (step <= ahead)
+            following = (last + envs).remainder(self.slots)
+            last = torch.where(alive, following, last)
+            reward = self.storage[..., column].gather(1, last).double()
+            total = total + torch.where(alive, discounts * reward, 0.0)
+            discounts = torch.where(alive, discounts * self.gamma, discounts)
+        return total.float(), discounts.float(), last
+
+    def _divisor(self, temperature: Tensor | None) -> Tensor | None:
+        none = torch.zeros(self.num_tasks, device=self.storage.device)
+        return self.scale.divisor(none if temperature is None else temperature)
 
     def observation_statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation [obs] of all stored observations, tasks pooled."""
         stored = self.storage[:, : self.size, : self._widths[0]].double().flatten(0, 1)
         return stored.mean(0).float(), stored.std(0, correction=0).float()
 
-    def return_bound(self, gamma: float) -> Tensor:
+    def return_bound(self, temperature: Tensor | None = None) -> Tensor:
         """Largest reward so far, as `sample` scales it, / (1 - gamma), [task].
 
         Kurin et al.'s target clip.
         """
-        scale = self.moments.sigma if self.reward_normalization == "sample" else 1.0
-        return (self.maximum / scale / (1.0 - gamma)).float()
+        divisor = self._divisor(temperature)
+        largest = self.maximum if divisor is None else self.maximum / divisor
+        return (largest / (1.0 - self.gamma)).float()
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "storage": self.storage[:, : self.size],  # a view: its slots change
+            "ended": self.ended[:, : self.size],
             "added": self.added,
-            "moments": self.moments.state_dict(),
             "maximum": self.maximum,
-            "ema_mean": self.ema_mean,
-            "ema_variance": self.ema_variance,
+            "scale": self.scale.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.added = state["added"]
-        self._held.fill_(self.size)
+        self._count()
         self.storage[:, : self.size] = state["storage"]
-        self.moments.load_state_dict(state["moments"])
         self.maximum.copy_(state["maximum"])
-        self.ema_mean.copy_(state["ema_mean"])
-        self.ema_variance.copy_(state["ema_variance"])
+        # Before there were n-step returns and other scales, all stood here and nothing had ended.
+        self.scale.load_state_dict(state.get("scale", state))
+        if "ended" in state:
+            self.ended[:, : self.size] = state["ended"]
+        # A stopped run's episodes are not continued.
+        self.ended[:, self._newest : self._newest + self.envs_per_task] = True
 
 
 def free_memory(device: torch.device) -> int:

@@ -25,6 +25,7 @@ from mtrl.evaluate import Evaluation, Evaluator, agent_policy, goals_at
 from mtrl.log_window import LogWindow
 from mtrl.recorder import Recorder
 from mtrl.replay import ReplayBuffer
+from mtrl.reward_scale import create_scale
 from mtrl.run_directory import RunDirectory, Status, peak_memory_mib
 from mtrl.timing import StageTimer
 from mtrl.transfer import Transfer
@@ -53,15 +54,17 @@ class Trainer:
         stack.callback(self.evaluator.close)
         observation_dim, action_dim = envs.observation_dim, envs.action_dim
         self.agent = Agent(config, observation_dim, action_dim, device)
+        self.reward_scale = create_scale(config, action_dim, device)
         self.replay = ReplayBuffer(
             config.num_tasks,
             config.replay.capacity,
             observation_dim,
             action_dim,
+            self.reward_scale,
             device,
-            config.replay.reward_normalization,
-            config.replay.ema_alpha,
-            config.train.envs_per_task,
+            envs_per_task=config.train.envs_per_task,
+            gamma=config.agent.gamma,
+            n_step=config.agent.n_step,
         )
         self.transfer = Transfer(device)
         self.per_task_batch = config.replay.batch_size // config.num_tasks
@@ -152,18 +155,23 @@ class Trainer:
             outcome = envs.receive()
             lap("simulate")
             self._check(outcome)
+            done = outcome.terminated | outcome.truncated
+            rewards, terminated, ended = map(
+                self._per_task, (outcome.rewards, outcome.terminated, done)
+            )
+            self.reward_scale.observe(rewards, terminated, ended)
             replay.add(
                 observations,
                 actions,
-                to_device("rewards", self._per_task(outcome.rewards)),
+                to_device("rewards", rewards),
                 to_device("next_observations", self._per_task(outcome.next_observations)),
-                to_device("terminated", self._per_task(outcome.terminated)),
+                to_device("terminated", terminated),
+                to_device("ended", ended),
             )
             observations = to_device("observations", self._per_task(outcome.observations))
             lap("store")
             self.step += n
             solved |= outcome.success
-            done = outcome.terminated | outcome.truncated
             if done.any():
                 self._finish_episodes(done, solved)
                 next_goals = self._goals(self.episodes + 1)
@@ -198,13 +206,14 @@ class Trainer:
 
     def _update(self, *, gramians: bool = False) -> Tensor:
         """One update on a fresh sample; -> its metrics [quantity, task]."""
-        batch = self.replay.sample(self.per_task_batch, self.agent.generator)
+        batch = self.replay.sample(self.per_task_batch, self.agent.generator, self.agent.alpha())
         self.timer.lap("sample")
         return torch.stack(self.agent.update(batch, self._return_bound(), gramians=gramians))
 
     def _return_bound(self) -> Tensor | None:
-        config = self.config.agent
-        return self.replay.return_bound(config.gamma) if config.target_clip else None
+        if not self.config.agent.target_clip:
+            return None
+        return self.replay.return_bound(self.agent.alpha())
 
     # -- around it ------------------------------------------------------------------------------
 
@@ -267,10 +276,13 @@ class Trainer:
         self.writer.check()
         self.elapsed += window.seconds
         success = [float(np.mean(recent)) if recent else math.nan for recent in self.recent_success]
-        sigma = self.replay.moments.sigma.cpu().numpy()
+        sigma = self.reward_scale.moments.sigma.cpu().numpy()
+        divisor = self.reward_scale.divisor(self.agent.alpha())
         values = window.times(self.step) | self.diagnostics.flush()
         values |= recorder.per_task("train/episode_success", success)
         values |= recorder.per_task("train/reward_std", sigma)
+        if divisor is not None:
+            values |= recorder.per_task("train/reward_scale", divisor.cpu().numpy())
         values["memory/learner_mib"] = peak_memory_mib(self.device)
         values |= window.metrics(self.step)
         recorder.scalars(self.step, values)

@@ -88,6 +88,17 @@ def validate(config: Config) -> None:
         "network.log_std_min",
         f"must be below network.log_std_max = {config.network.log_std_max}",
     )
+    critic = config.critic
+    for key in ("critic.width", "critic.depth"):
+        need(values[key] is None or values[key] >= 1, key, "must be None or at least 1")
+    need(critic.members >= 1, "critic.members", "must be at least 1")
+    need(critic.bins >= 2, "critic.bins", "must be at least 2")
+    need(0 < critic.support < float("inf"), "critic.support", "must be positive and finite")
+    need(
+        1 <= agent.n_step <= env.horizon,
+        "agent.n_step",
+        f"must be in 1..{env.horizon}, the horizon",
+    )
     need(0 <= agent.gamma < 1, "agent.gamma", "must be in [0, 1)")
     need(0 < agent.tau <= 1, "agent.tau", "must be in (0, 1]")
     for key in ("agent.actor_lr", "agent.critic_lr", "agent.initial_temperature"):

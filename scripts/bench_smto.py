@@ -81,7 +81,8 @@ def make_batch(m: int, device: torch.device) -> Batch:
         return torch.randn(m, SAMPLES, *shape, generator=generator).to(device)
 
     zeros = torch.zeros(m, SAMPLES, device=device)
-    return Batch(normal(OBSERVATION), normal(ACTION).tanh(), normal(), normal(OBSERVATION), zeros)
+    fields = normal(OBSERVATION), normal(ACTION).tanh(), normal(), normal(OBSERVATION)
+    return Batch(*fields, zeros, torch.full_like(zeros, 0.99))
 
 
 def seconds(agent: Agent, batch: Batch) -> float:

@@ -10,6 +10,7 @@ from mtrl.agent import Agent
 from mtrl.config import (
     AgentConfig,
     Config,
+    CriticConfig,
     EnvConfig,
     LossSmtoConfig,
     NetworkConfig,
@@ -27,8 +28,11 @@ OBSERVATION, ACTION, SAMPLES = 5, 2, 8
 CPU = torch.device("cpu")
 
 
-def make_agent(*, tasks=3, seed=1, smto="unitary", network=None, device=CPU, **settings):
+def make_agent(
+    *, tasks=3, seed=1, smto="unitary", network=None, critic=None, device=CPU, **settings
+):
     config = Config(
+        critic=CriticConfig(**(critic or {})),
         seed=seed,
         env=EnvConfig(tasks=toy.TASKS[:tasks]),
         network=NetworkConfig(**({"width": 16, "depth": 2} | (network or {}))),
@@ -37,7 +41,7 @@ def make_agent(*, tasks=3, seed=1, smto="unitary", network=None, device=CPU, **s
     return Agent(config, OBSERVATION, ACTION, device)
 
 
-def make_batch(tasks=3, seed=0, device=CPU):
+def make_batch(tasks=3, seed=0, device=CPU, gamma=0.99):
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -50,6 +54,7 @@ def make_batch(tasks=3, seed=0, device=CPU):
         scale * normal(),
         normal(OBSERVATION),
         (normal() > 1.0).float(),
+        torch.full((tasks, SAMPLES), gamma, device=device),
     )
 
 
@@ -77,7 +82,7 @@ def clean_registry(monkeypatch):
 
 def textbook_update(agent, batch, adams, smto_weights):
     """One SAC update in plain autograd on the agent's own modules (Haarnoja et al. 2018)."""
-    gamma, tau = agent.config.gamma, agent.config.tau
+    tau = agent.config.tau
     stream = agent.generator
 
     def policy(states):
@@ -96,7 +101,7 @@ def textbook_update(agent, batch, adams, smto_weights):
         action, log_prob = policy(batch.next_observations)
         value = q_values(agent.target_critic, batch.next_observations, action).min(0).values
         value = value - alpha * log_prob
-        target = batch.rewards + gamma * (1 - batch.terminated) * value
+        target = batch.rewards + batch.discounts * (1 - batch.terminated) * value
     q1, q2 = q_values(agent.critic, batch.observations, batch.actions)
     critic_losses = ((q1 - target) ** 2 + (q2 - target) ** 2).mean(1)
     adams["critic"].zero_grad()
@@ -133,7 +138,6 @@ def test_update_equals_textbook_sac(temperature, layer_norm):
         "temperature_lr": 3e-3,
         "actor_l2": 0.01,
         "tau": 0.1,
-        "gamma": 0.9,
         "initial_temperature": 0.3,
     }
     agent, twin = make_agent(**settings), make_agent(**settings)
@@ -144,7 +148,7 @@ def test_update_equals_textbook_sac(temperature, layer_norm):
     }
     start = parameters(agent)
     for k in range(3):
-        batch = make_batch(seed=k)
+        batch = make_batch(seed=k, gamma=0.9)
         metrics = agent.update(batch)
         critic, actor, entropy = textbook_update(twin, batch, adams, torch.full((3,), 1 / 3))
         for got, expected in (
@@ -461,6 +465,7 @@ def test_learning_does_not_change_the_exploration_noise():
             "critic_smto": LossSmtoConfig("pcgrad"),
             "actor_smto": LossSmtoConfig("famo"),
             "network": {"depth": 1},
+            "critic": {"kind": "categorical", "ensemble": "mean", "bins": 11},
         },
     ],
     ids=["with the method", "up to the method"],

@@ -12,15 +12,24 @@ from torch import Tensor
 from mtrl import checkpoint
 from mtrl.agent import Agent
 from mtrl.capture import WARM_UPS, CapturedUpdate, python_state
-from mtrl.config import AgentConfig, Config, EnvConfig, NetworkConfig, SmtoConfig
+from mtrl.config import (
+    AgentConfig,
+    Config,
+    CriticConfig,
+    EnvConfig,
+    NetworkConfig,
+    ReplayConfig,
+    SmtoConfig,
+)
 from mtrl.envs import toy
 from mtrl.replay import ReplayBuffer
+from mtrl.reward_scale import create_scale
 from mtrl.smto import SMTO, available, create
 from mtrl.smto.base import options_of
 
 CPU = torch.device("cpu")
 TASKS, SAMPLES, OBSERVATION, ACTION = 3, 4, 2, 2
-NORMALIZATIONS = ("none", "sample", "ema")
+NORMALIZATIONS = ("none", "sample", "ema", "return_range", "return_std")
 
 
 class Learner:
@@ -28,16 +37,21 @@ class Learner:
 
     def __init__(
         self, method: str = "unitary", device: torch.device = CPU, normalization: Any = "sample",
-        **settings: Any,
+        critic: Any = "scalar", n_step: int = 1, **settings: Any,
     ) -> None:  # fmt: skip
         options = {"weights": [1.0, 2.0, 3.0]} if method == "fixed" else {}
         config = Config(
             env=EnvConfig(tasks=toy.TASKS[:TASKS]),
+            replay=ReplayConfig(reward_normalization=normalization),
             network=NetworkConfig(width=8, depth=1, observation_norm=True),
+            critic=CriticConfig(kind=critic),
             agent=AgentConfig(smto=SmtoConfig(method, options), target_clip=True, **settings),
         )
         self.agent = Agent(config, OBSERVATION, ACTION, device)
-        self.replay = ReplayBuffer(TASKS, 30, OBSERVATION, ACTION, device, normalization)
+        scale = create_scale(config, ACTION, device)
+        self.replay = ReplayBuffer(
+            TASKS, 30, OBSERVATION, ACTION, scale, device, gamma=0.9, n_step=n_step
+        )
         self.device = device
         self.random = np.random.default_rng(0)
         self.warnings: list[str] = []
@@ -52,12 +66,16 @@ class Learner:
             torch.tensor(normal(n), device=self.device) for n in (OBSERVATION, ACTION)
         )
         rewards = normal().astype(np.float64)
-        self.replay.add(first, actions.tanh(), rewards, normal(OBSERVATION), normal() > 1)
+        terminated, ended = normal() > 1, normal() > 0
+        ended |= terminated
+        self.replay.scale.observe(rewards, terminated, ended)
+        self.replay.add(first, actions.tanh(), rewards, normal(OBSERVATION), terminated, ended)
 
     def update(self) -> Tensor:
         agent = self.agent
-        bound = self.replay.return_bound(0.9)
-        return torch.stack(agent.update(self.replay.sample(SAMPLES, agent.generator), bound))
+        bound = self.replay.return_bound(agent.alpha())
+        batch = self.replay.sample(SAMPLES, agent.generator, agent.alpha())
+        return torch.stack(agent.update(batch, bound))
 
     def captured(self) -> CapturedUpdate:
         agent = self.agent
@@ -86,7 +104,11 @@ def tensors(value: Any, path: str = "") -> dict[str, Tensor]:
 def all_state(learner: Learner) -> dict[str, Tensor]:
     """Whatever a checkpoint holds, in the place where the learner has it."""
     agent, replay = learner.agent, learner.replay
-    state = agent.state_dict() | {"replay": replay.state_dict(), "held": replay._held}
+    state = agent.state_dict() | {
+        "replay": replay.state_dict(),
+        "held": replay._held,
+        "newest": replay._newest,
+    }
     for name in ("critic_smto", "actor_smto", "temperature_smto"):  # these hand out copies
         smto = getattr(agent, name)
         state[name] = {kept: getattr(smto, kept) for kept in smto._kept}
@@ -96,8 +118,9 @@ def all_state(learner: Learner) -> dict[str, Tensor]:
 @pytest.mark.parametrize("method", available())
 def test_all_that_changes_stays_where_it_is(method: str) -> None:
     """A graph reads addresses: a tensor that is replaced, or a number, would stand still in it."""
-    normalization = NORMALIZATIONS[available().index(method) % 3]
-    learner = Learner(method, normalization=normalization)
+    normalization = NORMALIZATIONS[available().index(method) % 5]
+    n_step, critic = (3, "categorical") if normalization.startswith("return") else (1, "scalar")
+    learner = Learner(method, normalization=normalization, n_step=n_step, critic=critic)
     learner.agent.make_capturable()
     learner.update()  # optimisers and methods make their state
     before = all_state(learner)
@@ -111,13 +134,25 @@ def test_all_that_changes_stays_where_it_is(method: str) -> None:
     moved = [name for name in before if before[name].data_ptr() != after[name].data_ptr()]
     assert moved == []
     changed = {name for name in before if not torch.equal(values[name], after[name])}
-    for part in ("actor/", "critic/", "target_critic/", "encoder/mean", "log_alpha", "held"):
+    for part in (
+        "actor/",
+        "critic/",
+        "target_critic/",
+        "encoder/mean",
+        "log_alpha",
+        "held",
+        "newest",
+    ):
         assert any(f"/{part}" in f"{name}/" for name in changed), part
     for optimizer in ("actor", "critic", "temperature"):
         state = f"/{optimizer}_optimizer/"
         for part in ("exp_avg", "exp_avg_sq", "step", "lr"):
             assert any(n.startswith(state) and n.endswith(part) for n in changed), part
-    for part in ("storage", "maximum", "moments/count", "moments/mean", "moments/squares"):
+    for part in (
+        "storage",
+        "maximum",
+        *(f"scale/moments/{name}" for name in ("count", "mean", "squares")),
+    ):
         same = part == "maximum"  # not every transition is a record
         assert same or f"/replay/{part}" in changed, part
 

@@ -16,6 +16,7 @@ ACTIONS = RNG.uniform(-1.0, 1.0, (TASKS, SAMPLES, ACTION))
 REWARDS = RNG.normal(size=(TASKS, SAMPLES))
 ALPHA = np.array([0.1, 1.0, 3.0])
 GAMMA = 0.9
+SCALAR = losses.ScalarValue("min")
 
 
 def tensor(array):
@@ -47,28 +48,29 @@ def plain_value(weights, state, action):
     return [float(w @ np.concatenate([state, action])) for w in weights]
 
 
-def bellman(terminated, alpha=ALPHA, noise=NOISE):
+def bellman(terminated, alpha=ALPHA, noise=NOISE, ensemble="min"):
     return losses.bellman_target(
         actor,
         linear_critic(TARGET_WEIGHTS),
+        losses.ScalarValue(ensemble),
         tensor(NEXT_STATES),
         tensor(REWARDS),
-        tensor(terminated),
+        tensor(GAMMA * (1.0 - terminated)),
         tensor(noise),
         tensor(alpha)[:, None],
-        GAMMA,
     ).numpy()
 
 
-def test_bellman_target():
+@pytest.mark.parametrize(("ensemble", "combine"), [("min", min), ("mean", np.mean)])
+def test_bellman_target(ensemble, combine):
     terminated = (RNG.random((TASKS, SAMPLES)) < 0.4).astype(float)
-    got = bellman(terminated)
+    got = bellman(terminated, ensemble=ensemble)
     assert 0 < terminated.sum() < terminated.size
     for t in range(TASKS):
         for k in range(SAMPLES):
             # Action and log-probability belong to the successor, not to the state.
             action, log_prob = plain_policy(NEXT_STATES[t, k], NOISE[t, k])
-            value = min(plain_value(TARGET_WEIGHTS, NEXT_STATES[t, k], action))
+            value = combine(plain_value(TARGET_WEIGHTS, NEXT_STATES[t, k], action))
             future = 0.0 if terminated[t, k] else GAMMA * (value - ALPHA[t] * log_prob)
             assert got[t, k] == pytest.approx(REWARDS[t, k] + future, rel=1e-9)
 
@@ -82,7 +84,7 @@ def test_termination_stops_the_bootstrap_and_truncation_does_not():
 def test_critic_loss():
     targets = RNG.normal(size=(TASKS, SAMPLES))
     got = losses.critic_loss(
-        linear_critic(VALUE_WEIGHTS), tensor(STATES), tensor(ACTIONS), tensor(targets)
+        linear_critic(VALUE_WEIGHTS), SCALAR, tensor(STATES), tensor(ACTIONS), tensor(targets)
     )
     assert got.shape == (TASKS,)
     for t in range(TASKS):
@@ -97,6 +99,7 @@ def test_actor_loss():
     got, log_probs = losses.actor_loss(
         actor,
         linear_critic(VALUE_WEIGHTS),
+        SCALAR,
         tensor(STATES),
         tensor(NOISE),
         tensor(ALPHA)[:, None],
@@ -121,7 +124,9 @@ def test_actor_loss_gradient_equals_finite_differences():
 
         critic = linear_critic(VALUE_WEIGHTS)
         alpha = tensor(ALPHA)[:, None]
-        return losses.actor_loss(shifted, critic, tensor(STATES), tensor(NOISE), alpha)[0].sum()
+        return losses.actor_loss(shifted, critic, SCALAR, tensor(STATES), tensor(NOISE), alpha)[
+            0
+        ].sum()
 
     (gradient,) = torch.autograd.grad(total(shift), [shift])
     for d in range(ACTION):
@@ -131,17 +136,111 @@ def test_actor_loss_gradient_equals_finite_differences():
         assert gradient[d].item() == pytest.approx(numeric, rel=1e-6, abs=1e-8)
 
 
+# -- categorical critics --------------------------------------------------------------------------
+
+BINS, SUPPORT, DELTA = 7, 3.0, 1.0
+ATOMS = np.linspace(-SUPPORT, SUPPORT, BINS)
+
+
+def categorical(ensemble, bins=BINS):
+    return losses.CategoricalValue(bins, SUPPORT, torch.device("cpu"), ensemble)
+
+
+def softmax(logits):
+    e = np.exp(logits - logits.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def plain_projection(probabilities, moved):
+    """Bellemare et al. 2017, algorithm 1: every atom's mass to its two neighbours."""
+    projected = np.zeros(BINS)
+    for p, z in zip(probabilities, np.clip(moved, -SUPPORT, SUPPORT), strict=True):
+        position = (z + SUPPORT) / DELTA
+        low, high = int(np.floor(position)), int(np.ceil(position))
+        if low == high:
+            projected[low] += p
+        else:
+            projected[low] += p * (high - position)
+            projected[high] += p * (position - low)
+    return projected
+
+
+@pytest.mark.parametrize("ensemble", ["min", "mean"])
+@pytest.mark.parametrize("bounded", [False, True])
+def test_categorical_target_equals_a_double_loop(ensemble, bounded):
+    rng = np.random.default_rng(1)
+    logits = 3.0 * rng.normal(size=(2, TASKS, SAMPLES, BINS))
+    discounts = rng.choice([0.0, 0.9**3, 0.9, 1.0], (TASKS, SAMPLES))  # 0: terminated
+    rewards = rng.choice([-10.0, -1.0, 0.0, 0.3, 1.0, 10.0], (TASKS, SAMPLES))
+    bonus, bound = rng.normal(size=(2, TASKS, SAMPLES))
+    got = categorical(ensemble).target(
+        *(torch.tensor(x, dtype=torch.float32) for x in (logits, rewards, discounts, bonus)),
+        torch.tensor(bound, dtype=torch.float32) if bounded else None,
+    )
+    members = softmax(logits)
+    for t in range(TASKS):
+        for k in range(SAMPLES):
+            each = members[:, t, k]
+            p = each.mean(0) if ensemble == "mean" else min(each, key=lambda q: q @ ATOMS)
+            moved = rewards[t, k] + discounts[t, k] * (ATOMS - bonus[t, k])
+            moved = np.minimum(moved, bound[t, k]) if bounded else moved
+            # Positions up to 20 carry a rounding error of 20 eps, which moves that much mass.
+            np.testing.assert_allclose(got[t, k].numpy(), plain_projection(p, moved), atol=2e-5)
+
+
+def test_projection_keeps_mass_and_mean():
+    """Where nothing is clipped: the mean of the target is r + discount (E Z - bonus)."""
+    rng = np.random.default_rng(2)
+    logits = torch.tensor(rng.normal(size=(1, 200, 51)), dtype=torch.float32)
+    value = categorical("mean", bins=51)
+    rewards, bonus = torch.full((200,), 0.4), torch.full((200,), -0.2)
+    target = value.target(logits, rewards, torch.full((200,), 0.7), bonus)
+    torch.testing.assert_close(target.sum(-1), torch.ones(200), rtol=0, atol=1e-4)
+    expected = rewards + 0.7 * (value.value(logits) - bonus)
+    torch.testing.assert_close(target @ value.atoms, expected, rtol=0, atol=1e-3)
+
+
+def test_categorical_loss_and_value():
+    rng = np.random.default_rng(3)
+    logits = rng.normal(size=(2, SAMPLES, BINS)) * np.array([1.0, 60.0])[:, None, None]
+    target = softmax(rng.normal(size=(SAMPLES, BINS)))
+    outputs, y = (torch.tensor(x, dtype=torch.float32) for x in (logits, target))
+    got = categorical("mean").loss(outputs, y)
+    log = logits - logits.max(-1, keepdims=True)
+    log -= np.log(np.exp(log).sum(-1, keepdims=True))
+    np.testing.assert_allclose(got.numpy(), -(target * log).sum(-1).sum(0), rtol=1e-5)
+    means = softmax(logits) @ ATOMS
+    np.testing.assert_allclose(categorical("mean").value(outputs), means.mean(0), atol=1e-5)
+    np.testing.assert_allclose(categorical("min").value(outputs), means.min(0), atol=1e-5)
+
+
+def test_categorical_critic_learns_the_value_that_a_scalar_critic_learns():
+    """A cycle of three states with rewards 1, 0, -0.5 and gamma 0.6, learned by fixed-point steps:
+    the expected value obeys the same Bellman equation as a number does."""
+    rewards, gamma = torch.tensor([1.0, 0.0, -0.5]), 0.6
+    exact = np.linalg.solve(np.eye(3) - gamma * np.roll(np.eye(3), 1, axis=1), rewards.numpy())
+    value = categorical("mean", bins=51)
+    logits = torch.zeros(1, 3, 51)
+    for _ in range(60):
+        successors = logits[:, [1, 2, 0]]
+        target = value.target(successors, rewards, torch.full((3,), gamma), torch.zeros(3))
+        logits = target.clamp(min=1e-30).log()[None]  # minimises the cross-entropy exactly
+    np.testing.assert_allclose(value.value(logits).numpy(), exact, atol=1e-3)
+
+
 def test_losses_of_one_task_equal_their_row():
     critic = linear_critic(VALUE_WEIGHTS)
     targets = tensor(REWARDS)
-    whole_critic = losses.critic_loss(critic, tensor(STATES), tensor(ACTIONS), targets)
+    whole_critic = losses.critic_loss(critic, SCALAR, tensor(STATES), tensor(ACTIONS), targets)
     whole_actor, _ = losses.actor_loss(
-        actor, critic, tensor(STATES), tensor(NOISE), tensor(ALPHA)[:, None]
+        actor, critic, SCALAR, tensor(STATES), tensor(NOISE), tensor(ALPHA)[:, None]
     )
     for t in range(TASKS):
-        one_critic = losses.critic_loss(critic, tensor(STATES[t]), tensor(ACTIONS[t]), targets[t])
+        one_critic = losses.critic_loss(
+            critic, SCALAR, tensor(STATES[t]), tensor(ACTIONS[t]), targets[t]
+        )
         one_actor, _ = losses.actor_loss(
-            actor, critic, tensor(STATES[t]), tensor(NOISE[t]), tensor(ALPHA[t : t + 1])
+            actor, critic, SCALAR, tensor(STATES[t]), tensor(NOISE[t]), tensor(ALPHA[t : t + 1])
         )
         assert one_critic.shape == one_actor.shape == ()
         assert one_critic.item() == pytest.approx(whole_critic[t].item(), rel=1e-12)

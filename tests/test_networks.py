@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.distributions import Normal, TanhTransform, TransformedDistribution
 
-from mtrl.networks import MLP, Actor, InputEncoder, TwinCritic, sample_action
+from mtrl.networks import MLP, Actor, Critic, InputEncoder, sample_action
 
 
 def randomise(module, seed=0):
@@ -93,8 +93,8 @@ def test_initial_weights_are_xavier_uniform_and_differ_between_copies():
     assert all((bias == 0).all() for bias in mlp.biases)
 
 
-def test_twin_critic_is_two_networks_on_inputs_and_actions():
-    critic = randomise(TwinCritic(3, 2, width=6, depth=2))
+def test_critic_is_two_networks_on_inputs_and_actions():
+    critic = randomise(Critic(3, 2, width=6, depth=2))
     inputs, actions = torch.randn(4, 5, 3).double(), torch.randn(4, 5, 2).double()
     values = critic(inputs, actions).detach().numpy()
     rows = torch.cat([inputs, actions], -1).reshape(-1, 5).numpy()

@@ -8,14 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtrl.replay import ReplayBuffer
+from mtrl.reward_scale import MovingAverage, RewardScale, RewardSigma
 
 CPU = torch.device("cpu")
 
 
-def make_buffer(num_tasks=2, slots=50, mode="sample", **options):
-    return ReplayBuffer(
-        num_tasks, num_tasks * slots, 3, 2, CPU, reward_normalization=mode, **options
-    )
+def make_scale(mode, num_tasks, ema_alpha=0.001):
+    if mode == "ema":
+        return MovingAverage(num_tasks, CPU, ema_alpha)
+    return (RewardSigma if mode == "sample" else RewardScale)(num_tasks, CPU)
+
+
+def make_buffer(num_tasks=2, slots=50, mode="sample", ema_alpha=0.001, **options):
+    scale = make_scale(mode, num_tasks, ema_alpha)
+    return ReplayBuffer(num_tasks, num_tasks * slots, 3, 2, scale, CPU, **options)
 
 
 def coded_transition(num_tasks, step, rewards=None, envs=1):
@@ -29,7 +35,9 @@ def coded_transition(num_tasks, step, rewards=None, envs=1):
     raw = code[..., 0] + 0.125
     if rewards is not None:
         raw = np.asarray(rewards, dtype=np.float64).reshape(num_tasks, envs)
-    return torch.from_numpy(observations), torch.from_numpy(actions), raw, successors, terminated
+    ended = terminated | ((np.arange(num_tasks)[:, None] + 2 * transition) % 7 == 0)
+    given = torch.from_numpy(observations), torch.from_numpy(actions), raw, successors
+    return *given, terminated, ended
 
 
 def fill(buffer, steps, start=0):
@@ -68,7 +76,7 @@ def test_sigma_counts_every_reward_ever_added(offsets, scales, count, seed):
     fill_rewards(buffer, rewards)
     # A mean near 1e12 cannot be held finer than the spacing of floats there.
     tolerance = 1e-9 * exact_sigma(rewards) + 16 * np.spacing(np.abs(rewards).max(0))
-    error = np.abs(buffer.moments.sigma.numpy() - exact_sigma(rewards))
+    error = np.abs(buffer.scale.moments.sigma.numpy() - exact_sigma(rewards))
     assert (error <= tolerance).all()
 
 
@@ -76,7 +84,7 @@ def test_sigma_counts_every_reward_ever_added(offsets, scales, count, seed):
 def test_constant_rewards_meet_the_floor(constant):
     buffer = make_buffer()
     fill_rewards(buffer, np.full((200, 2), constant))
-    assert buffer.moments.sigma.tolist() == pytest.approx([1e-4, 1e-4], rel=1e-12)
+    assert buffer.scale.moments.sigma.tolist() == pytest.approx([1e-4, 1e-4], rel=1e-12)
     rewards = buffer.sample(16, generator()).rewards
     assert torch.isfinite(rewards).all()
     np.testing.assert_allclose(rewards.numpy(), constant / 1e-4, rtol=1e-6)
@@ -86,7 +94,7 @@ def test_long_stream_with_large_offset():
     rewards = 1e8 + np.random.default_rng(0).standard_normal((4000, 2)) * [1.0, 1e-2]
     buffer = make_buffer(slots=3)
     fill_rewards(buffer, rewards)
-    np.testing.assert_allclose(buffer.moments.sigma.numpy(), exact_sigma(rewards), rtol=1e-4)
+    np.testing.assert_allclose(buffer.scale.moments.sigma.numpy(), exact_sigma(rewards), rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -116,8 +124,8 @@ def test_several_environments_equal_one_after_the_other(envs, mode):
     batches = [buffer.sample(100, generator()) for buffer in (one, several)]
     for field, (a, b) in zip(batches[0]._fields, zip(*batches, strict=True), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=0, msg=field)
-    np.testing.assert_allclose(several.moments.sigma.numpy(), exact_sigma(raw), rtol=1e-9)
-    torch.testing.assert_close(several.return_bound(0.9), one.return_bound(0.9))
+    np.testing.assert_allclose(several.scale.moments.sigma.numpy(), exact_sigma(raw), rtol=1e-9)
+    torch.testing.assert_close(several.return_bound(), one.return_bound())
 
 
 def test_ema_is_shared_by_the_environments_of_a_task():
@@ -134,7 +142,7 @@ def test_ema_is_shared_by_the_environments_of_a_task():
 
 
 def test_capacity_is_shared_evenly_and_rounded_down():
-    buffer = ReplayBuffer(3, 11, 3, 2, CPU)
+    buffer = ReplayBuffer(3, 11, 3, 2, RewardScale(3, CPU), CPU)
     fill(buffer, 20)
     assert buffer.size == 3
 
@@ -239,7 +247,7 @@ def test_sampling_leaves_the_global_random_stream_alone():
 def test_too_large_a_buffer_is_refused_before_allocation():
     # An attempt to allocate would be torch's RuntimeError instead.
     with pytest.raises(MemoryError) as caught:
-        ReplayBuffer(10, 10**13, 39, 4, CPU)
+        ReplayBuffer(10, 10**13, 39, 4, RewardScale(10, CPU), CPU)
     need, free = (float(x) for x in re.findall(r"([\d.]+) GiB", str(caught.value)))
     assert need == pytest.approx(10**13 * 4 * (39 + 4 + 1 + 39 + 1) / 2**30, rel=1e-3)
     assert 0 < free < need
@@ -257,18 +265,18 @@ def test_restored_buffer_continues_identically(mode, steps):
             fill(buffer, more, start)
         one, two = (buffer.sample(64, generator(start)) for buffer in (original, restored))
         assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
-        assert torch.equal(original.return_bound(0.9), restored.return_bound(0.9))
+        assert torch.equal(original.return_bound(), restored.return_bound())
 
 
 @pytest.mark.parametrize("mode", ["none", "sample"])
 def test_return_bound_is_the_best_reward_ever_seen(mode):
     raw = np.random.default_rng(4).normal([3.0, -100.0], [2.0, 5.0], (50, 2))
     raw[0] = [40.0, -1.0]  # evicted later
-    buffer = make_buffer(slots=5, mode=mode)
+    buffer = make_buffer(slots=5, mode=mode, gamma=0.95)
     fill_rewards(buffer, raw)
     scale = exact_sigma(raw) if mode == "sample" else 1.0
     np.testing.assert_allclose(
-        buffer.return_bound(0.95).numpy(), raw.max(0) / scale / (1 - 0.95), rtol=1e-5
+        buffer.return_bound().numpy(), raw.max(0) / scale / (1 - 0.95), rtol=1e-5
     )
 
 
@@ -279,7 +287,7 @@ def test_return_bound_is_in_the_units_of_the_sampled_rewards(mode):
     buffer = make_buffer(slots=100, mode=mode, ema_alpha=0.3)
     fill_rewards(buffer, raw)
     best = buffer.sample(2000, generator()).rewards.amax(1)
-    bound = buffer.return_bound(0.99)
+    bound = buffer.return_bound()
     assert (bound * (1 - 0.99) >= best * (1 - 1e-4)).all(), (bound * (1 - 0.99), best)
 
 
@@ -294,3 +302,63 @@ def test_observation_statistics_pool_the_stored_tasks():
     held = observations[-8:].astype(np.float64).reshape(-1, 3)
     np.testing.assert_allclose(mean.numpy(), held.mean(0), rtol=1e-5)
     np.testing.assert_allclose(deviation.numpy(), held.std(0), rtol=1e-5)
+
+
+def plain_n_step(history, env, step, n, gamma):
+    """history [step][field][task 0, env]: the sum, its discount, and the last step it contains."""
+    total, discount, last = 0.0, 1.0, step
+    for k in range(n):
+        last = step + k
+        total += discount * history[last][2][0, env]
+        discount *= gamma
+        if history[last][5][0, env] or last + 1 == len(history):
+            break
+    return total, discount, last
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    envs=st.integers(1, 3),
+    vector_steps=st.integers(1, 25),
+    held=st.integers(1, 12),
+    n=st.integers(1, 8),
+    ends=st.floats(0.0, 0.6),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_n_step_returns_equal_a_walk_along_the_episode(envs, vector_steps, held, n, ends, seed):
+    """Across episode ends, the ring's seam and the newest transition."""
+    gamma, rng = 0.9, np.random.default_rng(seed)
+    buffer = make_buffer(1, held * envs, "none", envs_per_task=envs, gamma=gamma, n_step=n)
+    history = []
+    for step in range(vector_steps):
+        transition = list(coded_transition(1, step, rng.normal(size=envs), envs))
+        transition[5] = rng.random((1, envs)) < ends
+        transition[4] = transition[5] & (rng.random((1, envs)) < 0.5)
+        history.append(transition)
+        buffer.add(*transition)
+    batch = buffer.sample(50, generator(seed))
+    for k in range(50):
+        step, env = divmod(round(float(batch.observations[0, k, 0])), envs)
+        assert step >= vector_steps - held
+        total, discount, last = plain_n_step(history, env, step, n, gamma)
+        assert batch.rewards[0, k].item() == pytest.approx(total, rel=1e-5, abs=1e-6)
+        assert batch.discounts[0, k].item() == pytest.approx(discount, rel=1e-6)
+        successor = history[last][3][0, env]
+        np.testing.assert_array_equal(batch.next_observations[0, k].numpy(), successor)
+        assert batch.terminated[0, k].item() == float(history[last][4][0, env])
+
+
+def test_a_restored_buffer_does_not_continue_cut_episodes():
+    original, restored = (make_buffer(1, 20, "none", n_step=3, gamma=0.5) for _ in range(2))
+    for step in range(4):
+        transition = coded_transition(1, step, [1.0])
+        original.add(*transition[:4], np.zeros((1, 1), bool), np.zeros((1, 1), bool))
+    restored.load_state_dict(copy.deepcopy(original.state_dict()))
+    for step in range(4, 8):  # of another episode
+        transition = coded_transition(1, step, [100.0])
+        restored.add(*transition[:4], np.zeros((1, 1), bool), np.zeros((1, 1), bool))
+    batch = restored.sample(200, generator())
+    before = batch.observations[0, :, 0] < 3.5
+    assert batch.rewards[0, before].max() < 2.0
+    newest_before = batch.observations[0, :, 0].round() == 3
+    assert (batch.discounts[0, newest_before] == 0.5).all()

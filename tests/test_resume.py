@@ -35,6 +35,9 @@ COMPILED = (
     *("--learner.compile", "on", "--network.depth", 1),  # a layer takes 20 s to compile
     *("--agent.critic-smto.name", "pcgrad"),  # compiled up to the method, the actor's with it
     *("--train.envs-per-task", 2, "--checkpoint.every", 800),
+    # What keeps more than the networks: returns of episodes, bins, several steps per sample.
+    *("--critic.kind", "categorical", "--critic.ensemble", "mean", "--agent.n-step", 3),
+    *("--replay.reward-normalization", "return_range"),
 )
 
 

@@ -38,12 +38,12 @@ def problem(agent, which):
     if which == "actor":
 
         def actor_loss(actor, *args):
-            return losses.actor_loss(actor, agent.critic, *args)
+            return losses.actor_loss(actor, agent.critic, agent.value, *args)
 
         return actor_loss, agent.actor, (inputs, noise, 0.2 * scale)
 
     def critic_loss(critic, *args):
-        loss = losses.critic_loss(critic, *args)
+        loss = losses.critic_loss(critic, agent.value, *args)
         return loss, 2.0 * loss
 
     targets = scale * torch.randn(TASKS, SAMPLES, generator=generator)
