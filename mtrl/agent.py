@@ -7,7 +7,7 @@ metrics come back as detached tensors.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -106,20 +106,37 @@ class Agent:
     # for which the simulation need not wait.
 
     @cached_property
-    def actor_optimizer(self) -> torch.optim.Adam:
-        """Coupled weight decay (Adam, not AdamW): the l2 gradient is added to the direction."""
-        parameters, config = self.actor.parameters(), self.config
-        return torch.optim.Adam(
-            parameters, lr=config.actor_lr, weight_decay=config.actor_l2, fused=True
-        )
+    def actor_optimizer(self) -> torch.optim.Optimizer:
+        config = self.config
+        return self._optimizer(self.actor.parameters(), config.actor_lr, l2=config.actor_l2)
 
     @cached_property
-    def critic_optimizer(self) -> torch.optim.Adam:
-        return torch.optim.Adam(self.critic.parameters(), lr=self.config.critic_lr, fused=True)
+    def critic_optimizer(self) -> torch.optim.Optimizer:
+        return self._optimizer(self.critic.parameters(), self.config.critic_lr)
 
     @cached_property
-    def temperature_optimizer(self) -> torch.optim.Adam:
+    def temperature_optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.Adam([self.log_alpha], lr=self.config.temperature_lr, fused=True)
+
+    def _optimizer(
+        self, parameters: Iterable[nn.Parameter], lr: float, *, l2: float = 0.0
+    ) -> torch.optim.Optimizer:
+        """l2: coupled weight decay, whose gradient is added to the SMTO's direction."""
+        config = self.config
+        match config.optimizer:
+            case "adam":
+                return torch.optim.Adam(
+                    parameters, lr=lr, betas=config.betas, weight_decay=l2, fused=True
+                )
+            case "adamw":
+                decay = config.weight_decay
+                return torch.optim.AdamW(
+                    parameters, lr=lr, betas=config.betas, weight_decay=decay, fused=True
+                )
+            case "sgd":
+                return torch.optim.SGD(
+                    parameters, lr=lr, momentum=config.betas[0], weight_decay=l2, fused=True
+                )
 
     def _create_smto(self, config: Config, loss: Loss) -> SMTO:
         chosen = config.smto_of(loss)
@@ -196,7 +213,7 @@ class Agent:
             none if actor.weights is None else actor.weights.float(),
         )
 
-    def _optimizers(self) -> list[tuple[torch.optim.Adam, float]]:
+    def _optimizers(self) -> list[tuple[torch.optim.Optimizer, float]]:
         """Each with its configured step size."""
         config = self.config
         return [

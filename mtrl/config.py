@@ -181,10 +181,19 @@ class AgentConfig:
     """Adam step size of the critics."""
     temperature_lr: float = 3e-4
     """Adam step size of log temperature."""
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    """Optimiser of actor and critics, with which the SMTO's direction is applied. The temperature's
+    is always Adam."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of Adam's and AdamW's two moments; the first is also SGD's momentum."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay of actor and critics, per unit of the step size."""
     lr_decay: float = 0.0
-    """Last fraction of the run over which all step sizes fall linearly to zero; 0 = constant."""
+    """Last fraction of the run over which all step sizes fall to zero; 0 = constant."""
+    lr_schedule: Literal["linear", "cosine"] = "linear"
+    """How they fall."""
     actor_l2: float = 0.0
-    """l2 regularisation of the actor: Adam's coupled weight decay (Kurin et al.: 3e-4)."""
+    """l2 regularisation of the actor: coupled weight decay of Adam and SGD (Kurin et al.: 3e-4)."""
     temperature: Literal["shared", "per_task"] = "per_task"
     """One entropy temperature for all tasks (Kurin et al.) or one per task."""
     initial_temperature: float = 1.0

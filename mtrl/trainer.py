@@ -16,7 +16,7 @@ from mtrl import checkpoint
 from mtrl.agent import Agent
 from mtrl.capture import CapturedUpdate
 from mtrl.compilation import Compilation
-from mtrl.config import Config
+from mtrl.config import AgentConfig, Config
 from mtrl.diagnostics import Diagnostics
 from mtrl.ending import Stopped, TrainingError
 from mtrl.envs.goals import lane_goals
@@ -32,6 +32,12 @@ from mtrl.transfer import Transfer
 from mtrl.videos import record
 
 SUCCESS_WINDOW = 10  # episodes per task in train/episode_success
+
+
+def schedule(config: AgentConfig, left: float) -> float:
+    """Factor of all step sizes where `left` (0..1) of the run is still to come."""
+    left = min(1.0, left / config.lr_decay)
+    return 0.5 - 0.5 * math.cos(math.pi * left) if config.lr_schedule == "cosine" else left
 
 
 class Trainer:
@@ -188,9 +194,9 @@ class Trainer:
         return burst + math.floor((index + 1) * rate) - math.floor(index * rate)
 
     def _learn(self, updates: int) -> None:
-        if decay := self.config.agent.lr_decay:
+        if self.config.agent.lr_decay:
             left = (self.total - self.step) / self.total
-            self.agent.scale_learning_rates(min(1.0, left / decay))
+            self.agent.scale_learning_rates(schedule(self.config.agent, left))
         every = self.config.diagnostics.every
         for _ in range(updates):
             look = every > 0 and self.updates % every == 0

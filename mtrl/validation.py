@@ -103,8 +103,24 @@ def validate(config: Config) -> None:
     need(0 < agent.tau <= 1, "agent.tau", "must be in (0, 1]")
     for key in ("agent.actor_lr", "agent.critic_lr", "agent.initial_temperature"):
         need(0 < values[key] < float("inf"), key, "must be positive and finite")
-    for key in ("agent.temperature_lr", "agent.actor_l2", "agent.target_entropy_scale"):
+    for key in (
+        "agent.temperature_lr",
+        "agent.actor_l2",
+        "agent.weight_decay",
+        "agent.target_entropy_scale",
+    ):
         need(0 <= values[key] < float("inf"), key, "must be zero or positive, and finite")
+    need(all(0 <= beta < 1 for beta in agent.betas), "agent.betas", "both must be in [0, 1)")
+    need(
+        agent.weight_decay == 0 or agent.optimizer == "adamw",
+        "agent.weight_decay",
+        f"needs agent.optimizer=adamw; {agent.optimizer} has agent.actor_l2",
+    )
+    need(
+        agent.actor_l2 == 0 or agent.optimizer != "adamw",
+        "agent.actor_l2",
+        "is for adam and sgd; adamw has agent.weight_decay",
+    )
     need(0 <= agent.lr_decay <= 1, "agent.lr_decay", "must be in [0, 1]")
     need(
         agent.max_grad_norm is None or agent.max_grad_norm > 0,

@@ -162,6 +162,38 @@ def test_update_equals_textbook_sac(temperature, layer_norm):
     assert difference.max() < 3e-5, difference.max()
 
 
+def test_sgd_steps_along_the_direction():
+    agent = make_agent(optimizer="sgd", betas=(0.0, 0.0), critic_lr=0.1)
+    before = [p.detach().clone() for p in agent.critic.parameters()]
+    agent.update(make_batch())
+    for old, new in zip(before, agent.critic.parameters(), strict=True):
+        torch.testing.assert_close(new.detach(), old - 0.1 * new.grad)
+
+
+def test_adamw_decays_the_weights_apart_from_the_gradient():
+    plain, decayed = (
+        make_agent(critic_lr=0.01, **settings)
+        for settings in ({}, {"optimizer": "adamw", "weight_decay": 0.5})
+    )
+    start = [p.detach().clone() for p in plain.critic.parameters()]
+    for agent in (plain, decayed):
+        agent.update(make_batch())
+    moved = zip(start, plain.critic.parameters(), decayed.critic.parameters(), strict=True)
+    for old, one, two in moved:
+        expected = one.detach() - 0.01 * 0.5 * old
+        torch.testing.assert_close(two.detach(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_every_optimizer_continues_from_a_checkpoint(optimizer):
+    one, two = (make_agent(optimizer=optimizer) for _ in range(2))
+    train(one, 3)
+    two.load_state_dict(copy.deepcopy(one.state_dict()))
+    for agent in (one, two):
+        train(agent, 2, first=3)
+    assert torch.equal(parameters(one), parameters(two))
+
+
 def test_target_network_moves_by_tau_towards_the_critic():
     agent = make_agent(tau=0.25, critic_lr=1e-2)
     for _ in range(3):

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import ENVIRONMENT, REPOSITORY, Mtrl, differences, final_state, succeeded
 
-from mtrl.config import load_yaml
+from mtrl.config import AgentConfig, load_yaml
+from mtrl.trainer import schedule
 
 TOY = load_yaml(REPOSITORY / "configs/toy.yaml").agent
 
@@ -45,3 +46,13 @@ def test_step_sizes_fall_linearly_to_zero(run_mtrl: Mtrl, tmp_path: Path) -> Non
     # The last update before a checkpoint belongs to the vector step that begins 4 steps before.
     for step, share in ((800, 1.0), (1200, (400 + 4) / 800), (1600, 4 / 800)):
         assert rates[step] == pytest.approx([share * lr for lr in full])
+
+
+@pytest.mark.parametrize(
+    ("left", "linear", "cosine"),
+    [(1.0, 1.0, 1.0), (0.4, 1.0, 1.0), (0.2, 0.5, 0.5), (0.1, 0.25, 0.5 - 0.125**0.5), (0, 0, 0)],
+)
+def test_schedules(left: float, linear: float, cosine: float) -> None:
+    one, two = (AgentConfig(lr_decay=0.4, lr_schedule=kind) for kind in ("linear", "cosine"))
+    assert schedule(one, left) == pytest.approx(linear)
+    assert schedule(two, left) == pytest.approx(cosine)
