@@ -121,7 +121,7 @@ def decoded(root: Path, paths: Sequence[Path], decode: Decoder) -> NDArray[Any]:
             file.seek(-CHECKSUM, os.SEEK_END)
             checksum = int.from_bytes(file.read(), "little")
         as_expected = (mapped.shape, mapped.dtype) == (shape, decode.dtype)
-        if not as_expected or zlib.crc32(memoryview(mapped)) != checksum:
+        if not as_expected or zlib.crc32(mapped.data) != checksum:
             raise ValueError(f"{path} is damaged")
         return mapped
 
