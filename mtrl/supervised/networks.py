@@ -277,8 +277,10 @@ def read_encoder(encoder: nn.Module, path: Path) -> dict[str, Tensor]:
 
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises errors of many kinds
-        refuse(f"cannot be read: {(str(error) or type(error).__name__).splitlines()[0]}")
+    except OSError as error:
+        refuse(f"cannot be read: {error.strerror or error}")
+    except Exception:  # torch.load raises errors of many kinds, most with advice to trust the file
+        refuse("cannot be read: must be a file of tensors alone, written by torch.save")
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         refuse("is not a state dictionary: must hold names and tensors alone")
     given = {name: value for name, value in state.items() if not str(name).startswith("fc.")}
