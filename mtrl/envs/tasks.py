@@ -13,13 +13,13 @@ import os
 import pickle
 from collections.abc import Callable, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from mtrl.cache import cache_folder
 from mtrl.envs import gym_tasks, toy
 from mtrl.envs.fast_metaworld.versions import is_verified
 from mtrl.envs.goals import GoalOrder
@@ -244,10 +244,7 @@ def goal_vectors(names: tuple[str, ...], seed: int) -> dict[str, NDArray[np.floa
     """
     version = metadata.version("metaworld")
     key = hashlib.sha256(repr((names, seed, version)).encode()).hexdigest()[:24]
-    base = os.environ.get("MTRL_CACHE") or Path(
-        os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "mtrl"
-    )
-    path = Path(base, "goals", f"{key}.npz")
+    path = cache_folder() / "goals" / f"{key}.npz"
     try:
         with np.load(path) as stored:
             goals = {name: stored[name] for name in names}
