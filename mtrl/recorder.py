@@ -51,6 +51,7 @@ class Recorder:
             again = evaluated_again and tag.startswith(EVALUATION)
             return at < step or (at == step and not again)
 
+        self._sinks = open_sinks(run, config, stays)  # first: one may refuse, and nothing is lost
         self._keep(run, stays)
         self._file = open(run.metrics_file, "a", buffering=1)  # noqa: SIM115 - closed in close()
         self._tensorboard = SummaryWriter(
@@ -60,7 +61,6 @@ class Recorder:
             text = f"protocol: **{config.protocol_stamp}**\n\n```yaml\n{dump_yaml(config)}```"
             self._tensorboard.add_text("config", text)
             self._tensorboard.add_custom_scalars(layout(self.names))
-        self._sinks = open_sinks(run, config, stays)
         self.console = Console(stderr=True)
         self._progress: Progress | None = None
         if sys.stderr.isatty():

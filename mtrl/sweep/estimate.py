@@ -44,7 +44,7 @@ def estimate_hours(config: Config) -> float:
         learner=dataclasses.replace(config.learner, compile="off"),
         evaluation=dataclasses.replace(config.evaluation, every=0),
         checkpoint=dataclasses.replace(config.checkpoint, every=10**6 * episode),
-        logging=dataclasses.replace(config.logging, every=WINDOW * n),
+        logging=dataclasses.replace(config.logging, every=WINDOW * n, wandb=False),
     )
     with tempfile.TemporaryDirectory(prefix="mtrl-estimate-") as folder:
         path = Path(folder, "run")
