@@ -158,11 +158,12 @@ def test_csv_equals_metrics(run: Path) -> None:
     assert rows == expected
 
 
-def test_csv_of_a_resumed_run_has_every_step_once(
-    run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with open(run / "metrics.csv", "a") as file:
-        file.write("560,train/alpha/toy-east,0.5\n560,trai")  # killed while it wrote
+def test_a_resumed_run_has_every_step_once(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its process was killed, or the power failed, while it wrote."""
+    with open(run / "metrics.csv", "ab") as file:
+        file.write(b"560,train/alpha/toy-east,0.5\n560,trai\xff\0")
+    with open(run / "metrics.jsonl", "ab") as file:
+        file.write(b'{"step": 560, "train/alpha/toy-east": 0.5}\n{"step": 560, "tr\xff\0')
     cli.main(["resume", str(run)])
     capsys.readouterr()
     test_csv_equals_metrics(run)

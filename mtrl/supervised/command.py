@@ -91,9 +91,9 @@ def resume(arguments: list[str]) -> None:
 
 
 def _train(config: SupervisedConfig, run: RunDirectory, splits: Splits, *, resume: bool) -> None:
-    from rich.console import Console
     from rich.table import Table
 
+    from mtrl.console import open_console
     from mtrl.supervised.train import train
 
     scores = train(config, run, splits, resume=resume)
@@ -102,5 +102,5 @@ def _train(config: SupervisedConfig, run: RunDirectory, splits: Splits, *, resum
         table.add_column(column, justify="right" if column == "value" else "left")
     for score in scores:
         table.add_row(score.task, score.metric, f"{score.value:.4f}")
-    Console().print(table)
+    open_console().print(table)
     print(f"run directory: {run.path.resolve()}")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from rich.console import Console
-
+from mtrl.console import open_console
 from mtrl.schema import ConfigError
 from mtrl.sweep.board import Board
 from mtrl.sweep.estimate import EstimateError, estimate_hours
@@ -189,4 +187,4 @@ def _shorten(words: Sequence[str]) -> str:
 
 
 def _say(text: str) -> None:
-    Console(file=sys.stdout).print(text, highlight=False, markup=False, soft_wrap=True)
+    open_console().print(text, soft_wrap=True)
