@@ -10,9 +10,11 @@ import pytest
 from conftest import REPOSITORY, Mtrl
 
 from mtrl import cli
+from mtrl.config import Config, EnvConfig
 from mtrl.console import open_console
 from mtrl.evaluate import Evaluation
-from mtrl.recorder import success_table
+from mtrl.recorder import Recorder, success_table
+from mtrl.run_directory import RunDirectory
 from mtrl.sweep.board import Board
 from mtrl.sweep.grid import Run, expand
 from mtrl.sweep.options import parse_options
@@ -41,11 +43,10 @@ def test_names_in_a_sweep(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
 
 
 def test_a_run_in_a_folder_with_brackets(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On a terminal, where there is a bar; with videos, which other libraries write."""
+    """With videos, which other libraries write."""
     path = tmp_path / "[/red] [bold]" / "seed_[1]"
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     short = ("--train.total-steps", 480, "--evaluation.every", 480, "--train.video-every", 480)
     cli.main([str(word) for word in Mtrl.toy_line(path, *short)])
     cli.main(["evaluate", str(path), "--episodes-per-task", "2"])
@@ -53,6 +54,16 @@ def test_a_run_in_a_folder_with_brackets(
     assert f"{path}: best checkpoint" in streams.out
     assert f"{path}: started" in streams.err.replace("\n", "")
     assert (path / "videos/step_000000000480/grid.mp4").is_file()
+
+
+def test_the_bar_of_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    recorder = Recorder(RunDirectory(tmp_path), Config(env=EnvConfig(benchmark="toy")), 0, 10)
+    recorder.advance(5, "loss[/] of [t]")
+    recorder.close()
+    assert "loss[/] of [t]" in capsys.readouterr().err
 
 
 def test_one_place_opens_consoles() -> None:
