@@ -148,13 +148,18 @@ def read_run(path: Path, prefixes: tuple[str, ...] = ()) -> Run:
     return Run(path, config, status, state, environment, series)
 
 
-def _read_settings(path: Path) -> dict[str, Any]:
-    """Flat; ConfigError if it is no configuration of a run, whatever the kind."""
+def read_config(path: Path) -> dict[str, Any]:
+    """A run's config.yaml, whatever the kind of run; ConfigError if it is damaged."""
     content = read_yaml(path)
     if not (isinstance(content, dict) and content):
         raise ConfigError("CONFIG", str(path), "is empty or no mapping of keys to values")
+    return content
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """Flat; ConfigError if it is no configuration of a run."""
     flat: dict[str, Any] = {}
-    _flatten(content, "", flat)
+    _flatten(read_config(path), "", flat)
     if not isinstance(flat.get("seed", 0), int):
         raise ConfigError("seed", flat["seed"], f"must be an integer, in {path}")
     tasks = flat.get("env.tasks", [])

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from mtrl.command_line import MAY_DIFFER
 from mtrl.config import Config
 from mtrl.run_directory import RunDirectory
-from mtrl.runs import read_metrics
-from mtrl.schema import ConfigError, dump_yaml, read_yaml
+from mtrl.runs import read_config, read_metrics
+from mtrl.schema import ConfigError, dump_yaml
 from mtrl.supervised.config import SupervisedConfig
 
 EMA = 0.9
@@ -28,9 +28,7 @@ def as_yaml(path: Path) -> str:
     run = RunDirectory(path)
     if not run.config_file.is_file() or not run.metrics_file.is_file():
         raise ConfigError("RUN_DIR", str(path), "is not a run directory with metrics.jsonl")
-    content = read_yaml(run.config_file)
-    if not isinstance(content, dict):
-        raise ConfigError("RUN_DIR", str(path), "has an empty or damaged config.yaml")
+    content = read_config(run.config_file)
     supervised = run.is_supervised
     records = list(read_metrics(run.metrics_file))
     found = {

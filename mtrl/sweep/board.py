@@ -16,8 +16,14 @@ from mtrl.console import open_console
 from mtrl.sweep.grid import Run
 from mtrl.sweep.process import Outlook, read_status
 
-Shown = Literal["waiting", "held", "running", "interrupted", "failed", "finished"]
-STYLES = {"running": "bold", "failed": "red", "interrupted": "yellow", "finished": "green"}
+Shown = Literal["waiting", "held", "running", "interrupted", "failed", "broken", "finished"]
+STYLES = {
+    "running": "bold",
+    "failed": "red",
+    "broken": "red",
+    "interrupted": "yellow",
+    "finished": "green",
+}
 HEARTBEAT_S = 60.0  # between two lines of counts where there is no terminal
 
 
@@ -110,7 +116,7 @@ class Board:
 
     def table(self) -> Table:
         """What fits the terminal: running and failed runs first, then the others."""
-        order = ("running", "held", "failed", "interrupted", "waiting", "finished")
+        order = ("running", "held", "failed", "broken", "interrupted", "waiting", "finished")
         rows = sorted(self.rows.values(), key=lambda row: order.index(row.shown))
         room = max(self.console.height - 8, 3) if self._live is not None else len(rows)
         table = Table(caption=self.summary())

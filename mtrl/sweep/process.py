@@ -20,7 +20,7 @@ from typing import Any, Literal
 from mtrl.runs import read_json
 from mtrl.sweep.grid import Run
 
-State = Literal["new", "running", "interrupted", "finished", "failed"]
+State = Literal["new", "running", "interrupted", "finished", "failed", "broken"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Outlook:
     """Where a run stands."""
 
     state: State
-    """new; running: a process holds it; interrupted: can go on; finished; failed: by itself."""
+    """new; running: a process holds it; interrupted: can be resumed; finished; failed: by itself;
+    broken: its config.yaml cannot be used."""
     reason: str = ""
     step: int = 0
     total: int = 0
