@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tyro
 
-from mtrl.command_line import find_config, mappings_as_pairs
+from mtrl.command_line import find_config, gather, mappings_as_pairs
 from mtrl.plugins import load_plugins
 from mtrl.run_directory import RunDirectory, write_atomically
 from mtrl.schema import ConfigError, dump_yaml, flatten
@@ -41,7 +41,7 @@ def _parse(default: SupervisedConfig, program: str, arguments: list[str]) -> Sup
         SupervisedConfig,
         default=default,
         prog=program,
-        args=arguments,
+        args=gather(default, arguments),
         registry=mappings_as_pairs(),
     )
     given = any(word.split("=")[0] == "--smto.options" for word in arguments)

@@ -12,7 +12,7 @@ import tyro
 import yaml
 from tyro.constructors import ConstructorRegistry
 
-from mtrl.command_line import pairs_registry
+from mtrl.command_line import gather, pairs_registry
 from mtrl.schema import ConfigError, build, read_yaml
 
 
@@ -76,7 +76,7 @@ def parse_options(arguments: list[str]) -> SweepOptions:
         SweepOptions,
         default=options,
         prog=f"mtrl sweep {name}",
-        args=_gather(_gather(_gather(rest, "--set"), "--methods"), "--seeds"),
+        args=gather(options, rest),
         registry=_settings_as_pairs(),
     )
     options = dataclasses.replace(given, set=options.set | given.set)
@@ -99,23 +99,6 @@ def _lists(content: dict[str, Any]) -> dict[str, Any]:
             key: value if isinstance(value, list) else [value] for key, value in settings.items()
         }
     return content
-
-
-def _gather(words: list[str], option: str) -> list[str]:
-    """`--set a=1 --set=b=2` -> `--set a=1 b=2`; argparse would silently keep only the last."""
-    others: list[str] = []
-    gathered: list[str] = []
-    target = others
-    for word in words:
-        name, equals, value = word.partition("=")
-        if name == option:
-            target = gathered
-            gathered += [value] if equals else []
-            continue
-        if word.startswith("--"):
-            target = others
-        target.append(word)
-    return [*others, option, *gathered] if len(others) < len(words) else others
 
 
 def _settings_as_pairs() -> ConstructorRegistry:
