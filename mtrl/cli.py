@@ -181,13 +181,12 @@ def bench_command(arguments: list[str]) -> None:
     from mtrl.envs.vector import make_vector_env
 
     with make_vector_env(config, config.train.envs_per_task) as envs:
-        from rich.console import Console
-
         from mtrl.bench import findings, measure, table
+        from mtrl.console import open_console
         from mtrl.methods import check_methods
 
         measured = measure(check_methods(config), envs)
-    Console().print(table(config.name, measured))
+    open_console().print(table(config.name, measured))
     print("\n".join(findings(measured)))
 
 
@@ -244,8 +243,7 @@ def _resume(
 def _train(config: Config, run: RunDirectory, envs: VectorEnv, *, resume: bool) -> None:
     import dataclasses
 
-    from rich.console import Console
-
+    from mtrl.console import open_console
     from mtrl.recorder import success_table
     from mtrl.train import train
 
@@ -253,7 +251,7 @@ def _train(config: Config, run: RunDirectory, envs: VectorEnv, *, resume: bool) 
     episodes = result.success.shape[1]
     title = f"final evaluation, {episodes} episodes per task, protocol {config.protocol_stamp}"
     print(title)
-    Console().print(success_table(config.task_names, result))
+    open_console().print(success_table(config.task_names, result))
     tensorboard = Path(sys.executable).parent / "tensorboard"  # works outside the environment too
     path = run.path.resolve()
     # runs/<name>/<method>/seed_<n>: from where the other runs are seen too, to compare with.

@@ -98,7 +98,11 @@ def continued(stored: Config, wanted: Config) -> Config:
 
 def _parse(default: Config, program: str, arguments: list[str]) -> Config:
     config = tyro.cli(
-        Config, default=default, prog=program, args=arguments, registry=mappings_as_pairs()
+        Config,
+        default=default,
+        prog=program,
+        args=gather(default, arguments),
+        registry=mappings_as_pairs(),
     )
     given = {word.replace("_", "-").split("=")[0] for word in arguments}
     agent = config.agent
@@ -109,6 +113,28 @@ def _parse(default: Config, program: str, arguments: list[str]) -> Config:
             options = before.options | options
         agent = dataclasses.replace(agent, **{key: dataclasses.replace(now, options=options)})
     return dataclasses.replace(config, agent=agent)
+
+
+def gather(default: Any, words: list[str]) -> list[str]:
+    """`--options a=1 --options=b=2` -> `--options a=1 b=2`, for lists and mappings of `default`.
+
+    argparse would silently keep only the last.
+    """
+    several = {key for key, value in flatten(default).items() if isinstance(value, tuple | dict)}
+    others: list[str] = []
+    gathered: dict[str, list[str]] = {}
+    target = others
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option.startswith("--"):
+            key = option[2:].replace("-", "_")
+            if key in several:
+                target = gathered.setdefault(f"--{key}", [])
+                target += [value] if equals else []
+                continue
+            target = others
+        target.append(word)
+    return others + [word for option, values in gathered.items() for word in (option, *values)]
 
 
 def mappings_as_pairs() -> ConstructorRegistry:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from rich.console import Console
 
+from mtrl.console import open_console
 from mtrl.schema import ConfigError
 
 
@@ -72,7 +72,7 @@ def _evaluate(path: Path, options: EvaluateOptions) -> None:
         f"task, protocol {config.protocol_stamp}"
     )
     print(title)
-    Console().print(success_table(config.task_names, result))
+    open_console().print(success_table(config.task_names, result))
     if video:
         print(f"videos: {video}, and one file per task beside it")
 

@@ -6,12 +6,11 @@ simulation workers have been started.
 
 from __future__ import annotations
 
-import importlib.util
-
 from mtrl.config import Config
 from mtrl.envs import gym_tasks
 from mtrl.envs import tasks as env_tasks
 from mtrl.schema import ConfigError, flatten, nearest
+from mtrl.sinks import check_sinks
 
 
 def validate(config: Config) -> None:
@@ -149,14 +148,10 @@ def validate(config: Config) -> None:
         f"must be a multiple of env.horizon * environments = {episode}, "
         f"e.g. {max(1, round(every / episode)) * episode}",
     )
-    need(
-        not config.logging.wandb or importlib.util.find_spec("wandb") is not None,
-        "logging.wandb",
-        "wandb is not installed; `pip install wandb`, or leave it off",
-    )
     need(config.seed >= 0, "seed", "must be zero or positive")
     need(
         not (config.overwrite and config.resume_if_exists),
         "resume_if_exists",
         "cannot be combined with overwrite, which deletes what exists",
     )
+    check_sinks(config.logging)

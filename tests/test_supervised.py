@@ -387,6 +387,8 @@ def test_stopped_and_resumed_equals_uninterrupted(
     run._lock.close()  # as when the process ends
     assert trainer.step == 7
     torch.manual_seed(12345)  # as in another process
+    with open(run.metrics_file, "ab") as file:
+        file.write(b'{"step": 8, "tr\xff')  # a line that was being written
     cli.main(["resume", str(run.path)])
     assert "classify_left" in capsys.readouterr().out
     wanted, found = (
@@ -592,7 +594,10 @@ def test_a_batch_needs_enough_samples(
 def test_weights_of_the_run_are_a_configuration(
     finished: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    cli.main(["weights", str(finished)])
+    run = shutil.copytree(finished, tmp_path / "run")
+    with open(run / "metrics.jsonl", "ab") as file:
+        file.write(b'{"step": 10, "sm\xff')  # a line that was being written
+    cli.main(["weights", str(run)])
     (tmp_path / "fixed.yaml").write_text(capsys.readouterr().out)
     config = load_yaml(tmp_path / "fixed.yaml")
     validate(config)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tyro
 
-from mtrl.command_line import find_config, mappings_as_pairs
+from mtrl.command_line import find_config, gather, mappings_as_pairs
 from mtrl.plugins import load_plugins
 from mtrl.run_directory import RunDirectory
 from mtrl.schema import ConfigError, flatten
@@ -51,7 +51,7 @@ def _parse(default: SupervisedConfig, program: str, arguments: list[str]) -> Sup
         SupervisedConfig,
         default=default,
         prog=program,
-        args=arguments,
+        args=gather(default, arguments),
         registry=mappings_as_pairs(),
     )
     given = any(word.split("=")[0] == "--smto.options" for word in arguments)
@@ -109,9 +109,9 @@ def resume(arguments: list[str]) -> None:
 
 
 def _train(config: SupervisedConfig, run: RunDirectory, splits: Splits, *, resume: bool) -> None:
-    from rich.console import Console
     from rich.table import Table
 
+    from mtrl.console import open_console
     from mtrl.supervised.train import train
 
     scores = train(config, run, splits, resume=resume)
@@ -120,5 +120,5 @@ def _train(config: SupervisedConfig, run: RunDirectory, splits: Splits, *, resum
         table.add_column(column, justify="right" if column == "value" else "left")
     for score in scores:
         table.add_row(score.task, score.metric, f"{score.value:.4f}")
-    Console().print(table)
+    open_console().print(table)
     print(f"run directory: {run.path.resolve()}")
