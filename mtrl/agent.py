@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from mtrl import losses
+from mtrl.checkpoint import check_fit
 from mtrl.config import Config, CriticConfig, Loss
-from mtrl.networks import Actor, Critic, InputEncoder, sample_action
+from mtrl.networks import Critic, sample_action
+from mtrl.policy import make_actor, make_encoder
 from mtrl.replay import Batch
 from mtrl.shared_backward import TaskLoss, layer_gradients
 from mtrl.smto import SMTO, RandomSMTO, create
-from mtrl.smto.base import options_of
+from mtrl.smto.base import continue_stream, options_of
 from mtrl.task_gradients import (
     Buffer,
     Combined,
@@ -58,17 +60,9 @@ class Agent:
         net, settings = config.network, config.agent
         with torch.random.fork_rng(devices=[]):  # built on the CPU: equal weights on any device
             torch.manual_seed(config.seed)
-            self.encoder = InputEncoder(
-                self.num_tasks,
-                observation_dim,
-                observation_norm=net.observation_norm,
-                task_encoding=net.task_encoding,
-            ).to(device)
+            self.encoder = make_encoder(config, observation_dim).to(device)
             inputs = self.encoder.output_dim
-            shape = (inputs, action_dim, net.width, net.depth, net.layer_norm)
-            bounds = (net.log_std_min, net.log_std_max, net.log_std_bound)
-            bf16 = config.learner.precision == "bf16"
-            self.actor = Actor(*shape, *bounds, bf16=bf16).to(device)
+            self.actor = make_actor(config, inputs, action_dim).to(device)
             self.value = _value(config.critic, device)
             self.critic, self.target_critic = (
                 Critic(
@@ -77,7 +71,7 @@ class Agent:
                     config.critic.width or net.width,
                     config.critic.depth or net.depth,
                     net.layer_norm,
-                    bf16,
+                    config.learner.precision == "bf16",
                     members=config.critic.members,
                     outputs=self.value.outputs,
                 ).to(device)
@@ -94,6 +88,8 @@ class Agent:
         self.actor_smto = self._create_smto(config, "actor")
         self.temperature_smto = self._create_smto(config, "temperature")
         self._buffer = Buffer()  # critic and actor take turns
+        self.moved = False
+        """Whether the state loaded last is from another kind of device."""
         self._smto_names = {loss: config.smto_of(loss).name for loss in ("actor", "temperature")}
         self.gramians: dict[str, Tensor] = {}
         """{loss: [task, task]} of the last update that was asked for them."""
@@ -404,11 +400,18 @@ class Agent:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises CheckpointError, before anything is changed, for the state of another agent."""
+        sized = {
+            name: part.state_dict()
+            for name, part in self._stateful().items()
+            if not isinstance(part, torch.optim.Optimizer)  # empty before its first step
+        }
+        check_fit(sized | {"log_alpha": self.log_alpha}, state)
         for name, part in self._stateful().items():
             part.load_state_dict(state[name])
         for optimizer, lr in self._optimizers():  # wherever it was saved from
             optimizer.param_groups[0].update(lr=lr, capturable=False)
         with torch.no_grad():
             self.log_alpha.copy_(state["log_alpha"])
-        self.exploration.set_state(state["exploration"])
-        self.generator.set_state(state["generator"])
+        self.moved = not continue_stream(self.exploration, state["exploration"])
+        continue_stream(self.generator, state["generator"])

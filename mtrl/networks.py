@@ -128,7 +128,7 @@ class MLP(nn.Module):
                 self.tape.append(LayerRecord(weight, inputs, product, x))
             if layer < last:
                 x = F.relu(x, inplace=self.tape is None)
-        return x.view(copies, *leading, -1)
+        return x.view(copies, *leading, x.shape[-1])
 
 
 class Actor(nn.Module):

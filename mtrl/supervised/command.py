@@ -88,6 +88,10 @@ def resume(arguments: list[str]) -> None:
     from mtrl.supervised.train import load_data
 
     name, *overrides = arguments
+    if Path(name).is_file():
+        raise ConfigError(
+            "RUN", name, "a supervised run continues from its newest checkpoint; name its directory"
+        )
     run, stored = RunDirectory.open_as(Path(name), load_yaml)
     config = with_overrides(stored, f"mtrl resume {name}", overrides)
     before = flatten(stored)
