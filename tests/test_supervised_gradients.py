@@ -268,7 +268,8 @@ def test_auto_lambda_favours_the_task_that_helps() -> None:
     for _ in range(20):
         smto.learn(look_ahead(smto.parameter, network, losses_of, training, held_out, 0.1))
     weights = smto.weights(losses=torch.ones(TASKS))
-    assert weights.argmax() == 0
+    # Adam's steps have the length of its step size: 20 of them move weights apart by up to 0.4.
+    assert weights[0] > weights[1:].max() + 0.2
     assert (weights >= 0).all()
 
 
@@ -397,7 +398,8 @@ def test_rotations_turn_the_gradients_towards_each_other() -> None:
     for _ in range(40):
         optimizer.step()
         after = cosine()
-    assert after > before + 0.2
+    # Ten seeds of the rows: 0.11 before, standard deviation 0.15, and 0.61 after, 0.10.
+    assert after > max(before, 0.3)
 
 
 @pytest.mark.parametrize("space", SPACES)
