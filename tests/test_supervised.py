@@ -664,7 +664,8 @@ def test_digits_are_learned(method: str, tmp_path: Path) -> None:
     line += f" --run-dir {tmp_path / 'run'} --learner.device cpu --learner.threads 1"
     config = with_overrides(default, "", line.split())
     scores = train(config, RunDirectory.create(config), load_data(config))
-    assert min(score.value for score in scores) > 0.6, scores  # chance: 0.1
+    # The worse task with ten seeds: 0.72, standard deviation 0.03 (both methods); chance: 0.1.
+    assert min(score.value for score in scores) > 0.6, scores
 
 
 def test_the_resolved_file_reproduces_the_run(tmp_path: Path) -> None:
