@@ -47,6 +47,11 @@ class CapturedUpdate:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._metrics: Tensor | None = None
 
+    @property
+    def is_captured(self) -> bool:
+        """False: not yet, or not possible."""
+        return self._graph is not None
+
     def __call__(self) -> Tensor:
         """Make one update; -> its metrics."""
         if self._graph is None and self._equal_steps >= WARM_UPS and not self._failed:
