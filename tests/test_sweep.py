@@ -16,11 +16,11 @@ import pytest
 from conftest import (
     ENVIRONMENT,
     REPOSITORY,
-    TINY_OPTIONS,
     Mtrl,
     differences,
     evaluations,
     final_state,
+    tiny_settings,
     wait_for,
 )
 
@@ -34,7 +34,6 @@ from mtrl.sweep.options import SweepOptions, parse_options
 from mtrl.sweep.process import Outlook, look, outcome
 
 TOY = str(REPOSITORY / "configs/toy.yaml")
-TINY_SET = [f"{key.replace('-', '_')}={value}" for key, value in TINY_OPTIONS.items()]
 LONG = "train.total_steps=40_000"  # too short to be compiled
 
 
@@ -353,7 +352,7 @@ def sweep(
 
 
 def sweep_line(root: Path, *words: object) -> list[str]:
-    line = [TOY, "--root", root, "--no-estimate", "--set", *TINY_SET, *words]
+    line = [TOY, "--root", root, "--no-estimate", "--set", *tiny_settings(*words)]
     return list(map(str, line))
 
 
