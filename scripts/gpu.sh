@@ -20,13 +20,13 @@
 # TRAIN     configuration and options of the run (mt10.yaml, eight environments of each task)
 # METHOD    of the run (unitary); SEED (1)
 # RUNS      where runs and their checkpoints are kept (runs/gpu)
-# PYTHON    the interpreter (python); where it lacks what mtrl needs, .venv is set up
+# PYTHON    the interpreter (python or python3); where it lacks what mtrl needs, .venv is set up
 set -euo pipefail
 out=$(realpath -m "${1:-results}")
 runs=$(realpath -m "${RUNS:-$(dirname "${BASH_SOURCE[0]}")/../runs/gpu}")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
-python=${PYTHON:-python}
+python=${PYTHON:-$(command -v python || command -v python3 || true)}
 if ! "$python" -c 'import mtrl.trainer, metaworld, pytest' 2>/dev/null; then
   source scripts/setup.sh dev
   python=$PWD/.venv/bin/python
@@ -103,7 +103,10 @@ run_step() {
       table "Whole loop" scripts/bench_train.py --device "$device" --methods unitary pcgrad \
         --envs-per-task 8 32 --seconds $((limit / 16 + 1))
       ;;
-    host) table "Host, without simulation and updates" scripts/bench_host.py --device "$device" ;;
+    host)
+      table "Host, without simulation and updates" scripts/bench_host.py --device "$device" \
+        --steps 600 --envs-per-task 32 8 1 160
+      ;;
     simulation)
       table "Simulation" scripts/bench_env.py --steps 0 --vector-steps 500 \
         --envs-per-task 32 8 --workers "$(nproc)"
