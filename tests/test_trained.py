@@ -201,7 +201,7 @@ def test_a_checkpoint_that_does_not_fit_is_one_line(
     [
         ("wide", "actor.mlp.weights.0 has shape (1, 6, 24) there"),
         ("supervised", "it is a checkpoint of mtrl supervised"),
-        ("best", "it holds the policy alone"),
+        ("best", "holds the policy alone"),
     ],
 )
 def test_resuming_from_a_checkpoint_that_does_not_fit_deletes_nothing(
@@ -220,7 +220,7 @@ def test_resuming_from_a_checkpoint_that_does_not_fit_deletes_nothing(
     shutil.copyfile(files.get(source, run / "checkpoints/best.pt"), early)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     line = ["resume", str(early), "--train.total-steps", "2000"]
-    refused(line, capsys, f"cannot continue from {early}", expected, code=1)
+    refused(line, capsys, expected, code=1)
     after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert after == before
 
