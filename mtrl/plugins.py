@@ -33,7 +33,7 @@ def load_plugins(config: Configured) -> Configured:
             raise ConfigError(
                 "plugins",
                 given,
-                f"no such file (looked for {path}); if it has moved: --plugins FILE",
+                f"no such file (looked for {path}); if it has moved, name its new place",
             )
         if path not in _loaded:
             _loaded[path] = _import(path, given)

@@ -333,6 +333,19 @@ def test_exported_policy_acts_as_the_agent_and_loads_as_documented(
     torch.testing.assert_close(actions, expected)
     assert (actions[:3] - actions[3:6]).abs().max() > 1e-4, "the task matters"
 
+    policy = names["policy"]
+    for kind in (torch.float64, torch.float16, torch.bfloat16):
+        given = observations.flatten(0, 1).to(kind)
+        same = policy(given.float(), tasks.flatten())
+        for index in (torch.int64, torch.int32):
+            converted = policy(given, tasks.flatten().to(index))
+            assert converted.dtype == torch.float32
+            assert torch.equal(converted, same)
+    assert policy(torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64)).shape == (0, toy.ACTION_DIM)
+    for wrong in (-1, 4):
+        with pytest.raises(RuntimeError, match=r"tasks must be in 0\.\.3"):
+            policy(torch.zeros(2, 2), torch.tensor([0, wrong]))
+
 
 @pytest.fixture(scope="module")
 def completion() -> str:
