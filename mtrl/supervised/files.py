@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from mtrl.atomic import replaced
+
 WORTH_PROCESSES = 2000
 """Files from which on starting processes takes less time than it saves."""
 
@@ -139,10 +141,7 @@ def _digest(what: object) -> str:
 
 
 def _cached(name: str, read: Callable[[Path], Content], write: Callable[[Path], None]) -> Content:
-    """The file of this name in the cache folder, written anew where it is missing or damaged.
-
-    Written beside its name, flushed, then renamed: an interruption leaves nothing that is used.
-    """
+    """The file of this name in the cache folder, written anew where it is missing or damaged."""
     folder = Path(os.environ.get("MTRL_CACHE", Path.home() / ".cache" / "mtrl")) / "supervised"
     path = folder / name
     # Whatever a damaged file makes NumPy and zipfile raise: all their own errors are of these.
@@ -152,14 +151,8 @@ def _cached(name: str, read: Callable[[Path], Content], write: Callable[[Path], 
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{folder} cannot be made: {error}; MTRL_CACHE names another") from None
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
+    with replaced(path) as temporary:
         write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return read(path)
 
 
