@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import gymnasium
 
 from mtrl.plugin_files import import_file
-from mtrl.schema import ConfigError
+from mtrl.schema import ConfigError, user_path
 from mtrl.smto import available
 
 Configured = TypeVar("Configured", bound=Any)
@@ -27,7 +27,7 @@ def load_plugins(config: Configured) -> Configured:
     """
     paths = []
     for given in config.plugins:
-        path = Path(given).expanduser().resolve()
+        path = user_path(given).resolve()
         if not path.is_file():
             raise ConfigError("plugins", given, f"no such file (looked for {path})")
         if path not in _loaded:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtrl.run_directory import is_held
-from mtrl.schema import ConfigError, read_yaml
+from mtrl.schema import ConfigError, read_config, user_path
 
 # Where a configuration says it, the first that is there.
 METHOD_KEYS = ("agent.smto.name", "smto.name", "method")
@@ -101,7 +101,7 @@ def is_run(path: Path) -> bool:
 def find_runs(paths: Iterable[Path]) -> list[Path]:
     """Run directories among and below `paths`, each once, sorted; ConfigError if there is none."""
     found: set[Path] = set()
-    asked = list(paths)
+    asked = [user_path(path) for path in paths]
     for path in asked:
         if not path.is_dir():
             raise ConfigError("RUNS", str(path), "no such directory")
@@ -119,7 +119,7 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
 def read_run(path: Path, prefixes: tuple[str, ...] = ()) -> Run:
     """The run in directory `path`, with the series of all tags that begin with a prefix."""
     config: dict[str, Any] = {}
-    _flatten(read_yaml(path / "config.yaml"), "", config)
+    _flatten(read_config(path / "config.yaml"), "", config)
     status = _read_json(path / "status.json")
     state = str(status.get("status", "starting"))
     if state in ("running", "starting") and not is_held(path):
@@ -185,7 +185,7 @@ def runs_command(arguments: list[str]) -> None:
         return
     if len(arguments) > 1:
         raise ConfigError("DIR", " ".join(arguments), "runs wants one directory at most")
-    root = Path(arguments[0] if arguments else "runs")
+    root = user_path(arguments[0] if arguments else "runs")
 
     from rich.console import Console
     from rich.table import Table

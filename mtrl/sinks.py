@@ -5,13 +5,11 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
-from mtrl.run_directory import RunConfig, RunDirectory, write_atomically
-
-Stays = Callable[[int, str], bool]
-"""(step, tag) -> whether what an interrupted run had logged there stays."""
+from mtrl.atomic import write_atomically
+from mtrl.run_directory import RunConfig, RunDirectory
 
 
 class Sink(Protocol):
@@ -20,11 +18,11 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
-def open_sinks(run: RunDirectory, config: RunConfig, stays: Stays) -> list[Sink]:
-    """Those that `logging` asks for; each goes on after what stays."""
+def open_sinks(run: RunDirectory, config: RunConfig, step: int) -> list[Sink]:
+    """Those that `logging` asks for; each goes on after `step`."""
     sinks: list[Sink] = []
     if config.logging.csv:
-        sinks.append(Csv(run, stays))
+        sinks.append(Csv(run, step))
     if config.logging.wandb:
         sinks.append(WeightsAndBiases(run, config))
     return sinks
@@ -33,13 +31,13 @@ def open_sinks(run: RunDirectory, config: RunConfig, stays: Stays) -> list[Sink]
 class Csv:
     """metrics.csv, one value a line: step, tag, value."""
 
-    def __init__(self, run: RunDirectory, stays: Stays) -> None:
+    def __init__(self, run: RunDirectory, step: int) -> None:
         path = run.path / "metrics.csv"
         lines = path.read_text().splitlines() if path.exists() else []
         rows = [row for row in csv.reader(lines) if len(row) == 3 and row[0].isdigit()]
         kept = io.StringIO(newline="")
         csv.writer(kept).writerows(
-            [("step", "tag", "value"), *(row for row in rows if stays(int(row[0]), row[1]))]
+            [("step", "tag", "value"), *(row for row in rows if int(row[0]) <= step)]
         )
         write_atomically(path, kept.getvalue())
         self._file = open(path, "a", newline="", buffering=1)  # noqa: SIM115 - closed in close()

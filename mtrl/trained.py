@@ -10,7 +10,7 @@ from mtrl import checkpoint
 from mtrl.config import Config
 from mtrl.plugins import load_plugins
 from mtrl.run_directory import RunDirectory
-from mtrl.schema import ConfigError
+from mtrl.schema import ConfigError, user_path
 
 
 class Trained(NamedTuple):
@@ -45,5 +45,5 @@ def open_trained(path: Path, chosen: str) -> Trained:
     elif chosen == "best":
         state = checkpoint.load(run.checkpoints / "best.pt")
     else:
-        state = checkpoint.load(Path(chosen))
+        state = checkpoint.load(user_path(chosen))
     return Trained(run, config, chosen, state["step"], state["agent"])

@@ -9,7 +9,7 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from mtrl.schema import ConfigError
+from mtrl.schema import ConfigError, user_path
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def evaluate_command(arguments: list[str]) -> None:
 
     if options.episodes_per_task < 1:
         raise ConfigError("episodes_per_task", options.episodes_per_task, "must be at least 1")
-    _evaluate(Path(name), options)
+    _evaluate(user_path(name), options)
 
 
 def _evaluate(path: Path, options: EvaluateOptions) -> None:
@@ -97,10 +97,11 @@ def export_command(arguments: list[str]) -> None:
     from mtrl.export import export_policy
     from mtrl.trained import open_trained
 
-    trained = open_trained(Path(name), options.checkpoint)
+    trained = open_trained(user_path(name), options.checkpoint)
     config = trained.config
     envs = task_set_of(config)
     agent = Agent(config, envs.observation_dim, envs.action_dim, torch.device("cpu"))
     agent.load_state_dict(trained.agent_state)
-    export_policy(agent, config, envs.observation_dim, options.out)
-    print(f"{options.out}: policy of {name} at step {trained.step:,}, for {len(envs.names)} tasks")
+    out = user_path(options.out)
+    export_policy(agent, config, envs.observation_dim, out)
+    print(f"{out}: policy of {name} at step {trained.step:,}, for {len(envs.names)} tasks")

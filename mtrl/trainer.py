@@ -33,6 +33,16 @@ from mtrl.videos import record
 SUCCESS_WINDOW = 10  # episodes per task in train/episode_success
 
 
+def _whole_episodes(config: Config, steps: int) -> int:
+    """Environment steps of a run of `steps`, rounded up to whole episodes."""
+    return math.ceil(steps / config.episode_steps) * config.episode_steps
+
+
+def _step_size(total: int, step: int, decay: float) -> float:
+    """Share of the full step sizes: over the run's last fraction `decay` they fall to zero."""
+    return min(1.0, (total - step) / total / decay) if decay else 1.0
+
+
 class Trainer:
     """One run. `loop` is the algorithm; everything else serves it."""
 
@@ -66,9 +76,7 @@ class Trainer:
         self.transfer = Transfer(device)
         self.per_task_batch = config.replay.batch_size // config.num_tasks
         # Whole episodes only: the end is a place where every environment has just been reset.
-        self.total = (
-            math.ceil(config.train.total_steps / config.episode_steps) * config.episode_steps
-        )
+        self.total = _whole_episodes(config, config.train.total_steps)
         self.step = 0
         self.episodes = np.zeros(config.num_envs, dtype=np.int64)
         self.recent_success: list[list[float]] = [[] for _ in config.task_names]
@@ -86,15 +94,24 @@ class Trainer:
 
     def open_recorder(self) -> None:
         """Once the step is known (zero, or a checkpoint's)."""
-        again = self.evaluator.under_way is not None
-        self.recorder = Recorder(
-            self.run, self.config, self.step, self.total, evaluated_again=again
-        )
+        self.recorder = Recorder(self.run, self.config, self.step, self.total)
         self.stack.callback(self.recorder.close)
 
     @property
     def finished(self) -> bool:
         return self.step >= self.total
+
+    def longer_than(self, total_steps: int) -> str:
+        """A warning, where step sizes had begun to fall towards the end of a shorter run."""
+        before = _whole_episodes(self.config, total_steps)
+        decay = self.config.agent.lr_decay
+        was, now = (_step_size(total, self.step, decay) for total in (before, self.total))
+        if was == now:
+            return ""
+        return (
+            f"agent.lr_decay = {decay:g} follows the new length: step sizes had fallen to {was:.0%}"
+            f" and go on from {now:.0%}; a run of this length from the start is another one"
+        )
 
     def prepare_updates(self) -> None:
         """Compile them, in a thread while the warm-up goes on, and capture them, as configured."""
@@ -181,8 +198,7 @@ class Trainer:
 
     def _learn(self, updates: int) -> None:
         if decay := self.config.agent.lr_decay:
-            left = (self.total - self.step) / self.total
-            self.agent.scale_learning_rates(min(1.0, left / decay))
+            self.agent.scale_learning_rates(_step_size(self.total, self.step, decay))
         every = self.config.diagnostics.every
         for _ in range(updates):
             look = every > 0 and self.updates % every == 0

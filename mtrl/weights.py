@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
+from mtrl import yaml12
 from mtrl.command_line import MAY_DIFFER
 from mtrl.config import Config
 from mtrl.run_directory import RunDirectory
-from mtrl.schema import ConfigError, dump_yaml, read_yaml
+from mtrl.schema import ConfigError, dump_yaml, read_config
 from mtrl.supervised.config import SupervisedConfig
 
 EMA = 0.9
@@ -43,7 +43,7 @@ def as_yaml(path: Path) -> str:
         loss: {"name": "fixed", "options": {"weights": [round(w, 6) for w in weights.values()]}}
         for loss, weights in found.items()
     }
-    content = read_yaml(run.config_file)
+    content = read_config(run.config_file)
     if supervised:
         content["smto"] = chosen["shared"]
     else:
@@ -52,11 +52,9 @@ def as_yaml(path: Path) -> str:
         del content["agent"]["smto"]
     for key in MAY_DIFFER:  # of another run's own
         content.pop(key, None)
-    default = yaml.safe_load(dump_yaml(SupervisedConfig() if supervised else Config()))
+    default = yaml12.parse(dump_yaml(SupervisedConfig() if supervised else Config()))
     names = ", ".join(next(iter(found.values())))
-    return f"# tasks: {names}\n" + yaml.safe_dump(
-        _departures(content, default), sort_keys=False, default_flow_style=None
-    )
+    return f"# tasks: {names}\n" + yaml12.dump(_departures(content, default), flow=None)
 
 
 def _departures(content: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:

@@ -52,14 +52,14 @@ def test_grid_is_methods_times_settings_times_seeds() -> None:
     assert [run.name for run in runs[:5]] == [
         "agent.actor_l2=0/unitary/seed_0",
         "agent.actor_l2=0/pcgrad/seed_0",
-        "agent.actor_l2=1e-4/unitary/seed_0",
-        "agent.actor_l2=1e-4/pcgrad/seed_0",
+        "agent.actor_l2=0.0001/unitary/seed_0",
+        "agent.actor_l2=0.0001/pcgrad/seed_0",
         "agent.actor_l2=0/unitary/seed_1",
     ]
     for run in runs:
         config = run.config
         assert config.agent.gamma == 0.8
-        assert config.agent.actor_l2 == (1e-4 if "1e-4" in run.name else 0.0)
+        assert config.agent.actor_l2 == (1e-4 if "=0.0001" in run.name else 0.0)
         assert (config.method, f"seed_{config.seed}") == tuple(run.name.split("/")[1:])
         assert Path(config.run_dir) == run.path == Path("out/study", run.name).resolve()
     assert len({run.path for run in runs}) == len(runs)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
-import tyro
-
-from mtrl.command_line import find_config, mappings_as_pairs
+from mtrl.command_line import MAY_DIFFER, find_config
+from mtrl.command_words import Existing, read_words, spelled
 from mtrl.plugins import load_plugins
-from mtrl.run_directory import RunDirectory, write_atomically
-from mtrl.schema import ConfigError, dump_yaml, flatten
+from mtrl.run_directory import RunDirectory
+from mtrl.schema import ConfigError, flatten, user_path
 from mtrl.supervised.config import SupervisedConfig, load_yaml, validate, with_smto
-from mtrl.supervised.data import Splits
 from mtrl.supervised.method_presets import with_preset
 
 
@@ -27,75 +24,94 @@ def with_overrides(
     default: SupervisedConfig, program: str, arguments: list[str]
 ) -> SupervisedConfig:
     """Preset of the method on top of the file, command line on top of both; validated."""
-    config = _parse(default, program, arguments)
+    return _resolve(default, program, arguments, starts=False)[0]
+
+
+def start_options(
+    default: SupervisedConfig, program: str, arguments: list[str]
+) -> tuple[SupervisedConfig, Existing]:
+    """`with_overrides`, for a command that starts a run."""
+    return _resolve(default, program, arguments, starts=True)
+
+
+def _resolve(
+    default: SupervisedConfig, program: str, arguments: list[str], *, starts: bool
+) -> tuple[SupervisedConfig, Existing]:
+    config, existing = _parse(default, program, arguments, starts)
     if config.smto.preset:
-        config = _parse(with_preset(default, config), program, arguments)
+        config, _ = _parse(with_preset(default, config), program, arguments, starts)
         config = with_smto(config, preset="")
     config = load_plugins(config)
     validate(config)
-    return config
+    return config, existing
 
 
-def _parse(default: SupervisedConfig, program: str, arguments: list[str]) -> SupervisedConfig:
-    config = tyro.cli(
-        SupervisedConfig,
-        default=default,
-        prog=program,
-        args=arguments,
-        registry=mappings_as_pairs(),
-    )
-    given = any(word.split("=")[0] == "--smto.options" for word in arguments)
+def _parse(
+    default: SupervisedConfig, program: str, arguments: list[str], starts: bool
+) -> tuple[SupervisedConfig, Existing]:
+    config, existing = read_words(default, program, arguments, ("--smto.options",), starts=starts)
+    given = any(spelled(word) == "--smto.options" for word in arguments)
     options = config.smto.options if given else {}
     if config.smto.name == default.smto.name:  # another method's options mean nothing to this one
         options = default.smto.options | options
-    return with_smto(config, options=options)
+    return with_smto(config, options=options), existing
 
 
 def supervised(arguments: list[str]) -> None:
     """`mtrl supervised CONFIG [--key value ...]`"""
-    from mtrl.supervised.train import load_data
-
     if arguments[0] in ("-h", "--help"):
-        with_overrides(SupervisedConfig(), "mtrl supervised CONFIG", ["--help"])
+        start_options(SupervisedConfig(), "mtrl supervised CONFIG", ["--help"])
     name, *overrides = arguments
-    config = with_overrides(load_config(name), f"mtrl supervised {name}", overrides)
-    if config.learner.device not in ("auto", "cpu"):
-        from mtrl.learner import choose_device
-
-        choose_device(config.learner.device)  # refused before anything is written
-    splits = load_data(config)  # likewise
-    _train(config, RunDirectory.create(config), splits, resume=False)
+    config, existing = start_options(load_config(name), f"mtrl supervised {name}", overrides)
+    run = RunDirectory(config.run_path, overwrite=existing.overwrite)
+    if existing.resume_if_exists and run.holds_run:
+        run, stored = RunDirectory.open_as(run.path, load_yaml)
+        _train(continued(stored, config), run, resume=True)
+        return
+    run.check_free()
+    _train(config, run, resume=False)
 
 
 def resume(arguments: list[str]) -> None:
     """`mtrl resume RUN_DIR [--train.epochs N]` of a supervised run."""
-    from mtrl.supervised.train import load_data
-
     name, *overrides = arguments
-    run, stored = RunDirectory.open_as(Path(name), load_yaml)
+    run, stored = RunDirectory.open_as(user_path(name), load_yaml)
     config = with_overrides(stored, f"mtrl resume {name}", overrides)
+    _train(continued(stored, config), run, resume=True)
+
+
+def continued(stored: SupervisedConfig, wanted: SupervisedConfig) -> SupervisedConfig:
+    """Configuration with which a run goes on: the stored one, longer if so wanted.
+
+    Raises ConfigError for the first setting in which `wanted` differs otherwise.
+    """
     before = flatten(stored)
-    for key, value in flatten(config).items():
-        if value != before[key] and key not in ("train.epochs", "data_dir"):
+    for key, value in flatten(wanted).items():
+        if value != before[key] and key not in ("train.epochs", "data_dir", *MAY_DIFFER):
             raise ConfigError(key, value, f"a resumed run keeps {key} = {before[key]!r}")
-    if config.train.epochs < stored.train.epochs:
+    if wanted.train.epochs < stored.train.epochs:
         raise ConfigError(
             "train.epochs",
-            config.train.epochs,
+            wanted.train.epochs,
             f"may only be raised; the run has {stored.train.epochs}",
         )
-    splits = load_data(config)
-    run.lock()
-    write_atomically(run.config_file, dump_yaml(config))
-    _train(dataclasses.replace(config, run_dir=str(run.path)), run, splits, resume=True)
+    train = dataclasses.replace(stored.train, epochs=wanted.train.epochs)
+    return dataclasses.replace(stored, train=train, data_dir=wanted.data_dir)
 
 
-def _train(config: SupervisedConfig, run: RunDirectory, splits: Splits, *, resume: bool) -> None:
+def _train(config: SupervisedConfig, run: RunDirectory, *, resume: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from mtrl.supervised.train import train
+    from mtrl.supervised.train import load_data, train
 
+    if config.learner.device not in ("auto", "cpu"):
+        from mtrl.learner import choose_device
+
+        choose_device(config.learner.device)  # before the data, which may take minutes
+    splits = load_data(config)
+    if resume:
+        run.lock()
     scores = train(config, run, splits, resume=resume)
     table = Table(title=f"test, {config.protocol_stamp}, {config.method}, selected on validation")
     for column in ("task", "metric", "value"):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from mtrl.schema import user_path
 from mtrl.smto import SMTO, create
 from mtrl.smto.base import options_of
 from mtrl.supervised import methods
@@ -38,7 +38,7 @@ class Learner:
         torch.manual_seed(config.seed)  # weights, then dropout; the networks draw from no other
         self.network = problem.network()
         if config.network.weights:
-            load_encoder(self.network, Path(config.network.weights))
+            load_encoder(self.network, user_path(config.network.weights))
         self.network.to(device)
         self.losses = [task.loss for task in problem.tasks]
         # Coupled weight decay (Adam, not AdamW): the l2 gradient is added to the direction.

@@ -15,9 +15,11 @@ from mtrl.config import Config, load_yaml
 from mtrl.method_presets import with_preset
 from mtrl.methods import check_methods
 from mtrl.run_directory import write_atomically
-from mtrl.schema import ConfigError, build, dump_yaml, flatten
+from mtrl.schema import ConfigError, build, dump_yaml, flatten, user_path
 from mtrl.sweep.options import SweepOptions
-from mtrl.validation import validate
+from mtrl.validation import LARGEST_SEED, validate
+
+MOST_SEEDS = 10_000
 
 ELSEWHERE = {
     "seed": "use --seeds",
@@ -78,11 +80,15 @@ def parse_seeds(words: Sequence[str]) -> list[int]:
     """["0..2", "7"] -> [0, 1, 2, 7]; ConfigError for anything else, and for a seed twice."""
     seeds: list[int] = []
     for word in itertools.chain.from_iterable(word.split(",") for word in words):
-        if not (match := re.fullmatch(r"(\d+)(?:\.\.(\d+))?", word)):
+        if not (match := re.fullmatch(r"(\d{1,30})(?:\.\.(\d{1,30}))?", word, re.ASCII)):
             raise ConfigError("seeds", word, "must be numbers or ranges, e.g. 0..9 or 1 2 5..7")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise ConfigError("seeds", word, "the range ends before it begins")
+        if last > LARGEST_SEED:
+            raise ConfigError("seeds", word, f"must be at most {LARGEST_SEED}")
+        if last - first >= MOST_SEEDS:
+            raise ConfigError("seeds", word, f"must be at most {MOST_SEEDS:,} seeds")
         seeds += range(first, last + 1)
     for seed in seeds:
         if seeds.count(seed) > 1:
@@ -98,7 +104,7 @@ def expand(options: SweepOptions) -> list[Run]:
     base = load_config(options.config)
     seeds = parse_seeds(options.seeds) or [base.seed]
     methods = options.methods or (base.agent.smto.name,)
-    folder = Path(options.root, options.name or base.name).expanduser().resolve()
+    folder = (user_path(options.root) / (options.name or base.name)).resolve()
     runs: dict[str, Run] = {}
     for seed, settings, method in itertools.product(seeds, combinations(options.set), methods):
         config = _configure(base, settings | {"agent.smto.name": method, "seed": seed})
@@ -168,7 +174,7 @@ def refuse_changes(run: Run) -> None:
         return
     stored = flatten(load_yaml(stored_file))
     for key, value in flatten(run.config).items():
-        if key not in ("run_dir", "name", "overwrite") and value not in (stored[key], "auto"):
+        if key not in ("run_dir", "name") and value not in (stored[key], "auto"):
             raise ConfigError(
                 key,
                 value,
