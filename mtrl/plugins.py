@@ -11,7 +11,7 @@ import gymnasium
 
 from mtrl.envs.rendering import without_renderer
 from mtrl.plugin_files import import_file
-from mtrl.schema import ConfigError
+from mtrl.schema import ConfigError, user_path
 from mtrl.smto import available
 
 Configured = TypeVar("Configured", bound=Any)
@@ -28,7 +28,7 @@ def load_plugins(config: Configured) -> Configured:
     """
     paths = []
     for given in config.plugins:
-        path = Path(given).expanduser().resolve()
+        path = user_path(given).resolve()
         if not path.is_file():
             raise ConfigError(
                 "plugins",

@@ -139,9 +139,9 @@ def test_preset_is_valid_minimal_and_commented(path: Path) -> None:
         ("agent: {smto: {nmae: x}}", "agent.smto.nmae = 'x'", ["did you mean 'name'"]),
         ("train: {total_steps: abc}", "train.total_steps = 'abc'", ["an integer"]),
         ("train: {total_steps: 1.5}", "train.total_steps = 1.5", ["an integer"]),
-        ("train: {total_steps: true}", "train.total_steps = True", ["an integer"]),
-        ("train: {total_steps: null}", "train.total_steps = None", ["an integer"]),
-        ("agent: {gamma: true}", "agent.gamma = True", ["a number"]),
+        ("train: {total_steps: true}", "train.total_steps = true", ["an integer"]),
+        ("train: {total_steps: null}", "train.total_steps = null", ["an integer"]),
+        ("agent: {gamma: true}", "agent.gamma = true", ["a number"]),
         ("agent: {gamma: fast}", "agent.gamma = 'fast'", ["a number"]),
         ("network: {layer_norm: 1}", "network.layer_norm = 1", ["true or false"]),
         ("env: {reward_version: v3}", "env.reward_version = 'v3'", ["v1, v2"]),
@@ -234,7 +234,6 @@ def test_override_of_the_method_alone_keeps_no_foreign_weights(tmp_path: Path) -
 
 SAMPLE_KEYS = [
     "run-dir",
-    "overwrite",
     "seed",
     "env.benchmark",
     "env.tasks",

@@ -164,7 +164,7 @@ def test_a_resumed_run_has_every_step_once(run: Path, capsys: pytest.CaptureFixt
         file.write(b"560,train/alpha/toy-east,0.5\n560,trai\xff\0")
     with open(run / "metrics.jsonl", "ab") as file:
         file.write(b'{"step": 560, "train/alpha/toy-east": 0.5}\n{"step": 560, "tr\xff\0')
-    cli.main(["resume", str(run)])
+    cli.main(["resume", str(run), "--train.total-steps", "720"])  # a finished run stays as it is
     capsys.readouterr()
     test_csv_equals_metrics(run)
 

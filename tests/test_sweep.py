@@ -58,7 +58,7 @@ def test_grid_is_methods_times_settings_times_seeds() -> None:
     for run in runs:
         config = run.config
         assert config.agent.gamma == 0.8
-        assert config.agent.actor_l2 == (1e-4 if "0.0001" in run.name else 0.0)
+        assert config.agent.actor_l2 == (1e-4 if "=0.0001" in run.name else 0.0)
         assert (config.method, f"seed_{config.seed}") == tuple(run.name.split("/")[1:])
         assert Path(config.run_dir) == run.path == Path("out/study", run.name).resolve()
     assert len({run.path for run in runs}) == len(runs)
