@@ -36,6 +36,7 @@ fi
 budget=${BUDGET_S:-3600}
 steps=${STEPS:-tests learner loop host simulation train}
 device=${DEVICE:-cuda}
+cores=$(env -u OMP_NUM_THREADS nproc) # it would say that number instead
 method=${METHOD:-unitary} seed=${SEED:-1}
 read -ra methods <<<"${METHODS:-unitary pcgrad mgda famo nash_mtl fairgrad aligned_mtl graddrop}"
 # One update for ten transitions, as in the preset.
@@ -109,7 +110,7 @@ run_step() {
       ;;
     simulation)
       table "Simulation" scripts/bench_env.py --steps 0 --vector-steps 500 \
-        --envs-per-task 32 8 --workers "$(nproc)"
+        --envs-per-task 32 8 --workers "$cores"
       ;;
     supervised)
       table "Supervised" scripts/bench_supervised.py --device "$device" --minutes "$minutes"
@@ -126,7 +127,7 @@ run_step() {
   echo "# GPU results"
   echo
   nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null || true
-  echo "$(nproc) cores, budget $budget s"
+  echo "$cores cores, budget $budget s"
 } >"$out/results.md"
 for step in $steps; do
   limit=$(((budget - pack_s - SECONDS) * share[$step] / shares))
