@@ -83,7 +83,7 @@ def _last_state(run: RunDirectory, start: Path | None) -> tuple[dict[str, Any] |
     """What the run goes on from (None: it never came to a checkpoint), and warnings."""
     if start is not None:
         return checkpoint.load_step(start), []
-    return checkpoint.load_latest(run.checkpoints)
+    return checkpoint.load_newest(run.checkpoints)
 
 
 def _go_on(run: RunDirectory, config: Config, trainer: Trainer, start: Path | None) -> list[str]:

@@ -279,7 +279,7 @@ def train(
     device = choose_device(config.learner.device)
     with ExitStack() as stack:
         trainer = Trainer(config, run, splits, device, stack)
-        state, warnings = checkpoint.load_latest(run.checkpoints) if resume else (None, [])
+        state, warnings = checkpoint.load_newest(run.checkpoints) if resume else (None, [])
         if state is not None:
             trainer.load(state)
         if resume and trainer.finished and run.is_finished:
