@@ -39,6 +39,9 @@ def train(
     asked = config
     config, warnings = settle(config, device)
     with ExitStack() as stack:
+        stack.callback(run.release)
+        if resume:
+            run.lock()
         trainer = Trainer(config, run, envs, device, stack)
         state, damaged = _last_state(run, start) if resume else (None, [])
         warnings += damaged

@@ -278,6 +278,9 @@ def train(
         torch.set_num_threads(config.learner.threads)
     device = choose_device(config.learner.device)
     with ExitStack() as stack:
+        stack.callback(run.release)
+        if resume:
+            run.lock()
         trainer = Trainer(config, run, splits, device, stack)
         state, warnings = checkpoint.load_newest(run.checkpoints) if resume else (None, [])
         if state is not None:
