@@ -214,6 +214,14 @@ def load_latest(directory: Path) -> tuple[dict[str, Any] | None, list[str]]:
     return None, warnings
 
 
+def load_newest(directory: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """`load_latest`, to continue from; CheckpointError if there are some, all damaged."""
+    state, warnings = load_latest(directory)
+    if state is None and warnings:
+        raise CheckpointError(f"{directory}: no checkpoint can be read; the run is left as it is")
+    return state, warnings
+
+
 def load_step(path: Path, check: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """`load`, of a checkpoint that a run can continue from.
 

@@ -232,7 +232,6 @@ def _resume(run: RunDirectory, stored: Config, wanted: Config, start: Path | Non
     from mtrl.envs.vector import make_vector_env
 
     config = continued(stored, wanted)
-    run.lock()
     with make_vector_env(config, config.train.envs_per_task) as envs:
         from mtrl.learner import choose_device, settle
         from mtrl.methods import check_methods

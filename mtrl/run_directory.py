@@ -147,7 +147,11 @@ class RunDirectory:
     def _is_worth_keeping(self) -> bool:
         """Whether there is more than a run that was killed has left before its first step."""
         content = self._content()
-        names = {path.name for path in content if not path.name.startswith(EVENTS)}
+        names = {
+            path.name
+            for path in content
+            if not path.name.startswith(EVENTS) and path.suffix != ".tmp"
+        }
         ours = not content or "environment.json" in names  # or somebody's own config.yaml
         logged = self.metrics_file.exists() and self.metrics_file.stat().st_size > 0
         return logged or not ours or not names.issubset(BEFORE_THE_FIRST_STEP)
@@ -179,15 +183,19 @@ class RunDirectory:
         return isinstance(content, dict) and "problem" in content
 
     def lock(self) -> None:
-        """Hold the run for this process; the system releases it however the process ends."""
-        if self._lock is not None:
-            self._lock.close()
+        """Hold the run for this process, to `release`; the system does that however it ends."""
+        self.release()
         self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - open as long as the run is
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ConfigError("run_dir", str(self.path), "is in use by another process") from None
         sweep_up(self.path)
+
+    def release(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def write(self, config: RunConfig) -> None:
         """What a new run is started with, and on: before that, the directory holds no run."""

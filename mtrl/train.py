@@ -41,6 +41,9 @@ def train(
     asked = config
     config, warnings = settle(config, device)
     with ExitStack() as stack:
+        stack.callback(run.release)
+        if resume:
+            run.lock()
         trainer = Trainer(config, run, envs, device, stack)
         state, damaged = _last_state(config, run, envs, start) if resume else (None, [])
         warnings += damaged
@@ -92,7 +95,7 @@ def _last_state(
     """What the run goes on from (None: it never came to a checkpoint), and warnings."""
     if start is not None:
         return checkpoint.load_step(start, functools.partial(check_checkpoint, config, envs)), []
-    return checkpoint.load_latest(run.checkpoints)
+    return checkpoint.load_newest(run.checkpoints)
 
 
 def _go_on(run: RunDirectory, config: Config, trainer: Trainer, start: Path | None) -> list[str]:

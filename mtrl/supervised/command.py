@@ -134,8 +134,6 @@ def _train(config: SupervisedConfig, run: RunDirectory, *, resume: bool) -> None
     if not resume:
         check_start_weights(config)
     splits = load_data(config)
-    if resume:
-        run.lock()
     scores = train(config, run, splits, resume=resume)
     table = Table(title=f"test, {config.protocol_stamp}, {config.method}, selected on validation")
     for column in ("task", "metric", "value"):

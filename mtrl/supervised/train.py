@@ -329,12 +329,13 @@ def train(
         torch.set_num_threads(config.learner.threads)
     device = choose_device(config.learner.device)
     with ExitStack() as stack:
+        stack.callback(run.release)
+        if resume:
+            run.lock()
         trainer = Trainer(config, run, splits, device, stack)
-        state, warnings = checkpoint.load_latest(run.checkpoints) if resume else (None, [])
+        state, warnings = checkpoint.load_newest(run.checkpoints) if resume else (None, [])
         if state is not None:
             trainer.load(state)
-        elif warnings:
-            raise CheckpointError(f"{warnings[0]}, but none can be read")
         else:
             trainer.learner.load_start_weights()
         if resume and trainer.finished and run.is_finished:
