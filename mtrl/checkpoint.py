@@ -218,7 +218,10 @@ def load_newest(directory: Path) -> tuple[dict[str, Any] | None, list[str]]:
     """`load_latest`, to continue from; CheckpointError if there are some, all damaged."""
     state, warnings = load_latest(directory)
     if state is None and warnings:
-        raise CheckpointError(f"{directory}: no checkpoint can be read; the run is left as it is")
+        names = ", ".join(path.name for path in newest_first(directory))
+        raise CheckpointError(
+            f"{directory}: no checkpoint can be read, {names}; the run is left as it is"
+        )
     return state, warnings
 
 

@@ -267,7 +267,7 @@ def test_wandb_that_is_not_installed(
 ) -> None:
     line = (*Mtrl.toy_line(tmp_path / "run"), "--logging.wandb")
     wandb_account.setitem(sys.modules, "wandb", None)
-    refused(capsys, line, "logging.wandb = True: wandb is not installed; `pip install wandb`")
+    refused(capsys, line, "logging.wandb = true: wandb is not installed; `pip install wandb`")
     folder = types.ModuleType("wandb")  # as Python imports a folder without code
     folder.__file__, folder.__path__ = None, ["/here/wandb"]
     wandb_account.setitem(sys.modules, "wandb", folder)

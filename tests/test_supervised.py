@@ -477,7 +477,7 @@ def test_checkpoints_that_cannot_be_read(
     torch.save(torch.nn.Linear(2, 2).state_dict(), newest)
     torch.save(torch.nn.Linear(2, 2).state_dict(), older)
     before = written(run)
-    refused(["resume", str(run)], capsys, newest.name, "none can be read", code=1)
+    refused(["resume", str(run)], capsys, newest.name, "no checkpoint can be read", code=1)
     assert written(run) == before
     gc.collect()  # what was refused in this process lets go of the run
     shutil.copy(finished / "checkpoints" / older.name, older)

@@ -52,8 +52,10 @@ def test_step_sizes_of_a_lengthened_run_are_those_of_its_new_length(
     # After it: they rise again, and the run says so.
     done = run_mtrl("resume", short, "--train.total-steps", 2000)
     succeeded(done)
-    said = "agent.lr_decay = 0.25 follows the new length: step sizes had fallen to 0% and go on"
-    assert f"{said} from 80%" in done.stderr
+    assert (
+        "agent.lr_decay = 0.25 follows the new length: step sizes had fallen to 0% and continue "
+        "from 80%"
+    ) in done.stderr
     rate = final_state(short, 2000)["agent"]["actor_optimizer"]["param_groups"][0]["lr"]
     assert rate == pytest.approx(TOY.actor_lr * 4 / 500)
 
