@@ -33,11 +33,6 @@ from mtrl.videos import record
 SUCCESS_WINDOW = 10  # episodes per task in train/episode_success
 
 
-def _whole_episodes(config: Config, steps: int) -> int:
-    """Environment steps of a run of `steps`, rounded up to whole episodes."""
-    return math.ceil(steps / config.episode_steps) * config.episode_steps
-
-
 def _step_size(total: int, step: int, decay: float) -> float:
     """Share of the full step sizes: over the run's last fraction `decay` they fall to zero."""
     return min(1.0, (total - step) / total / decay) if decay else 1.0
@@ -75,8 +70,7 @@ class Trainer:
         )
         self.transfer = Transfer(device)
         self.per_task_batch = config.replay.batch_size // config.num_tasks
-        # Whole episodes only: the end is a place where every environment has just been reset.
-        self.total = _whole_episodes(config, config.train.total_steps)
+        self.total = config.whole_steps
         self.step = 0
         self.episodes = np.zeros(config.num_envs, dtype=np.int64)
         self.recent_success: list[list[float]] = [[] for _ in config.task_names]
@@ -101,11 +95,10 @@ class Trainer:
     def finished(self) -> bool:
         return self.step >= self.total
 
-    def longer_than(self, total_steps: int) -> str:
+    def longer_than(self, stored: Config) -> str:
         """A warning, where step sizes had begun to fall towards the end of a shorter run."""
-        before = _whole_episodes(self.config, total_steps)
         decay = self.config.agent.lr_decay
-        was, now = (_step_size(total, self.step, decay) for total in (before, self.total))
+        was, now = (_step_size(n, self.step, decay) for n in (stored.whole_steps, self.total))
         if was == now:
             return ""
         return (
