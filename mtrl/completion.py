@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mtrl.command_line import presets
+from mtrl.command_words import Existing
 from mtrl.config import Config
 from mtrl.listing import TOPICS
 from mtrl.schema import flatten
@@ -39,9 +40,10 @@ complete -o default -F _mtrl mtrl
 
 def script(shell: str, commands: Sequence[str]) -> str:
     """To be evaluated by `shell`; file names complete wherever nothing else does."""
+    options = flatten(Config()) | flatten(Existing())
     bash = BASH.format(
         commands=" ".join(commands),
-        options=" ".join(f"--{key.replace('_', '-')}" for key in flatten(Config())),
+        options=" ".join(f"--{key.replace('_', '-')}" for key in options),
         presets=" ".join(sorted(presets())),
         topics=" ".join(TOPICS),
         shells=" ".join(SHELLS),

@@ -189,7 +189,8 @@ class AgentConfig:
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay of actor and critics, per unit of the step size."""
     lr_decay: float = 0.0
-    """Last fraction of the run over which all step sizes fall to zero; 0 = constant."""
+    """Last fraction of the run over which all step sizes fall to zero; 0 = constant. A run that
+    `mtrl resume` makes longer follows its new length."""
     lr_schedule: Literal["linear", "cosine"] = "linear"
     """How they fall."""
     actor_l2: float = 0.0
@@ -302,7 +303,7 @@ class Config:
     protocol: Literal["mw-plus", "kurin", "none"] = "mw-plus"
     """Published protocol this run claims to follow; departures from it are stamped beside it."""
     seed: int = 1
-    """Seed of goals, networks, exploration and sampling."""
+    """Seed of goals, networks, exploration and sampling; 0 or more, with Meta-World below 2^32."""
     run_dir: str = ""
     """Where the run is written; runs/<name>/<method>/seed_<seed> if empty."""
     plugins: tuple[str, ...] = ()
@@ -343,10 +344,15 @@ class Config:
         return not env_tasks.is_gym(self.task_names[0])
 
     @property
+    def whole_steps(self) -> int:
+        """Environment steps of the run, rounded up to whole episodes: at its end every environment
+        has just been reset."""
+        return math.ceil(self.train.total_steps / self.episode_steps) * self.episode_steps
+
+    @property
     def total_updates(self) -> int:
         """Updates of the whole run."""
-        episodes = math.ceil(self.train.total_steps / self.episode_steps)
-        vector_steps = episodes * self.env.horizon
+        vector_steps = self.whole_steps // self.num_envs
         warmup = math.ceil(self.train.warmup_steps / self.num_envs)
         learning = max(vector_steps - warmup, 0)
         return self.agent.warmup_updates + math.floor(learning * self.agent.updates_per_step)

@@ -101,7 +101,7 @@ def _last_state(
 def _go_on(run: RunDirectory, config: Config, trainer: Trainer, start: Path | None) -> list[str]:
     """Make the directory that of the resumed run; -> warnings."""
     warnings = []
-    if longer := trainer.longer_than(load_yaml(run.config_file).train.total_steps):
+    if longer := trainer.longer_than(load_yaml(run.config_file)):
         warnings.append(longer)
     if start is not None:
         later = checkpoint.delete_later(start)

@@ -40,11 +40,6 @@ def schedule(config: AgentConfig, left: float) -> float:
     return 0.5 - 0.5 * math.cos(math.pi * left) if config.lr_schedule == "cosine" else left
 
 
-def _whole_episodes(config: Config, steps: int) -> int:
-    """Environment steps of a run of `steps`, rounded up to whole episodes."""
-    return math.ceil(steps / config.episode_steps) * config.episode_steps
-
-
 class Trainer:
     """One run. `loop` is the algorithm; everything else serves it."""
 
@@ -79,8 +74,7 @@ class Trainer:
         )
         self.transfer = Transfer(device)
         self.per_task_batch = config.replay.batch_size // config.num_tasks
-        # Whole episodes only: the end is a place where every environment has just been reset.
-        self.total = _whole_episodes(config, config.train.total_steps)
+        self.total = config.whole_steps
         self.step = 0
         self.episodes = np.zeros(config.num_envs, dtype=np.int64)
         self.recent_success: list[list[float]] = [[] for _ in config.task_names]
@@ -105,12 +99,11 @@ class Trainer:
     def finished(self) -> bool:
         return self.step >= self.total
 
-    def longer_than(self, total_steps: int) -> str:
+    def longer_than(self, stored: Config) -> str:
         """A warning, where step sizes had begun to fall towards the end of a shorter run."""
-        before = _whole_episodes(self.config, total_steps)
         settings = self.config.agent
         was, now = (
-            schedule(settings, (total - self.step) / total) for total in (before, self.total)
+            schedule(settings, (n - self.step) / n) for n in (stored.whole_steps, self.total)
         )
         if was == now:
             return ""

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import settings
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mtrl import checkpoint, cli
 
@@ -185,6 +186,19 @@ def differences(a: Any, b: Any, path: str = "") -> list[str]:
     else:
         same = type(a) is type(b) and (a == b or (a != a and b != b))
     return [] if same else [path]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file, but the lock."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def steps_shown(run: Path, tag: str) -> list[int]:
+    """In TensorBoard."""
+    events = EventAccumulator(str(run))
+    events.Reload()
+    return [event.step for event in events.Scalars(tag)]
 
 
 def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> None:

@@ -308,6 +308,8 @@ def test_override_of_the_method_alone_keeps_no_foreign_weights(tmp_path: Path) -
 
 SAMPLE_KEYS = [
     "run-dir",
+    "overwrite",
+    "resume-if-exists",
     "seed",
     "env.benchmark",
     "env.tasks",

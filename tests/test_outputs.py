@@ -360,6 +360,7 @@ def completion() -> str:
         ("mtrl ev", {"evaluate"}),
         ("mtrl train smok", {"smoke"}),
         ("mtrl train toy --agent.smto.n", {"--agent.smto.name"}),
+        ("mtrl train toy --resume-if", {"--resume-if-exists"}),
         ("mtrl list me", {"methods"}),
     ],
 )

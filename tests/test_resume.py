@@ -16,10 +16,10 @@ from conftest import (
     differences,
     final_state,
     metrics,
+    steps_shown,
     succeeded,
     wait_for,
 )
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mtrl import checkpoint, cli
 from mtrl.config import load_yaml
@@ -134,13 +134,6 @@ def test_the_fast_simulation_gives_the_same_training(runs: Path) -> None:
 def test_tensorboard_of_a_resumed_run_has_every_step_once(runs: Path, reference: Path) -> None:
     for run in (runs / "half", reference):
         assert steps_shown(run, "train/reward_std/toy-east") == [400, 800, 1200, 1600]
-
-
-def steps_shown(run: Path, tag: str) -> list[int]:
-    """In TensorBoard."""
-    events = EventAccumulator(str(run))
-    events.Reload()
-    return [event.step for event in events.Scalars(tag)]
 
 
 def test_killed_run_resumes_to_the_same_end(

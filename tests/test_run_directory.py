@@ -8,9 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import PCGRAD, REPOSITORY, TINY, Mtrl, metrics, succeeded
+from conftest import PCGRAD, REPOSITORY, TINY, Mtrl, content, metrics, steps_shown, succeeded
 from test_cli import refused
-from test_resume import steps_shown
 
 from mtrl import atomic, checkpoint
 from mtrl.config import load_yaml
@@ -33,12 +32,6 @@ class Broken(gymnasium.Env):
 
 gymnasium.register("mine/Broken-v0", Broken)
 """
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """Every file, but the lock."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 @pytest.fixture

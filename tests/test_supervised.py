@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import REPOSITORY, differences
+from conftest import REPOSITORY, content, differences, steps_shown
 from supervised_files import write_celeba, write_cityscapes, write_mnist
 from test_cli import refused
 from torch import Tensor
@@ -250,6 +250,7 @@ def test_gama_and_grassis_settings() -> None:
             ["smto.preset", "mgda+rotograd", "it has them for unitary"],
         ),
         ("supervised_digits --network.dropout 1", ["network.dropout = 1.0", "published or in"]),
+        (f"supervised_digits --seed {2**64}", [f"seed = {2**64}", f"at most {2**63 - 1}"]),
         ("supervised_digits --rotograd.size -1", ["rotograd.size = -1"]),
         ("supervised_digits --network.weights x.pt", ["network.weights", "cityscapes"]),
         ("supervised_multi_mnist --run-dir {run} --data-dir /nowhere", ["no such folder"]),
@@ -402,6 +403,83 @@ def test_stopped_and_resumed_equals_uninterrupted(
         for path in (finished, run.path)
     )
     assert ours[-3:] == theirs[-3:], "last losses, validation and test"
+
+
+def line_of(run: Path) -> list[str]:
+    """The command whose run this is."""
+    return ["supervised", str(run / "config.yaml"), "--run-dir", str(run), "--name", ""]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("command", ["resume", "supervised"])
+def test_a_second_look_at_a_finished_run_changes_nothing(
+    command: str,
+    fails: bool,
+    finished: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    before = content(run)
+    line = ["resume", str(run)] if command == "resume" else [*line_of(run), "--resume-if-exists"]
+    if fails:
+
+        def fail(trainer: Trainer) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Trainer, "test_scores", fail)
+        with pytest.raises(SystemExit) as caught:
+            cli.main(line)
+        assert caught.value.code == 130
+    else:
+        cli.main(line)
+    shown = capsys.readouterr()
+    assert "is finished: only tested again" in shown.err
+    assert ("classify_left" in shown.out) != fails
+    assert content(run) == before
+
+
+def test_an_existing_run_gives_no_leave_to_be_deleted(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    with open(run / "config.yaml", "a") as stored:  # as earlier versions wrote it
+        stored.write("overwrite: true\n")
+    before = content(run)
+    refused(line_of(run), capsys, "exists already", "--overwrite", "--resume-if-exists")
+    refused([*line_of(run), "--overwrite", "--train.batch-size", "999"], capsys, "batch_size = 999")
+    line = ["resume", str(run), "--train.epochs", "5", "--learner.device", "cuda:77"]
+    refused(line, capsys, "learner.device")
+    assert content(run) == before
+
+
+def test_a_run_that_fails_before_its_first_iteration_leaves_nothing(
+    mnist_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError("none left")
+
+    monkeypatch.setattr(Learner, "update", fail)
+    config = small_config(mnist_folder, tmp_path / "new" / "run")
+    with pytest.raises(MemoryError):
+        train(config, RunDirectory(config.run_path), load_data(config))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_starts_over_shows_its_points_once(finished: Path, tmp_path: Path) -> None:
+    """Killed before its first checkpoint: TensorBoard's file is all that is left."""
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    shutil.rmtree(run / "checkpoints")
+    (run / "status.json").write_text('{"status": "running"}')
+    before = steps_shown(run, "train/loss_mean")
+    cli.main(["resume", str(run)])
+    assert steps_shown(run, "train/loss_mean") == before == [2, 4, 5, 6, 8, 10]
+    assert steps_shown(run, "test/mse_mean") == [10]
+    assert [sum(tag in r for r in records(run)) for tag in ("test/mse_mean", "epoch")] == [1, 2]
 
 
 def test_resume_refuses_other_settings(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
