@@ -19,7 +19,7 @@ import imageio.v3
 import numpy as np
 import pytest
 import torch
-from conftest import PCGRAD, REPOSITORY, Mtrl
+from conftest import PATIENCE, PCGRAD, REPOSITORY, Mtrl, wait_for
 from numpy.typing import NDArray
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import summary
@@ -206,6 +206,16 @@ def offline_runs(run: Path) -> list[bytes]:
     return [(folder / f"run-{name}.wandb").read_bytes() for folder in folders]
 
 
+def assert_logged_twice(run: Path, *tags: bytes) -> None:
+    """By the first start and by the resumed one. W&B's own process may still be writing."""
+    assert len(offline_runs(run)) == 2
+    wait_for(
+        lambda: all(tag in written for tag in tags for written in offline_runs(run)),
+        PATIENCE,
+        "all metrics in W&B's files",
+    )
+
+
 def test_a_resumed_run_continues_its_wandb_run(
     wandb_account: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -215,10 +225,7 @@ def test_a_resumed_run_continues_its_wandb_run(
     short = ("--train.total-steps", 480, "--evaluation.every", 480, "--logging.wandb")
     cli.main([str(word) for word in Mtrl.toy_line(path, *short)])
     cli.main(["resume", str(path), "--train.total-steps", "560"])
-    written = offline_runs(path)
-    assert len(written) == 2
-    assert all(b"eval/success/toy-east" in data for data in written)
-    assert all(b"environment_steps" in data for data in written)
+    assert_logged_twice(path, b"eval/success/toy-east", b"environment_steps")
 
 
 def test_supervised_runs_log_to_wandb(
@@ -228,9 +235,7 @@ def test_supervised_runs_log_to_wandb(
     path = tmp_path / "run"
     cli.main([str(word) for word in (*SUPERVISED, "--run-dir", path, "--logging.wandb")])
     cli.main(["resume", str(path), "--train.epochs", "2"])
-    written = offline_runs(path)
-    assert len(written) == 2
-    assert all(b"eval/accuracy_mean" in data for data in written)
+    assert_logged_twice(path, b"eval/accuracy_mean", b"environment_steps")
 
 
 @pytest.mark.parametrize("kind", ["train", "supervised"])
