@@ -78,6 +78,7 @@ class RunDirectory:
         self.tensorboard = path  # beside the rest: TensorBoard names a run by its events' folder
         self.checkpoints = path / "checkpoints"
         self._lock: Any = None
+        self._made = False
         self._new_folders: list[Path] = []
 
     @classmethod
@@ -107,8 +108,10 @@ class RunDirectory:
         """Make, lock and empty the directory of a new run.
 
         One that is there already is refused, unless `overwrite` says to delete it or it never came
-        to its first step.
+        to its first step. Does nothing where it has been made, and is held.
         """
+        if self._made:
+            return
         self.check_free()
         folders = (self.path, *self.path.parents)
         self._new_folders += [folder for folder in folders if not folder.exists()]
@@ -119,6 +122,7 @@ class RunDirectory:
         self.lock()
         self.check_free()  # another process may have been faster
         self._empty()
+        self._made = True
 
     def discard(self) -> None:
         """Undo `make`: leave nothing that would be in the way of the next command."""
@@ -195,7 +199,7 @@ class RunDirectory:
     def release(self) -> None:
         if self._lock is not None:
             self._lock.close()
-            self._lock = None
+            self._lock, self._made = None, False
 
     def write(self, config: RunConfig) -> None:
         """What a new run is started with, and on: before that, the directory holds no run."""

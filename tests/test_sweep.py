@@ -113,6 +113,18 @@ def test_sweep_file_and_command_line_on_top(tmp_path: Path) -> None:
     assert runs[0].folder.name == "study"
 
 
+def test_values_are_those_of_a_configuration_file(tmp_path: Path) -> None:
+    line = "learner.compile=on,off agent.max_grad_norm=None agent.smto.options.weights=[1e-3,1,1,1]"
+    runs = expand(parse_options([TOY, "--methods", "fixed", "--set", *line.split()]))
+    assert [run.config.learner.compile for run in runs] == ["on", "off"]
+    assert {run.config.agent.max_grad_norm for run in runs} == {None}
+    assert runs[0].config.agent.smto.options == {"weights": [0.001, 1, 1, 1]}
+    file = tmp_path / "sweep.yaml"
+    file.write_text("config: toy\nset: {agent.gamma: 0.9, agent.gamma: 0.8}")
+    with pytest.raises(ConfigError, match=r"sweep\.yaml.*key 'agent.gamma' stands twice"):
+        parse_options([str(file)])
+
+
 def test_set_given_twice_counts_twice() -> None:
     line = ["--set", "agent.gamma=0.8", "--seeds", "1", "--set", "agent.tau=0.1"]
     assert parse_options([TOY, *line]).set == {"agent.gamma": [0.8], "agent.tau": [0.1]}
@@ -169,6 +181,12 @@ REFUSED = {
     "not key=value": ("--set agent.gamma", ["agent.gamma", "key=value"]),
     "words for seeds": ("--seeds one", ["seeds = 'one'", "0..9"]),
     "backward range": ("--seeds 9..0", ["seeds = '9..0'", "ends before it begins"]),
+    "seed of 64 bits": (f"--seeds 1 {2**64}", [f"seeds = '{2**64}'", f"at most {2**63 - 1}"]),
+    "seeds without end": ("--seeds 0..4000000000", ["seeds = '0..4000000000'", "at most 10,000"]),
+    "neither on nor off": (
+        "--set learner.compile=on,maybe",
+        ["learner.compile = 'maybe'", "auto, on, off"],
+    ),
     "seed twice": ("--seeds 0..3 2", ["seeds", "seed 2 twice"]),
     "method twice": ("--methods mgda mgda", ["mgda/seed_1", "share this directory"]),
     "no room": ("--parallel 0", ["parallel = 0", "at least 1"]),
@@ -292,6 +310,7 @@ def test_what_a_directory_says(tmp_path: Path) -> None:
     killed = outcome(run, -signal.SIGKILL)
     assert (killed.state, killed.reason) == ("interrupted", "ended by SIGKILL")
     assert outcome(run, 128 + signal.SIGTERM).state == "interrupted"
+    assert outcome(run, 128 + signal.SIGHUP).state == "interrupted"
     run.log_file.write_text("some warning\nmtrl: learner.device = 'cuda': not here\n")
     refused = outcome(run, 2)
     assert (refused.state, refused.reason) == ("failed", "learner.device = 'cuda': not here")
@@ -407,6 +426,17 @@ def test_killed_run_and_killed_driver_lose_nothing(
     assert (code, "6 finished" in shown, "running" in shown) == (0, True, False)
     after = [json.loads(f.read_text()) for f in sorted(folder.glob("*/seed_?/status.json"))]
     assert after == states, "finished runs are not touched"
+
+
+def test_a_run_that_fails_at_its_start_is_in_nobodys_way(
+    sweep: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    code, shown = sweep("--set", "replay.capacity=100_000_000_000")
+    assert code == 1
+    assert "unitary/seed_1 failed: replay.capacity = 100000000000 needs" in shown
+    assert not (tmp_path / "toy/unitary").exists()
+    code, shown = sweep("--set", "train.total_steps=480", "evaluation.every=0")
+    assert code == 0, shown
 
 
 def test_failed_run_is_reported_and_not_tried_again(
