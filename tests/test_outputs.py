@@ -156,6 +156,7 @@ def test_csv_of_a_resumed_run_has_every_step_once(
 ) -> None:
     with open(run / "metrics.csv", "a") as file:
         file.write("560,train/alpha/toy-east,0.5\n560,trai")  # killed while it wrote
+    (run / "status.json").write_text('{"status": "running"}')
     cli.main(["resume", str(run)])
     capsys.readouterr()
     test_csv_equals_metrics(run)
@@ -168,7 +169,7 @@ def test_wandb_that_is_not_installed(tmp_path: Path, capsys: pytest.CaptureFixtu
         cli.main([str(word) for word in line])
     assert caught.value.code == 2
     message = capsys.readouterr().err
-    assert message.startswith("mtrl: logging.wandb = True: wandb is not installed")
+    assert message.startswith("mtrl: logging.wandb = true: wandb is not installed")
     assert message.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
