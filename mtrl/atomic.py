@@ -8,15 +8,18 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+TEMPORARY = ".tmp-"
+"""How the names of files begin that are being written."""
+
 
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[Path]:
     """A name to write to; what is there when the block ends takes the place of `path`.
 
     It is on disk by then, so that a power cut leaves the old file or the new one. If the block
-    raises, the old file stays and nothing else does. The name ends in .tmp, for `sweep_up`.
+    raises, the old file stays and nothing else does. The name ends as that of `path` does.
     """
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}-{path.name}")
     try:
         yield temporary
         _flush(temporary)
@@ -36,8 +39,14 @@ def write_atomically(path: Path, text: str) -> None:
 
 def sweep_up(folder: Path) -> None:
     """Delete what killed processes had begun to write. For the only process that writes there."""
-    for leftover in folder.glob("*.tmp"):
-        leftover.unlink(missing_ok=True)
+    for leftover in folder.iterdir():
+        if is_leftover(leftover):
+            leftover.unlink(missing_ok=True)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether this was being written; earlier versions named it otherwise."""
+    return path.name.startswith(TEMPORARY) or path.suffix == ".tmp"
 
 
 def _flush(path: Path) -> None:

@@ -21,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
-from mtrl.atomic import sweep_up, write_atomically
+from mtrl.atomic import is_leftover, sweep_up, write_atomically
 from mtrl.config import Config, load_yaml
 from mtrl.schema import ConfigError, dump_yaml, read_yaml
 
@@ -154,7 +154,7 @@ class RunDirectory:
         names = {
             path.name
             for path in content
-            if not path.name.startswith(EVENTS) and path.suffix != ".tmp"
+            if not path.name.startswith(EVENTS) and not is_leftover(path)
         }
         ours = not content or "environment.json" in names  # or somebody's own config.yaml
         logged = self.metrics_file.exists() and self.metrics_file.stat().st_size > 0

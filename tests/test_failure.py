@@ -333,5 +333,5 @@ def test_failed_write_ends_the_run_and_spares_earlier_checkpoints(running: Any) 
     state, warnings = checkpoint.load_latest(run.path / "checkpoints")
     assert state is not None
     assert warnings == []
-    assert not list((run.path / "checkpoints").glob("*.tmp"))
+    assert not list((run.path / "checkpoints").glob(".tmp-*"))
     run.assert_no_child_left()

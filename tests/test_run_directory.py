@@ -79,10 +79,10 @@ def test_a_run_killed_before_its_first_step_is_in_nobodys_way(
     left.write(config)
     left.write_status("running", step=0)
     left.release()  # as when the process is killed
-    (run / "status.json.1234.tmp").write_text("{")
+    (run / ".tmp-1234-status.json").write_text("{")
     succeeded(run_mtrl.toy(run, *SHORT, "--resume-if-exists"))
     assert load_yaml(run / "config.yaml").network.width == 16, "the corrected configuration"
-    assert not list(run.glob("*.tmp"))
+    assert not list(run.glob(".tmp-*"))
 
 
 # -- nothing is written before all is checked -----------------------------------------------------
@@ -242,7 +242,7 @@ def test_an_atomic_write_is_on_disk_before_it_takes_effect(
 
     def fsync(descriptor: int) -> None:
         path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
-        events.append(f"flush {'folder' if path == tmp_path else path.suffix}")
+        events.append(f"flush {'folder' if path == tmp_path else path.name[:5]}")
         flush(descriptor)
 
     def rename(old: Path, new: Path) -> None:
@@ -252,7 +252,7 @@ def test_an_atomic_write_is_on_disk_before_it_takes_effect(
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "replace", rename)
     atomic.write_atomically(tmp_path / "status.json", "one")
-    assert events == ["flush .tmp", "rename", "flush folder"]
+    assert events == ["flush .tmp-", "rename", "flush folder"]
 
     def fail(descriptor: int) -> None:
         raise OSError("disk full")

@@ -117,10 +117,22 @@ def test_pairs_are_cached_by_all_they_depend_on(
         ("train-labels-idx1-ubyte", b"PK\3\4", "not an IDX file"),
         ("train-labels-idx1-ubyte", b"", "begins with nothing, not 00 00 08 01"),
         ("train-labels-idx1-ubyte", idx(np.zeros((1, 28, 28), np.uint8)), "with 00 00 08 03, not"),
-        ("t10k-images-idx3-ubyte.gz", gzip.compress(idx(np.zeros(20, np.uint8))), "not an IDX"),
+        (
+            "t10k-images-idx3-ubyte.gz",
+            gzip.compress(idx(np.zeros(20, np.uint8)), mtime=0),
+            "not an IDX",
+        ),
         ("t10k-images-idx3-ubyte.gz", idx(np.zeros((20, 28, 28), np.uint8)), "cannot be read"),
-        ("t10k-images-idx3-ubyte.gz", gzip.compress(idx(np.zeros((9, 8, 8), np.uint8))), "28 x 28"),
-        ("train-images-idx3-ubyte.gz", gzip.compress(b"\0\0\x08\3" + b"\xff" * 12), "damaged"),
+        (
+            "t10k-images-idx3-ubyte.gz",
+            gzip.compress(idx(np.zeros((9, 8, 8), np.uint8)), mtime=0),
+            "28 x 28",
+        ),
+        (
+            "train-images-idx3-ubyte.gz",
+            gzip.compress(b"\0\0\x08\3" + b"\xff" * 12, mtime=0),
+            "damaged",
+        ),
         ("t10k-labels-idx1-ubyte", idx(np.zeros(20, np.uint8))[:-1], "damaged"),
         ("t10k-images-idx3-ubyte.gz", b"\x1f\x8b\x08cut", "cannot be read"),
         ("t10k-labels-idx1-ubyte", idx(np.zeros(19, np.uint8)), "as many labels"),
@@ -403,7 +415,7 @@ def _npy(values: NDArray[Any]) -> bytes:
         (_npy(np.zeros((16, 32))).replace(b"(16, 32)", b"(16, 3("), "cannot be read"),
         (_npy(np.zeros((16, 32))).replace(b"(16, 32)", b"(8**32,)"), "cannot be read"),
         (_npy(np.zeros((16, 32))).replace(b"(16, 32), ", b"(9999999,)"), "cannot be read"),
-        (gzip.compress(_npy(np.zeros((16, 32)))), "cannot be read"),
+        (gzip.compress(_npy(np.zeros((16, 32))), mtime=0), "cannot be read"),
     ],
 )
 @pytest.mark.parametrize("name", ["image/0.npy", "label/4.npy"])

@@ -262,8 +262,8 @@ def goal_vectors(names: tuple[str, ...], seed: int) -> dict[str, NDArray[np.floa
     goals = _draw_goals(names, seed)
     with contextlib.suppress(OSError):  # a full or read-only cache costs time, nothing else
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replaced(path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, **goals)  # type: ignore[arg-type]  # stub: a flag could hide in **
+        with replaced(path) as temporary:
+            np.savez(temporary, **goals)  # type: ignore[arg-type]  # stub: a flag could hide in **
     return goals
 
 
