@@ -59,7 +59,7 @@ def goals_at(config: Config, step: int, *, final: bool) -> NDArray[np.int64]:
 
 
 def agent_policy(agent: Agent) -> Policy:
-    """The deterministic policy, tanh of the mean, on NumPy arrays [task, dim]."""
+    """The deterministic policy on NumPy arrays [task, dim]."""
 
     def policy(observations: NDArray[np.float32]) -> NDArray[np.float32]:
         inputs = torch.tensor(observations, device=agent.device)
@@ -71,12 +71,11 @@ def agent_policy(agent: Agent) -> Policy:
 
 def frozen_policy(agent: Agent) -> Policy:
     """As `agent_policy`, of the policy as it is now, and on the CPU."""
-    encoder, actor = (copy.deepcopy(part).cpu() for part in (agent.encoder, agent.actor))
+    now = copy.deepcopy(agent.policy).cpu()
 
     @torch.no_grad()
     def policy(observations: NDArray[np.float32]) -> NDArray[np.float32]:
-        mean, _ = actor(encoder(torch.tensor(observations)))
-        actions: NDArray[np.float32] = torch.tanh(mean).numpy()
+        actions: NDArray[np.float32] = now(torch.tensor(observations)).numpy()
         return actions
 
     return policy

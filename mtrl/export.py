@@ -6,27 +6,11 @@ import json
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
 from mtrl.agent import Agent
 from mtrl.config import Config
 
 METADATA = "mtrl.json"
-
-
-class DeterministicPolicy(nn.Module):
-    """Observations [n, obs] and task indices [n] -> actions [n, action] in [-1, 1]."""
-
-    def __init__(self, agent: Agent) -> None:
-        super().__init__()
-        self.encoder, self.actor, self.num_tasks = agent.encoder, agent.actor, agent.num_tasks
-
-    def forward(self, observations: Tensor, tasks: Tensor) -> Tensor:
-        # Encoded for every task, [task, n, input]: the encoder wants the task as leading index.
-        inputs = self.encoder(observations.expand(self.num_tasks, *observations.shape))
-        rows = torch.arange(observations.shape[0], device=observations.device)
-        mean, _ = self.actor(inputs[tasks, rows])
-        return torch.tanh(mean)
 
 
 def export_policy(agent: Agent, config: Config, observation_dim: int, path: Path) -> None:
@@ -37,7 +21,7 @@ def export_policy(agent: Agent, config: Config, observation_dim: int, path: Path
     example = (torch.zeros(2, observation_dim), torch.zeros(2, dtype=torch.int64))
     n = torch.export.Dim("n")
     program = torch.export.export(
-        DeterministicPolicy(agent).eval(),
+        agent.policy.eval(),
         example,
         dynamic_shapes={"observations": {0: n}, "tasks": {0: n}},
     )

@@ -33,7 +33,7 @@ from mtrl.capture import WARM_UPS, CapturedUpdate
 from mtrl.config import AgentConfig, Config, EnvConfig, LearnerConfig, NetworkConfig, SmtoConfig
 from mtrl.envs.tasks import benchmark_tasks
 from mtrl.learner import choose_device
-from mtrl.networks import sample_action
+from mtrl.networks.actor import sample_action
 from mtrl.replay import Batch
 from mtrl.run_directory import peak_memory_mib
 
@@ -171,10 +171,11 @@ def compiled(agent: Agent, batch: Batch, name: str) -> bool:
 
 
 def captured(agent: Agent, batch: Batch) -> Callable[[Batch], object]:
-    agent.make_capturable()
+    for part in agent.parts.values():
+        part.optimizer.make_capturable()
     update = CapturedUpdate(
         lambda: torch.stack(agent.update(batch)),
-        agent.smtos,
+        [part.smto for part in agent.parts.values()],
         agent.generators,
         agent.device,
         warn=print,

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mtrl import checkpoint, cli
 from mtrl.config import load_yaml
-from mtrl.diagnostics import GradientMetrics
+from mtrl.gradients.diagnostics import GradientMetrics
 from mtrl.smto import available, create
 
 TOY = str(REPOSITORY / "configs/toy.yaml")
