@@ -13,17 +13,18 @@ import torch
 from torch import Tensor
 
 from mtrl import losses
+from mtrl.checkpoint import check_fit
 from mtrl.config import Config, Loss
 from mtrl.earlier_checkpoints import upgraded
 from mtrl.gradients.buffer import Buffer
 from mtrl.gradients.objective import Objective
-from mtrl.networks.actor import Policy, create_actor, sample_action
-from mtrl.networks.critic import create_critic, move_target
-from mtrl.networks.encoder import InputEncoder
+from mtrl.networks.actor import sample_action
+from mtrl.networks.critic import make_critic, move_target
 from mtrl.optimizer import Optimizer
+from mtrl.policy import DeterministicPolicy, make_actor, make_encoder
 from mtrl.replay import Batch
 from mtrl.smto import SMTO, RandomSMTO, create
-from mtrl.smto.base import options_of
+from mtrl.smto.base import continue_stream, options_of
 from mtrl.temperature import Temperature
 
 
@@ -49,22 +50,16 @@ class Agent:
         self.value = losses.create_value(config.critic, device)
         with torch.random.fork_rng(devices=[]):  # built on the CPU: equal weights on any device
             torch.manual_seed(config.seed)
-            self.encoder = InputEncoder(
-                self.num_tasks,
-                observation_dim,
-                observation_norm=config.network.observation_norm,
-                task_encoding=config.network.task_encoding,
-            ).to(device)
-            actor = create_actor(config, self.encoder.output_dim, action_dim).to(device)
+            self.encoder = make_encoder(config, observation_dim).to(device)
+            inputs = self.encoder.output_dim
+            actor = make_actor(config, inputs, action_dim).to(device)
             critic, self.target_critic = (
-                create_critic(config, self.encoder.output_dim + action_dim, self.value.outputs).to(
-                    device
-                )
+                make_critic(config, inputs + action_dim, self.value.outputs).to(device)
                 for _ in range(2)
             )
         self.target_critic.requires_grad_(False)
         self.target_critic.load_state_dict(critic.state_dict())
-        self.policy = Policy(self.encoder, actor)
+        self.policy = DeterministicPolicy(self.encoder, actor)
 
         settings = config.agent
         learning: dict[str, Any] = {
@@ -102,6 +97,8 @@ class Agent:
         }
         """What learns, by its loss: each has an SMTO and an optimiser."""
         self._names = {loss: config.smto_of(loss).name for loss in self.parts}
+        self.moved = False
+        """Whether the state loaded last is from another kind of device."""
         self.gramians: dict[str, Tensor] = {}
         """{loss: [task, task]} of the last update that was asked for them."""
         # Separate streams: exploration must not depend on the number of updates.
@@ -249,16 +246,22 @@ class Agent:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises CheckpointError, before anything is changed, for the state of another agent."""
         stateful = self._stateful()
-        state = upgraded(
-            state, {name: stateful[name] for name in ("actor", "critic", "target_critic")}
-        )
+        networks = {name: stateful[name] for name in ("actor", "critic", "target_critic")}
+        state = upgraded(state, networks)
+        sized = {
+            name: part.state_dict()
+            for name, part in stateful.items()
+            if not isinstance(part, Optimizer)  # empty before its first step
+        }
+        check_fit(sized | {"log_alpha": self.temperature.log_alpha}, state)
         for name, part in stateful.items():
             part.load_state_dict(state[name])
         with torch.no_grad():
             self.temperature.log_alpha.copy_(state["log_alpha"])
-        self.exploration.set_state(state["exploration"])
-        self.generator.set_state(state["generator"])
+        self.moved = not continue_stream(self.exploration, state["exploration"])
+        continue_stream(self.generator, state["generator"])
 
 
 def _noise(shape: Sequence[int], generator: torch.Generator) -> Tensor:

@@ -104,6 +104,7 @@ def measure(
             run_dir=str(Path(folder, "run")),
             train=dataclasses.replace(config.train, warmup_steps=WARMUP * config.num_envs),
             agent=dataclasses.replace(config.agent, warmup_updates=0),
+            logging=dataclasses.replace(config.logging, wandb=False),  # a measurement is no run
         )
         trainer = _Watched(config, RunDirectory.create(config), envs, device, stack)
         trainer.watch_s = seconds

@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import pickle
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -145,12 +147,64 @@ def load(path: Path) -> dict[str, Any]:
                 digest.update(chunk)
                 remaining -= len(chunk)
             if file.read() != MARKER + digest.digest():
-                raise CheckpointError(f"checkpoint {path} is damaged: checksum does not match")
+                raise CheckpointError(
+                    f"checkpoint {path} is damaged, or none of mtrl's: checksum does not match"
+                )
             file.seek(0)
-            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-            return state
+            return _unpickled(path, file)
     except OSError as error:
         raise CheckpointError(f"cannot read checkpoint {path}: {error}") from error
+
+
+def _unpickled(path: Path, file: BinaryIO) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise CheckpointError(f"cannot read checkpoint {path}: {reason}") from error
+    return state
+
+
+def check_fit(own: Mapping[str, Any], state: Any) -> None:
+    """Raise CheckpointError unless `state` has every part of `own`, with tensors of its shapes."""
+    for part, content in own.items():
+        if not isinstance(state, Mapping) or part not in state:
+            raise CheckpointError(f"it has no {part}")
+        here, there = _shapes(part, content), _shapes(part, state[part])
+        for name in [*here, *there]:
+            if here.get(name) != there.get(name):
+                theirs, ours = there.get(name, "none"), here.get(name, "none")
+                raise CheckpointError(f"{name} has shape {theirs} there, {ours} here")
+
+
+def _shapes(name: str, content: Any) -> dict[str, tuple[int, ...]]:
+    if isinstance(content, Mapping):
+        return {
+            key: shape
+            for part, value in content.items()
+            if part != "generator"  # whose size is the device's
+            for key, shape in _shapes(f"{name}.{part}", value).items()
+        }
+    return {name: tuple(content.shape) if isinstance(content, Tensor) else ()}
+
+
+def check_resumable(state: Any, environments: int) -> None:
+    """Raise CheckpointError unless a run with so many environments can continue from `state`."""
+    if isinstance(state, Mapping) and "agent" in state and "replay" not in state:
+        raise CheckpointError("it holds the policy alone; a run goes on from a step_*.pt")
+    check_kind(state)
+    theirs = len(state["episodes"])
+    if theirs != environments:
+        raise CheckpointError(f"its run has {theirs} environments, this one {environments}")
+
+
+def check_kind(state: Any) -> None:
+    """Raise CheckpointError unless it is a checkpoint of reinforcement learning."""
+    if not isinstance(state, Mapping) or "agent" not in state:
+        supervised = isinstance(state, Mapping) and not {"learner", "network"}.isdisjoint(state)
+        raise CheckpointError(
+            f"it is a checkpoint of {'mtrl supervised' if supervised else 'something else'}"
+        )
 
 
 def step_path(directory: Path, step: int) -> Path:
@@ -172,13 +226,17 @@ def load_latest(directory: Path) -> tuple[dict[str, Any] | None, list[str]]:
     return None, warnings
 
 
-def rewind(path: Path) -> list[Path]:
+def rewind(path: Path, check: Callable[[dict[str, Any]], None]) -> list[Path]:
     """Make a step checkpoint its folder's newest: later ones are deleted, and returned.
 
-    Raises CheckpointError, before anything is deleted, if a run cannot go on from `path`.
+    check: raises CheckpointError, before anything is deleted, if a run cannot continue from it.
     """
-    if "replay" not in load(path):
-        raise CheckpointError(f"{path} holds the policy alone; a run goes on from a step_*.pt")
+    state = load(path)
+    try:
+        check(state)
+    except CheckpointError as error:
+        raise CheckpointError(f"cannot continue from {path}: {error}") from None
+    del state  # it holds the whole replay
     later = [other for other in newest_first(path.parent) if other.name > path.name]
     for other in later:
         other.unlink()

@@ -21,10 +21,11 @@ mtrl: multi-task reinforcement learning
 
   mtrl train CONFIG [--resume-if-exists] [--key value ...]
       train; CONFIG is a YAML file or a preset's name
-  mtrl resume RUN [--train.total-steps N]
+  mtrl resume RUN [--train.total-steps N] [--learner.device D]
       go on from the newest checkpoint, or from the one given
   mtrl evaluate RUN [--checkpoint best|latest|PATH]
                     [--episodes-per-task 50] [--json] [--video]
+                    [--device D] [--plugins FILE ...]
       success rates of a trained agent
   mtrl bench CONFIG [--key value ...]
       where the time of a vector step goes here, in under a minute
@@ -181,13 +182,12 @@ def bench_command(arguments: list[str]) -> None:
     from mtrl.envs.vector import make_vector_env
 
     with make_vector_env(config, config.train.envs_per_task) as envs:
-        from rich.console import Console
-
         from mtrl.bench import findings, measure, table
+        from mtrl.console import open_console
         from mtrl.methods import check_methods
 
         measured = measure(check_methods(config), envs)
-    Console().print(table(config.name, measured))
+    open_console().print(table(config.name, measured))
     print("\n".join(findings(measured)))
 
 
@@ -199,13 +199,16 @@ def resume_command(arguments: list[str]) -> None:
         raise UsageError("resume wants a run directory or a checkpoint")
     if arguments[0] in ("-h", "--help"):
         print(
-            "mtrl resume RUN [--train.total-steps N]\n\n"
+            "mtrl resume RUN [--train.total-steps N] [--learner.device D] [--plugins FILE ...]\n\n"
             "RUN is a run's directory: go on from its newest checkpoint. Or one of its\n"
-            "checkpoints/step_*.pt: go on from there; later checkpoints are deleted."
+            "checkpoints/step_*.pt: go on from there; later checkpoints are deleted.\n"
+            "On another device the run continues, but not bitwise as on the first.\n"
+            "Plug-ins that have moved are named again."
         )
         return
     name, *overrides = arguments
-    if RunDirectory(Path(name)).is_supervised:
+    path = Path(name)
+    if RunDirectory(path.parent.parent if path.is_file() else path).is_supervised:
         from mtrl.supervised import command
 
         command.resume(arguments)
@@ -220,6 +223,7 @@ def _resume(
 ) -> None:
     """Go on with `run`; checkpoint: not from the newest, but from this one."""
     import dataclasses
+    import functools
 
     from mtrl.command_line import continued
     from mtrl.envs.vector import make_vector_env
@@ -228,24 +232,29 @@ def _resume(
 
     config = continued(stored, wanted)
     run.lock()
-    if checkpoint is not None:
-        from mtrl.checkpoint import rewind
-
-        for later in rewind(checkpoint):
-            print(f"mtrl: {later} is later and was deleted", file=sys.stderr)
-    write_atomically(run.config_file, dump_yaml(config))
     with make_vector_env(config, config.train.envs_per_task) as envs:
+        from mtrl.learner import choose_device, settle
         from mtrl.methods import check_methods
 
-        config = dataclasses.replace(check_methods(config), run_dir=str(run.path))
+        config = check_methods(config)
+        device = choose_device(config.learner.device)
+        if config.learner != stored.learner:  # another device: decided again
+            config, _ = settle(config, device)
+        if checkpoint is not None:
+            from mtrl.checkpoint import rewind
+            from mtrl.trained import check_checkpoint
+
+            for later in rewind(checkpoint, functools.partial(check_checkpoint, config, envs)):
+                print(f"mtrl: {later} is later and was deleted", file=sys.stderr)
+        write_atomically(run.config_file, dump_yaml(config))
+        config = dataclasses.replace(config, run_dir=str(run.path))
         _train(config, run, envs, resume=True)
 
 
 def _train(config: Config, run: RunDirectory, envs: VectorEnv, *, resume: bool) -> None:
     import dataclasses
 
-    from rich.console import Console
-
+    from mtrl.console import open_console
     from mtrl.recorder import success_table
     from mtrl.train import train
 
@@ -253,7 +262,7 @@ def _train(config: Config, run: RunDirectory, envs: VectorEnv, *, resume: bool) 
     episodes = result.success.shape[1]
     title = f"final evaluation, {episodes} episodes per task, protocol {config.protocol_stamp}"
     print(title)
-    Console().print(success_table(config.task_names, result))
+    open_console().print(success_table(config.task_names, result))
     tensorboard = Path(sys.executable).parent / "tensorboard"  # works outside the environment too
     path = run.path.resolve()
     # runs/<name>/<method>/seed_<n>: from where the other runs are seen too, to compare with.

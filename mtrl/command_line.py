@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import tyro
 import yaml
@@ -71,20 +71,24 @@ def with_overrides(default: Config, program: str, arguments: list[str]) -> Confi
     return config
 
 
+Setting = TypeVar("Setting", bound=str)
 MAY_DIFFER = ("overwrite", "resume_if_exists", "run_dir")  # say nothing of what is computed
+OF_THE_MACHINE = ("learner.device", "plugins")  # a resumed run may be on another
 DECIDED = ("learner.compile", "learner.precision", "learner.capture")  # when the run started
 
 
 def continued(stored: Config, wanted: Config) -> Config:
-    """Configuration with which a run goes on: the stored one, longer if so wanted.
+    """Configuration with which a run goes on: the stored one, longer if so wanted, and with the
+    device and the plug-ins' places of this machine.
 
     Raises ConfigError for the first setting in which `wanted` differs otherwise.
     """
     before = flatten(stored)
+    moved = wanted.learner.device != stored.learner.device
     for key, value in flatten(wanted).items():
-        if key in MAY_DIFFER or value == before[key]:
+        if key in MAY_DIFFER or key in OF_THE_MACHINE or value == before[key]:
             continue
-        if key in DECIDED and value == "auto":
+        if key in DECIDED and (value == "auto" or moved):
             continue
         if key == "learner.precision" and before[key] == "fp32":
             continue  # the machine it started on had nothing else
@@ -93,12 +97,32 @@ def continued(stored: Config, wanted: Config) -> Config:
         if value < before[key]:
             raise ConfigError(key, value, f"may only be raised; the run has {before[key]}")
     train = dataclasses.replace(stored.train, total_steps=wanted.train.total_steps)
-    return dataclasses.replace(stored, train=train)
+    learner = stored.learner
+    if moved:
+        learner = dataclasses.replace(
+            learner,
+            device=wanted.learner.device,
+            compile=_again(wanted.learner.compile, learner.compile),
+            capture=_again(wanted.learner.capture, learner.capture),
+            precision="auto"
+            if wanted.learner.precision == learner.precision == "tf32"
+            else wanted.learner.precision,
+        )
+    return dataclasses.replace(stored, train=train, plugins=wanted.plugins, learner=learner)
+
+
+def _again(wanted: Setting, decided: Setting) -> Setting | Literal["auto"]:
+    """A decision is made again, unless somebody asks for another."""
+    return "auto" if wanted == decided else wanted
 
 
 def _parse(default: Config, program: str, arguments: list[str]) -> Config:
     config = tyro.cli(
-        Config, default=default, prog=program, args=arguments, registry=mappings_as_pairs()
+        Config,
+        default=default,
+        prog=program,
+        args=gather(default, arguments),
+        registry=mappings_as_pairs(),
     )
     given = {word.replace("_", "-").split("=")[0] for word in arguments}
     agent = config.agent
@@ -109,6 +133,28 @@ def _parse(default: Config, program: str, arguments: list[str]) -> Config:
             options = before.options | options
         agent = dataclasses.replace(agent, **{key: dataclasses.replace(now, options=options)})
     return dataclasses.replace(config, agent=agent)
+
+
+def gather(default: Any, words: list[str]) -> list[str]:
+    """`--options a=1 --options=b=2` -> `--options a=1 b=2`, for lists and mappings of `default`.
+
+    argparse would silently keep only the last.
+    """
+    several = {key for key, value in flatten(default).items() if isinstance(value, tuple | dict)}
+    others: list[str] = []
+    gathered: dict[str, list[str]] = {}
+    target = others
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option.startswith("--"):
+            key = option[2:].replace("-", "_")
+            if key in several:
+                target = gathered.setdefault(f"--{key}", [])
+                target += [value] if equals else []
+                continue
+            target = others
+        target.append(word)
+    return others + [word for option, values in gathered.items() for word in (option, *values)]
 
 
 def mappings_as_pairs() -> ConstructorRegistry:

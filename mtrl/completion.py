@@ -19,8 +19,9 @@ _mtrl() {{
     elif [[ $word == -* ]]; then
         case $command in
             train) words="{options}" ;;
-            resume) words="--train.total-steps" ;;
-            evaluate) words="--checkpoint --episodes-per-task --json --video" ;;
+            resume) words="--train.total-steps --learner.device --plugins" ;;
+            evaluate)
+                words="--checkpoint --episodes-per-task --json --video --device --plugins" ;;
             export) words="--out --checkpoint" ;;
         esac
     elif [ "$COMP_CWORD" -eq 2 ]; then

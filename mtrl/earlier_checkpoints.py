@@ -18,11 +18,11 @@ def upgraded(state: Mapping[str, Any], networks: Mapping[str, nn.Module]) -> dic
     """
     state = dict(state)
     for key, network in networks.items():
-        before = state[key]
-        if "mlp.weights.0" not in before:
-            continue
+        before = state.get(key, {})
         today = [name for name, _ in network.named_parameters()]
         renamed = {name: _mlp_name(name, today) for name in before}
+        if "mlp.weights.0" not in before or sorted(renamed.values()) != sorted(today):
+            continue
         state[key] = {renamed[name]: value for name, value in before.items()}
         optimizer = state.get(f"{key}_optimizer")
         if optimizer is not None:
@@ -35,7 +35,9 @@ def upgraded(state: Mapping[str, Any], networks: Mapping[str, nn.Module]) -> dic
 
 def _mlp_name(name: str, today: list[str]) -> str:
     """mlp.weights.0 -> body.hidden.0.linear.weight; a bias is the layer's own or its LayerNorm's;
-    the last layer is the head."""
+    the last layer is the head. Other names stay."""
+    if not name.startswith("mlp."):
+        return name
     _, kind, layer = name.split(".")
     candidates = (
         (f"body.hidden.{layer}.linear.weight", "body.head.weight")
@@ -46,4 +48,4 @@ def _mlp_name(name: str, today: list[str]) -> str:
             "body.head.bias",
         )
     )
-    return next(candidate for candidate in candidates if candidate in today)
+    return next((candidate for candidate in candidates if candidate in today), name)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any, NamedTuple
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from mtrl.agent import Agent
 from mtrl.checkpoint import snapshot
 from mtrl.config import Config
-from mtrl.envs.vector import IDLE, RESET, STEP, VectorEnv, make_vector_env
+from mtrl.envs.vector import IDLE, RESET, STEP, Step, VectorEnv, WorkerError, make_vector_env
+from mtrl.policy import DeterministicPolicy
 
 Policy = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -59,23 +60,23 @@ def goals_at(config: Config, step: int, *, final: bool) -> NDArray[np.int64]:
 
 
 def agent_policy(agent: Agent) -> Policy:
-    """The deterministic policy on NumPy arrays [task, dim]."""
-
-    def policy(observations: NDArray[np.float32]) -> NDArray[np.float32]:
-        inputs = torch.tensor(observations, device=agent.device)
-        actions: NDArray[np.float32] = agent.act(inputs, deterministic=True).cpu().numpy()
-        return actions
-
-    return policy
+    """The deterministic policy on NumPy arrays [task, dim]; follows the agent's training."""
+    return numpy_policy(agent.policy, agent.device)
 
 
 def frozen_policy(agent: Agent) -> Policy:
     """As `agent_policy`, of the policy as it is now, and on the CPU."""
-    now = copy.deepcopy(agent.policy).cpu()
+    return numpy_policy(copy.deepcopy(agent.policy).cpu(), torch.device("cpu"))
+
+
+def numpy_policy(network: DeterministicPolicy, device: torch.device) -> Policy:
+    """A policy on `device` as a function of NumPy arrays [task, dim]."""
 
     @torch.no_grad()
     def policy(observations: NDArray[np.float32]) -> NDArray[np.float32]:
-        actions: NDArray[np.float32] = now(torch.tensor(observations)).numpy()
+        actions: NDArray[np.float32] = (
+            network(torch.tensor(observations, device=device)).cpu().numpy()
+        )
         return actions
 
     return policy
@@ -84,7 +85,10 @@ def frozen_policy(agent: Agent) -> Policy:
 def evaluate(
     policy: Policy, envs: VectorEnv, goals: NDArray[np.int64], *, stop_at_success: bool = True
 ) -> Evaluation:
-    """Run one episode per goal [task, episode]; tasks proceed through theirs independently."""
+    """Run one episode per goal [task, episode]; tasks proceed through theirs independently.
+
+    Raises WorkerError, which names the task, also for an observation or reward that is not finite.
+    """
     m, episodes = goals.shape
     lanes = np.arange(m)
     success = np.zeros((m, episodes), dtype=np.bool_)
@@ -97,6 +101,7 @@ def evaluate(
         next_goals = np.where(commands == RESET, goals[lanes, current], -1)
         envs.command(commands, next_goals, actions)
         outcome = envs.receive()
+        _check_finite(outcome, envs.names)
         stepped = commands == STEP
         returns[lanes, current] += np.where(stepped, outcome.rewards, 0.0)
         success[lanes, current] |= stepped & outcome.success
@@ -108,6 +113,17 @@ def evaluate(
         commands[episode >= episodes] = IDLE
         actions = policy(outcome.observations)
     return Evaluation(success, returns)
+
+
+def _check_finite(outcome: Step, names: Sequence[str]) -> None:
+    for what, values in (
+        ("observation", outcome.observations),
+        ("reward", outcome.rewards[:, None]),
+    ):
+        finite = np.isfinite(values).all(1)
+        if not finite.all():
+            task = names[int(np.argmin(finite))]
+            raise WorkerError(f"non-finite {what} of task {task} in an evaluation")
 
 
 class Evaluated(NamedTuple):

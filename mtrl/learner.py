@@ -17,8 +17,8 @@ COMPILE_FROM = 20_000  # updates of a run that are worth half a minute of compil
 COMPILES_BACKWARD = (2, 11)  # the first PyTorch that compiles a function with a backward in it
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda` or `cuda:i` -> device; ConfigError if it is not there."""
+def choose_device(name: str, key: str = "learner.device") -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:i` -> device; ConfigError, at `key`, if it is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -26,12 +26,20 @@ def choose_device(name: str) -> torch.device:
     except RuntimeError:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
-        raise ConfigError("learner.device", name, "must be auto, cpu, cuda or cuda:i")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            "learner.device", name, f"this machine has {torch.cuda.device_count()} CUDA devices"
-        )
+        raise ConfigError(key, name, "must be auto, cpu, cuda or cuda:i")
+    if device.type == "cuda" and not 0 <= (device.index or 0) < torch.cuda.device_count():
+        have = f"this machine has {torch.cuda.device_count()} CUDA devices"
+        raise ConfigError(key, name, f"{have}; auto and cpu work on any")
     return device
+
+
+def device_here(name: str) -> str:
+    """A run's `learner.device` where this machine has it, else `auto`."""
+    try:
+        choose_device(name)
+    except ConfigError:
+        return "auto"
+    return name
 
 
 def set_up_learner(config: Config) -> torch.device:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import gymnasium
 
+from mtrl.envs.rendering import without_renderer
 from mtrl.plugin_files import import_file
 from mtrl.schema import ConfigError
 from mtrl.smto import available
@@ -29,7 +30,11 @@ def load_plugins(config: Configured) -> Configured:
     for given in config.plugins:
         path = Path(given).expanduser().resolve()
         if not path.is_file():
-            raise ConfigError("plugins", given, f"no such file (looked for {path})")
+            raise ConfigError(
+                "plugins",
+                given,
+                f"no such file (looked for {path}); if it has moved: --plugins FILE",
+            )
         if path not in _loaded:
             _loaded[path] = _import(path, given)
         paths.append(str(path))
@@ -40,10 +45,13 @@ def _import(path: Path, given: str) -> tuple[str, ...]:
     """-> names of the methods and environments that the file registers."""
     before = {*available(), *gymnasium.registry}
     try:
-        import_file(path)
+        with without_renderer():
+            import_file(path)
     except Exception as error:  # whatever the user's file raises
         frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
-        line = error.lineno if isinstance(error, SyntaxError) else frames and frames[-1].lineno
+        line = frames and frames[-1].lineno
+        if isinstance(error, SyntaxError) and error.filename == str(path):
+            line = error.lineno
         where = f", line {line}" if line else ""
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ConfigError("plugins", given, f"cannot be imported: {reason}{where}") from error

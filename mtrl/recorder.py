@@ -16,14 +16,15 @@ import imageio.v3
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
+from mtrl.console import open_console
 from mtrl.dashboard import layout
 from mtrl.evaluate import Evaluation
 from mtrl.run_directory import RunConfig, RunDirectory, write_atomically
+from mtrl.runs import read_metrics
 from mtrl.schema import dump_yaml
 from mtrl.sinks import Stays, open_sinks
 
@@ -51,6 +52,7 @@ class Recorder:
             again = evaluated_again and tag.startswith(EVALUATION)
             return at < step or (at == step and not again)
 
+        self._sinks = open_sinks(run, config, stays)  # first: one may refuse, and nothing is lost
         self._keep(run, stays)
         self._file = open(run.metrics_file, "a", buffering=1)  # noqa: SIM115 - closed in close()
         self._tensorboard = SummaryWriter(
@@ -60,12 +62,11 @@ class Recorder:
             text = f"protocol: **{config.protocol_stamp}**\n\n```yaml\n{dump_yaml(config)}```"
             self._tensorboard.add_text("config", text)
             self._tensorboard.add_custom_scalars(layout(self.names))
-        self._sinks = open_sinks(run, config, stays)
-        self.console = Console(stderr=True)
+        self.console = open_console(errors=True)
         self._progress: Progress | None = None
         if sys.stderr.isatty():
             self._progress = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 TextColumn("{task.percentage:>3.0f}%"),
                 TimeRemainingColumn(),
@@ -78,14 +79,11 @@ class Recorder:
     def _keep(run: RunDirectory, stays: Stays) -> None:
         if not run.metrics_file.exists():
             return
-        kept = []
-        for line in run.metrics_file.read_text().splitlines():
-            try:
-                record = json.loads(line)
-                if all(stays(record["step"], tag) for tag in record):
-                    kept.append(line + "\n")
-            except (ValueError, KeyError):
-                continue  # a line cut off when the process was killed
+        kept = [
+            json.dumps(record) + "\n"
+            for record in read_metrics(run.metrics_file)
+            if all(stays(int(record["step"]), tag) for tag in record)
+        ]
         write_atomically(run.metrics_file, "".join(kept))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -160,7 +158,7 @@ class Recorder:
             self.message(f"step {step:,} ({100 * step / self.total:.0f}%)  {text}")
 
     def message(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(text, soft_wrap=True)
 
     def close(self) -> None:
         if self._progress is not None:

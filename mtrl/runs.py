@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,12 +46,14 @@ class Run:
     status: Mapping[str, Any]
     """status.json, or empty."""
     state: str
-    """finished, stopped, failed, running, starting, or died: said to be running, but no process
-    holds it."""
+    """finished, stopped, failed, running, starting; died: said to be running, but no process holds
+    it; broken: its config.yaml cannot be used."""
     environment: Mapping[str, Any]
     """environment.json, or empty."""
     series: Mapping[str, Series] = field(default_factory=dict)
     """By tag; only the tags that were asked for."""
+    broken: str = ""
+    """Why config.yaml cannot be used."""
 
     @property
     def method(self) -> str:
@@ -79,11 +82,11 @@ class Run:
 
     @property
     def step(self) -> int:
-        return int(self.status.get("step", 0))
+        return int(self.status.get("step") or 0)
 
     @property
     def total_steps(self) -> int:
-        return int(self.status.get("total_steps", 0))
+        return int(self.status.get("total_steps") or 0)
 
     @property
     def finished(self) -> bool:
@@ -100,51 +103,96 @@ def is_run(path: Path) -> bool:
 
 def find_runs(paths: Iterable[Path]) -> list[Path]:
     """Run directories among and below `paths`, each once, sorted; ConfigError if there is none."""
-    found: set[Path] = set()
     asked = list(paths)
     for path in asked:
         if not path.is_dir():
             raise ConfigError("RUNS", str(path), "no such directory")
-        for folder, subfolders, _ in os.walk(path):
-            if is_run(Path(folder)):
-                found.add(Path(folder))
-                subfolders.clear()  # a run holds no other runs
+    found = sorted(runs_below(*asked))
     if not found:
         shown = ", ".join(map(str, asked))
         raise ConfigError("RUNS", shown, "holds no run (a folder with config.yaml and status.json)")
-    unique = {path.resolve(): path for path in sorted(found, reverse=True)}
-    return sorted(unique.values())
+    return found
+
+
+def runs_below(*folders: Path) -> Iterator[Path]:
+    """Run directories among and below `folders`, each once, by a path without links if it can be.
+
+    Symbolic links are followed, after all that is reached without them; none is followed twice.
+    """
+    seen: set[str] = set()
+    waiting = deque(map(str, folders))
+    while waiting:
+        for folder, subfolders, _ in os.walk(waiting.popleft()):
+            if (real := os.path.realpath(folder)) in seen:
+                subfolders.clear()
+                continue
+            seen.add(real)
+            if is_run(Path(folder)):
+                yield Path(folder)
+                subfolders.clear()  # a run holds no other runs
+            below = [os.path.join(folder, name) for name in subfolders]
+            waiting.extend(path for path in below if os.path.islink(path))
 
 
 def read_run(path: Path, prefixes: tuple[str, ...] = ()) -> Run:
     """The run in directory `path`, with the series of all tags that begin with a prefix."""
-    config: dict[str, Any] = {}
-    _flatten(read_yaml(path / "config.yaml"), "", config)
-    status = _read_json(path / "status.json")
+    status, environment = read_json(path / "status.json"), read_json(path / "environment.json")
+    series = read_series(path / "metrics.jsonl", prefixes) if prefixes else {}
+    try:
+        config = _read_settings(path / "config.yaml")
+    except ConfigError as error:
+        return Run(path, {}, status, "broken", environment, series, str(error))
     state = str(status.get("status", "starting"))
     if state in ("running", "starting") and not is_held(path):
         state = "died"
-    series = read_series(path / "metrics.jsonl", prefixes) if prefixes else {}
-    return Run(path, config, status, state, _read_json(path / "environment.json"), series)
+    return Run(path, config, status, state, environment, series)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A run's config.yaml, whatever the kind of run; ConfigError if it is damaged."""
+    content = read_yaml(path)
+    if not (isinstance(content, dict) and content):
+        raise ConfigError("CONFIG", str(path), "is empty or no mapping of keys to values")
+    return content
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """Flat; ConfigError if it is no configuration of a run."""
+    flat: dict[str, Any] = {}
+    _flatten(read_config(path), "", flat)
+    if not isinstance(flat.get("seed", 0), int):
+        raise ConfigError("seed", flat["seed"], f"must be an integer, in {path}")
+    tasks = flat.get("env.tasks", [])
+    if not (isinstance(tasks, list) and all(isinstance(task, str) for task in tasks)):
+        raise ConfigError("env.tasks", tasks, f"must be a list of names, in {path}")
+    return flat
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, float]]:
+    """The lines of a metrics.jsonl, as they were written: {"step": ..., tag: value, ...}.
+
+    What is not such a line is passed over: one that is being written, that was cut off when its
+    process was killed, or that a power cut filled with anything.
+    """
+    if not path.exists():
+        return
+    with open(path, "rb") as lines:
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except ValueError:  # not JSON, or not UTF-8
+                continue
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                yield {tag: v for tag, v in record.items() if isinstance(v, int | float)}
 
 
 def read_series(path: Path, prefixes: tuple[str, ...]) -> dict[str, Series]:
-    """Tags of metrics.jsonl that begin with one of `prefixes`; of equal steps the last counts.
-
-    A line that is being written, or was cut off, is passed over.
-    """
+    """Tags of metrics.jsonl that begin with one of `prefixes`; of equal steps the last counts."""
     points: dict[str, dict[int, float]] = {}
-    if path.exists():
-        with open(path) as lines:
-            for line in lines:
-                try:
-                    record = json.loads(line)
-                    step = int(record["step"])
-                except (ValueError, KeyError, TypeError):
-                    continue
-                for tag, value in record.items():
-                    if tag.startswith(prefixes):
-                        points.setdefault(tag, {})[step] = float(value)
+    for record in read_metrics(path):
+        for tag, value in record.items():
+            if tag.startswith(prefixes):
+                points.setdefault(tag, {})[int(record["step"])] = float(value)
     return {
         tag: Series(np.array(sorted(of)), np.array([of[step] for step in sorted(of)]))
         for tag, of in points.items()
@@ -159,7 +207,8 @@ def _flatten(value: Any, key: str, flat: dict[str, Any]) -> None:
         flat[key] = value
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A file that a run replaces as a whole; {} if it is not there, or damaged."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -174,9 +223,14 @@ mtrl runs [DIR]
 
 Table of the runs below DIR (default: runs): status, steps made, mean success in the last and in
 the best evaluation, steps per second over the whole run, time since the last sign of life.
-A run that says it is running while no process holds it is shown as `died`; `mtrl resume` goes on.
+A run that says it is running while no process holds it is shown as `died`; `mtrl resume` continues
+it. A run whose config.yaml cannot be used is `broken`; why is said below the table.
 """
-COLOURS = {"finished": "green", "running": "cyan", "failed": "red", "died": "red"}
+COLOURS = {
+    "finished": "green",
+    "running": "cyan",
+    **dict.fromkeys(("failed", "died", "broken"), "red"),
+}
 
 
 def runs_command(arguments: list[str]) -> None:
@@ -184,25 +238,31 @@ def runs_command(arguments: list[str]) -> None:
         print(HELP, end="")
         return
     if len(arguments) > 1:
-        raise ConfigError("DIR", " ".join(arguments), "runs wants one directory at most")
-    root = Path(arguments[0] if arguments else "runs")
+        raise ConfigError("DIR", " ".join(arguments), "runs takes one directory at most")
+    root = Path(arguments[0] if arguments else "runs").expanduser()
 
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
+
+    from mtrl.console import open_console
 
     table = Table(box=None, pad_edge=False)
     table.add_column("run", overflow="fold")
     table.add_column("status")
     for name in ("step", "of", "success", "best", "steps/s", "age"):
         table.add_column(name, justify="right", no_wrap=True)
-    for path in find_runs([root]):
-        run = read_run(path)
-        shown = path.relative_to(root) if path != root else path
-        table.add_row(str(shown), f"[{COLOURS.get(run.state, 'yellow')}]{run.state}", *_cells(run))
-    console = Console()
+    runs = [read_run(path) for path in find_runs([root])]
+    for run in runs:
+        shown = run.path.relative_to(root) if run.path != root else run.path
+        state = Text(run.state, COLOURS.get(run.state, "yellow"))
+        table.add_row(str(shown), state, *_cells(run))
+    console = open_console()
     if not console.is_terminal:  # a line per run, for grep
-        console = Console(width=500)
+        console = open_console(width=500)
     console.print(table)
+    for run in runs:
+        if run.broken:
+            console.print(f"{run.path} is broken: {run.broken}", soft_wrap=True)
 
 
 def _cells(run: Run) -> list[str]:

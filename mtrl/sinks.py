@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import io
+import secrets
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast
 
-from mtrl.run_directory import RunConfig, RunDirectory, write_atomically
+from mtrl.ending import TrainingError
+from mtrl.run_directory import RunConfig, RunDirectory, Sinks, write_atomically
+from mtrl.schema import ConfigError
+
+NOT_INSTALLED = "wandb is not installed; `pip install wandb`, or leave it off"
+MAX_NAME = 128  # characters of a run's name, which W&B's server accepts
 
 Stays = Callable[[int, str], bool]
 """(step, tag) -> whether what an interrupted run had logged there stays."""
@@ -20,13 +27,19 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
+def check_sinks(logging: Sinks) -> None:
+    """ConfigError for a sink that cannot work here; called before anything is written."""
+    if logging.wandb:
+        import_wandb()
+
+
 def open_sinks(run: RunDirectory, config: RunConfig, stays: Stays) -> list[Sink]:
-    """Those that `logging` asks for; each goes on after what stays."""
+    """Those that `logging` asks for; each continues after what stays."""
     sinks: list[Sink] = []
+    if config.logging.wandb:  # first: it may fail, and then nothing has changed on disk
+        sinks.append(WeightsAndBiases(run, config))
     if config.logging.csv:
         sinks.append(Csv(run, stays))
-    if config.logging.wandb:
-        sinks.append(WeightsAndBiases(run, config))
     return sinks
 
 
@@ -35,8 +48,9 @@ class Csv:
 
     def __init__(self, run: RunDirectory, stays: Stays) -> None:
         path = run.path / "metrics.csv"
-        lines = path.read_text().splitlines() if path.exists() else []
-        rows = [row for row in csv.reader(lines) if len(row) == 3 and row[0].isdigit()]
+        # A killed process, or a power cut, may leave anything in the last line.
+        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+        rows = [row for row in csv.reader(lines) if len(row) == 3 and row[0].isdecimal()]
         kept = io.StringIO(newline="")
         csv.writer(kept).writerows(
             [("step", "tag", "value"), *(row for row in rows if stays(int(row[0]), row[1]))]
@@ -56,19 +70,25 @@ class WeightsAndBiases:
     """A run of project `mtrl`, named by its directory; its own settings: WANDB_* variables."""
 
     def __init__(self, run: RunDirectory, config: RunConfig) -> None:
-        import wandb
-
-        identity = run.path / "wandb_id"  # a resumed run goes on there too
-        if not identity.exists():
-            identity.write_text(wandb.util.generate_id())
-        self._run: Any = wandb.init(
-            project="mtrl",
-            name=str(config.run_path),
-            id=identity.read_text(),
-            resume="allow",
-            dir=str(run.path),
-            config=dataclasses.asdict(cast(Any, config)),
-        )
+        wandb = import_wandb()
+        identity = run.path / "wandb_id"  # a resumed run continues there too
+        if not (identity.is_file() and identity.read_text().strip()):
+            write_atomically(identity, secrets.token_hex(4))
+        try:
+            self._run: Any = wandb.init(
+                project="mtrl",
+                name=str(config.run_path)[-MAX_NAME:],
+                id=identity.read_text().strip(),
+                resume="allow",
+                dir=str(run.path),
+                config=dataclasses.asdict(cast(Any, config)),
+                allow_val_change=True,  # a resumed run may be longer
+            )
+        except wandb.Error as error:
+            raise TrainingError(
+                f"Weights & Biases does not take the run: {_one_line(error)}; "
+                "WANDB_MODE=offline logs to the run's directory instead"
+            ) from None
         # As a metric: wandb's own step may not go back, which a resumed run does.
         self._run.define_metric("*", step_metric="environment_steps")
 
@@ -77,3 +97,40 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         self._run.finish()
+
+
+@functools.cache
+def import_wandb() -> Any:
+    """W&B's package, logged in; ConfigError if it is not installed, hidden, broken or without key.
+
+    On a terminal W&B itself asks for a missing key.
+    """
+
+    def refused(reason: str) -> ConfigError:
+        return ConfigError("logging.wandb", True, reason)
+
+    try:
+        import wandb
+    except ModuleNotFoundError as error:
+        if error.name == "wandb":
+            raise refused(NOT_INSTALLED) from None
+        raise refused(f"wandb cannot be imported: {_one_line(error)}") from None
+    except Exception as error:  # other versions of its own requirements make it raise anything
+        raise refused(f"wandb cannot be imported: {_one_line(error)}") from None
+    if not (hasattr(wandb, "init") and hasattr(wandb, "login")):
+        if wandb.__file__ is None:  # a folder without code, which Python takes for a package
+            folder = next(iter(wandb.__path__))
+            raise refused(f"{NOT_INSTALLED} (the folder {folder} is not the package)")
+        raise refused(
+            f"{wandb.__file__} hides the wandb package: rename it, or start mtrl in another folder"
+        )
+    try:
+        wandb.login()  # returns at once where WANDB_MODE says offline or disabled
+    except (wandb.Error, ValueError) as error:  # ValueError: a WANDB_* variable is impossible
+        advice = "use `wandb login`, WANDB_API_KEY or WANDB_MODE=offline"
+        raise refused(f"cannot log in to Weights & Biases; {advice} ({_one_line(error)})") from None
+    return wandb
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{error}".split()) or type(error).__name__

@@ -38,6 +38,11 @@ def train(
             warnings += damaged
         if state is not None:
             trainer.load(state)
+            if trainer.agent.moved:
+                warnings.append(
+                    "the checkpoint is from another kind of device: from here on the run is not "
+                    "bitwise what it would have been there"
+                )
         trainer.open_recorder()
         stack.enter_context(signals(trainer, "episode end"))
         if config.total_updates and not trainer.finished:

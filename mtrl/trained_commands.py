@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from rich.console import Console
 
+from mtrl.console import open_console
 from mtrl.schema import ConfigError
 
 
@@ -22,6 +24,11 @@ class EvaluateOptions:
     """Print JSON to standard output instead of a table."""
     video: bool = False
     """Also render an episode of each task: RUN/videos/step_<N>/<task>.mp4, and grid.mp4 of all."""
+    device: str = ""
+    """auto (CUDA where there is one), cpu, cuda or cuda:i; if empty the run's own, or auto where
+    this machine does not have it."""
+    plugins: tuple[str, ...] = ()
+    """The run's plug-ins, if they have moved; only those that register its environments."""
 
 
 def evaluate_command(arguments: list[str]) -> None:
@@ -31,27 +38,36 @@ def evaluate_command(arguments: list[str]) -> None:
 
     if options.episodes_per_task < 1:
         raise ConfigError("episodes_per_task", options.episodes_per_task, "must be at least 1")
-    _evaluate(Path(name), options)
+    _evaluate(Path(name).expanduser(), options)
 
 
 def _evaluate(path: Path, options: EvaluateOptions) -> None:
-    from mtrl.agent import Agent
     from mtrl.envs.vector import make_vector_env
-    from mtrl.evaluate import agent_policy, evaluate, goal_schedule
-    from mtrl.learner import set_up_learner
+    from mtrl.evaluate import evaluate, goal_schedule, numpy_policy
+    from mtrl.learner import choose_device, device_here, set_up_learner
     from mtrl.recorder import evaluation_json, success_table
-    from mtrl.trained import open_trained
+    from mtrl.trained import open_trained, with_environments
     from mtrl.videos import check_rendering, record
 
     trained = open_trained(path, options.checkpoint)
-    config, step = trained.config, trained.step
+    if options.device:
+        choose_device(options.device, "device")
+    name = options.device or device_here(trained.config.learner.device)
+    learner = dataclasses.replace(trained.config.learner, device=name)
+    config = dataclasses.replace(trained.config, learner=learner)
+    config, step = with_environments(config, options.plugins), trained.step
     if options.video:
         check_rendering(config)
     device = set_up_learner(config)
+    if not options.device and name != trained.config.learner.device:
+        print(
+            f"mtrl: note: {trained.config.learner.device}, where the run was trained, is not here; "
+            f"evaluating on {device}, where returns may differ in their last digits",
+            file=sys.stderr,
+        )
     with make_vector_env(config) as envs:
-        agent = Agent(config, envs.observation_dim, envs.action_dim, device)
-        agent.load_state_dict(trained.agent_state)
-        policy = agent_policy(agent)
+        network = trained.policy(envs.observation_dim, envs.action_dim).to(device)
+        policy = numpy_policy(network, device)
         goals = goal_schedule(config, options.episodes_per_task)
         result = evaluate(policy, envs, goals, stop_at_success=config.evaluation.stop_at_success)
     video = record(config, policy, trained.run.video_folder(step)) if options.video else None
@@ -72,7 +88,7 @@ def _evaluate(path: Path, options: EvaluateOptions) -> None:
         f"task, protocol {config.protocol_stamp}"
     )
     print(title)
-    Console().print(success_table(config.task_names, result))
+    open_console().print(success_table(config.task_names, result))
     if video:
         print(f"videos: {video}, and one file per task beside it")
 
@@ -90,17 +106,15 @@ def export_command(arguments: list[str]) -> None:
     rest = arguments if name == "RUN" else arguments[1:]
     options = tyro.cli(ExportOptions, prog=f"mtrl export {name}", args=rest)
 
-    import torch
-
-    from mtrl.agent import Agent
-    from mtrl.envs.tasks import task_set_of
     from mtrl.export import export_policy
     from mtrl.trained import open_trained
 
-    trained = open_trained(Path(name), options.checkpoint)
+    out = options.out.expanduser()
+    if out.is_dir():
+        raise ConfigError("out", str(out), f"is a folder; name a file, e.g. {out / 'policy.pt2'}")
+    if blocking := next((folder for folder in out.parents if folder.is_file()), None):
+        raise ConfigError("out", str(out), f"{blocking} is a file, not a folder")
+    trained = open_trained(Path(name).expanduser(), options.checkpoint)
     config = trained.config
-    envs = task_set_of(config)
-    agent = Agent(config, envs.observation_dim, envs.action_dim, torch.device("cpu"))
-    agent.load_state_dict(trained.agent_state)
-    export_policy(agent, config, envs.observation_dim, options.out)
-    print(f"{options.out}: policy of {name} at step {trained.step:,}, for {len(envs.names)} tasks")
+    export_policy(trained.policy(*trained.dimensions), config, *trained.dimensions, out)
+    print(f"{out}: policy of {name} at step {trained.step:,}, for {config.num_tasks} tasks")

@@ -401,6 +401,9 @@ class Trainer:
         raise Stopped(self.stop_signal, self.run)
 
     def load(self, state: dict[str, Any]) -> None:
+        """Raises CheckpointError, before anything is changed, for a checkpoint of another run."""
+        checkpoint.check_resumable(state, self.config.num_envs)
+        self.agent.load_state_dict(state["agent"])
         self.step = state["step"]
         self.episodes = np.array(state["episodes"], dtype=np.int64)
         self.recent_success = state["recent_success"]
@@ -408,7 +411,6 @@ class Trainer:
         self.last_success = state["last_success"]
         self.elapsed = state["elapsed"]
         self.updates = state["updates"]
-        self.agent.load_state_dict(state["agent"])
         self.replay.load_state_dict(state["replay"])
         if state.get("evaluating") is not None:  # absent in older checkpoints
             self.evaluator.start(self.step, self.agent, np.array(state["evaluating"]))

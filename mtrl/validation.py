@@ -6,12 +6,22 @@ simulation workers have been started.
 
 from __future__ import annotations
 
-import importlib.util
-
 from mtrl.config import Config
 from mtrl.envs import gym_tasks
 from mtrl.envs import tasks as env_tasks
 from mtrl.schema import ConfigError, flatten, nearest
+from mtrl.sinks import check_sinks
+
+
+def check_gym_tasks(config: Config) -> None:
+    """Raise ConfigError unless the run's Gymnasium tasks, if it has some, can be made here."""
+    if not env_tasks.is_gym(config.task_names[0]):
+        return
+    try:
+        gym_tasks.dimensions(config.task_names, config.plugins)
+    except Exception as error:  # whatever an environment raises where it cannot be made
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ConfigError("env.tasks", config.env.tasks, reason) from error
 
 
 def validate(config: Config) -> None:
@@ -48,11 +58,7 @@ def validate(config: Config) -> None:
     gym = env_tasks.is_gym(config.task_names[0])
     if gym:
         need(config.protocol == "none", "protocol", "must be none with Gymnasium tasks")
-        try:
-            gym_tasks.dimensions(config.task_names, config.plugins)
-        except Exception as error:  # whatever an environment raises where it cannot be made
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise ConfigError("env.tasks", env.tasks, reason) from error
+        check_gym_tasks(config)
     need(env.workers == "auto" or env.workers >= 1, "env.workers", "must be auto or at least 1")
     need(1 <= env.horizon <= 500 or gym, "env.horizon", "must be between 1 and 500")
     need(env.horizon >= 1, "env.horizon", "must be at least 1")
@@ -149,14 +155,10 @@ def validate(config: Config) -> None:
         f"must be a multiple of env.horizon * environments = {episode}, "
         f"e.g. {max(1, round(every / episode)) * episode}",
     )
-    need(
-        not config.logging.wandb or importlib.util.find_spec("wandb") is not None,
-        "logging.wandb",
-        "wandb is not installed; `pip install wandb`, or leave it off",
-    )
     need(config.seed >= 0, "seed", "must be zero or positive")
     need(
         not (config.overwrite and config.resume_if_exists),
         "resume_if_exists",
         "cannot be combined with overwrite, which deletes what exists",
     )
+    check_sinks(config.logging)

@@ -1,18 +1,16 @@
 """Videos of a policy: one episode per task, one file per task and a grid of all.
 
 Rendering happens in worker processes of its own: MuJoCo takes its renderer from MUJOCO_GL when
-it is imported, which this process may have done already.
+it is imported, which this process has done for simulation alone.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import gymnasium
@@ -20,19 +18,25 @@ import gymnasium
 from mtrl.config import Config
 from mtrl.envs import tasks
 from mtrl.envs.film import FPS, SIZE, Filmed
-from mtrl.envs.rendering import RenderingError, choose_renderer
+from mtrl.envs.rendering import DISABLED, RenderingError, choose_renderer
 from mtrl.envs.vector import VectorEnv, auto_workers
 from mtrl.evaluate import Policy, evaluate, goal_schedule
 
 
 def _renderer(config: Config) -> str:
-    """MUJOCO_GL for the workers; empty where the tasks are drawn without MuJoCo."""
-    wanted = any(
-        tasks.kind(name) == "Meta-World"
-        or (tasks.is_gym(name) and "mujoco" in str(gymnasium.spec(name).entry_point))
-        for name in config.task_names
-    )
-    return choose_renderer() if wanted else ""
+    """What MuJoCo draws with in the workers. RenderingError where a task cannot do without."""
+    names = config.task_names
+    if all(tasks.is_toy(name) for name in names):
+        return DISABLED
+    try:
+        return choose_renderer()
+    except RenderingError:
+        if any(
+            not tasks.is_gym(name) or "mujoco" in str(gymnasium.spec(name).entry_point)
+            for name in names
+        ):
+            raise
+        return DISABLED  # drawn by other means, as far as anyone can tell
 
 
 def check_rendering(config: Config) -> None:
@@ -52,34 +56,17 @@ def record(config: Config, policy: Policy, folder: Path) -> Path:
         functools.partial(Filmed, factory, name, path)
         for factory, name, path in zip(task_set.factories, task_set.names, files, strict=True)
     ]
-    with (
-        _inherited("MUJOCO_GL", _renderer(config)),
-        VectorEnv(
-            task_set.names,
-            films,
-            task_set.observation_dim,
-            task_set.action_dim,
-            task_set.costs,
-            workers=auto_workers(config.env.workers, config.num_tasks),
-        ) as envs,
-    ):
+    with VectorEnv(
+        task_set.names,
+        films,
+        task_set.observation_dim,
+        task_set.action_dim,
+        task_set.costs,
+        workers=auto_workers(config.env.workers, config.num_tasks),
+        renderer=_renderer(config),
+    ) as envs:
         evaluate(policy, envs, goal_schedule(config, 1))
     return _tile(files, folder / "grid.mp4")
-
-
-@contextmanager
-def _inherited(name: str, value: str) -> Iterator[None]:
-    """An environment variable for the processes started inside; an empty value changes nothing."""
-    before = os.environ.get(name)
-    if value:
-        os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is not None:
-            os.environ[name] = before
-        elif value:
-            del os.environ[name]
 
 
 def _tile(files: Sequence[Path], path: Path) -> Path:

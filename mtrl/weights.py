@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from mtrl.command_line import MAY_DIFFER
 from mtrl.config import Config
 from mtrl.run_directory import RunDirectory
-from mtrl.schema import ConfigError, dump_yaml, read_yaml
+from mtrl.runs import read_config, read_metrics
+from mtrl.schema import ConfigError, dump_yaml
 from mtrl.supervised.config import SupervisedConfig
 
 EMA = 0.9
@@ -27,8 +28,9 @@ def as_yaml(path: Path) -> str:
     run = RunDirectory(path)
     if not run.config_file.is_file() or not run.metrics_file.is_file():
         raise ConfigError("RUN_DIR", str(path), "is not a run directory with metrics.jsonl")
+    content = read_config(run.config_file)
     supervised = run.is_supervised
-    records = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
+    records = list(read_metrics(run.metrics_file))
     found = {
         loss: weights
         for loss in (("shared",) if supervised else ("critic", "actor"))
@@ -43,13 +45,13 @@ def as_yaml(path: Path) -> str:
         loss: {"name": "fixed", "options": {"weights": [round(w, 6) for w in weights.values()]}}
         for loss, weights in found.items()
     }
-    content = read_yaml(run.config_file)
     if supervised:
         content["smto"] = chosen["shared"]
     else:
-        content["agent"] |= {f"{loss}_smto": value for loss, value in chosen.items()}
-    if len(found) == 2:  # nothing is left of it
-        del content["agent"]["smto"]
+        agent = content.setdefault("agent", {})
+        agent |= {f"{loss}_smto": value for loss, value in chosen.items()}
+        if len(found) == 2:  # nothing is left of it
+            agent.pop("smto", None)
     for key in MAY_DIFFER:  # of another run's own
         content.pop(key, None)
     default = yaml.safe_load(dump_yaml(SupervisedConfig() if supervised else Config()))
@@ -73,7 +75,9 @@ def _departures(content: dict[str, Any], default: dict[str, Any]) -> dict[str, A
     return part
 
 
-def fixed_weights(records: list[dict[str, Any]], loss: str, *, by_epoch: bool) -> dict[str, float]:
+def fixed_weights(
+    records: Sequence[Mapping[str, float]], loss: str, *, by_epoch: bool
+) -> dict[str, float]:
     """{task: weight}, summing to 1; {} if the lines of metrics.jsonl have none.
 
     The mean weights of each epoch, normalised to sum 1, go into a moving average (0.9, from the
@@ -84,7 +88,7 @@ def fixed_weights(records: list[dict[str, Any]], loss: str, *, by_epoch: bool) -
     average: NDArray[np.float64] | None = None
     total: NDArray[np.float64] | float = 0.0
     names: list[str] = []
-    last = 0
+    last = 0.0
     for record in records:
         own = {key.removeprefix(prefix): v for key, v in record.items() if key.startswith(prefix)}
         if own:

@@ -1,32 +1,36 @@
 """Speed of the simulation: per task, and of the vector environments.
 
     python scripts/bench_env.py --out docs/performance-env.md
+    python scripts/bench_env.py --steps 0 --envs-per-task 8 32 --workers 16   # only our vector env
 
 Per task, microseconds: Meta-World's own step, ours, and the physics alone (five MuJoCo steps and
 the forward pass that every step must make); milliseconds: Meta-World's reset, ours to a new goal,
 and ours to a goal visited before. The three steps take turns in short chunks on the same goal and
 actions, so that a busy machine slows all of them; the ratios are medians over the chunks. Then
-environment steps per second of the whole vector environment, against Gymnasium's.
+environment steps per second of the whole vector environment on MT10, against Gymnasium's where a
+task has one environment.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import os
 import pickle
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
 
+from mtrl.config import Config, EnvConfig
 from mtrl.envs import tasks
-from mtrl.envs.vector import VectorEnv
+from mtrl.envs.vector import make_vector_env
 
 CHUNK = 25  # steps
 
@@ -99,19 +103,20 @@ def _task(name: str, goal: Any) -> Any:
     return metaworld.types.Task(name, pickle.dumps(data))
 
 
-def ours_per_second(names: Sequence[str], workers: int, steps: int, fast: bool) -> float:
-    """Environment steps per second of our worker processes, episodes' ends included."""
-    task_set = tasks.make_task_set(names, seed=1, fast=fast)
-    actions = np.random.default_rng(0).uniform(-1, 1, (len(names), 4)).astype(np.float32)
-    with VectorEnv(*task_set, workers=workers) as envs:
-        envs.reset([0] * len(names))
+def ours_per_second(copies: int, workers: int, steps: int, fast: bool) -> float:
+    """Environment steps per second of our worker processes on MT10, episodes' ends included."""
+    config = Config(env=EnvConfig(benchmark="MT10", workers=workers, fast=fast))
+    with make_vector_env(config, copies) as envs:
+        lanes = envs.num_lanes
+        actions = np.random.default_rng(0).uniform(-1, 1, (lanes, 4)).astype(np.float32)
+        envs.reset([0] * lanes)
 
         def run() -> None:
             for _ in range(steps):
-                envs.send(actions, [0] * len(names))
+                envs.send(actions, [0] * lanes)
                 envs.receive()
 
-        return steps * len(names) / seconds(run)
+        return steps * lanes / seconds(run)
 
 
 def _with_common_space(factory: Callable[[], gymnasium.Env]) -> gymnasium.Env:
@@ -156,18 +161,34 @@ def task_table(speeds: dict[str, TaskSpeed]) -> list[str]:
     return lines
 
 
+def vector_lines(envs_per_task: Sequence[int], workers: Sequence[int], steps: int) -> Iterator[str]:
+    """Each as soon as it is measured."""
+    yield from ("", "| MT10, vector environment | env steps/s |", "|---|---|")
+    if 1 in envs_per_task:
+        for title, kind in (
+            ("gymnasium SyncVectorEnv", gymnasium.vector.SyncVectorEnv),
+            ("gymnasium AsyncVectorEnv, 10 processes", gymnasium.vector.AsyncVectorEnv),
+        ):
+            yield f"| {title} | {gymnasium_per_second(kind, tasks.MT10, steps):.0f} |"
+    for copies, processes, fast in itertools.product(envs_per_task, workers, (True, False)):
+        rate = ours_per_second(copies, processes, steps, fast)
+        title = f"ours, {copies * len(tasks.MT10)} environments, {processes} workers"
+        yield f"| {title}, env.fast={str(fast).lower()} | {rate:.0f} |"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--tasks", nargs="+", default=tasks.MT50, choices=tasks.MT50, metavar="T")
     parser.add_argument("--reward-version", default="v2", choices=("v1", "v2"))
-    parser.add_argument("--steps", type=int, default=500, help="steps measured per task")
+    parser.add_argument("--steps", type=int, default=500, help="per task; 0: no table of tasks")
     parser.add_argument("--vector-steps", type=int, default=1000, help="0: no vector environments")
     parser.add_argument("--workers", nargs="+", type=int, help="default: 1 to the number of cores")
+    parser.add_argument("--envs-per-task", nargs="+", type=int, default=[1])
     parser.add_argument("--out", type=Path, help="Markdown file to write")
     options = parser.parse_args()
 
     speeds = {}
-    for name in options.tasks:
+    for name in options.tasks if options.steps else ():
         speeds[name] = speed = measure_task(name, options.reward_version, options.steps)
         print(
             f"{name:30s} upstream {speed.upstream:5.0f} us  ours {speed.ours:5.0f} us  "
@@ -179,25 +200,16 @@ def main() -> int:
     cores = len(os.sched_getaffinity(0))
     lines = [
         f"{platform.processor() or platform.machine()}, {cores} cores, Python "
-        f"{platform.python_version()}, reward {options.reward_version}, {options.steps} steps "
-        "per task.",
-        "",
-        *task_table(speeds),
+        f"{platform.python_version()}, reward {options.reward_version}."
     ]
+    if speeds:
+        lines += ["", f"{options.steps} steps per task.", "", *task_table(speeds)]
+    print("\n".join(["", *lines]), flush=True)
     if options.vector_steps:
-        names, steps = tasks.MT10, options.vector_steps
-        rows = [
-            ("gymnasium SyncVectorEnv", gymnasium.vector.SyncVectorEnv),
-            ("gymnasium AsyncVectorEnv, 10 processes", gymnasium.vector.AsyncVectorEnv),
-        ]
-        rates = {title: gymnasium_per_second(kind, names, steps) for title, kind in rows}
-        for workers in options.workers or range(1, cores + 1):
-            for fast in (False, True):
-                title = f"ours, {workers} workers, env.fast={str(fast).lower()}"
-                rates[title] = ours_per_second(names, workers, steps, fast)
-        lines += ["", "| MT10, vector environment | env steps/s |", "|---|---|"]
-        lines += [f"| {title} | {rate:.0f} |" for title, rate in rates.items()]
-    print("\n".join(["", *lines]))
+        workers = options.workers or range(1, cores + 1)
+        for line in vector_lines(options.envs_per_task, workers, options.vector_steps):
+            print(line, flush=True)
+            lines.append(line)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text("\n".join(lines) + "\n")

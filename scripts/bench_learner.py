@@ -2,42 +2,53 @@
 
     python scripts/bench_learner.py                          # MT10 and MT50, widths 400 and 1024
     python scripts/bench_learner.py --benchmarks MT10 --widths 400 --minutes 1
+    python scripts/bench_learner.py --methods unitary pcgrad mgda --modes captured eager
     python scripts/bench_learner.py --markdown docs/performance.md
 
 Full MT-SAC updates of 3 hidden layers on random data, 128 samples per task. `plain loop`: separate
 modules for both critics, one backward of the mean loss, torch.optim.Adam. `products`: nothing but
-the matrix products of an update, in the same shapes. `captured`, on a GPU: the whole update as one
-CUDA graph. All rows of a block take turns, so that a busy machine slows them alike; medians of at
-least three turns.
+the matrix products of an update, in the same shapes; both in fp32, on CUDA in TF32. `compiled` and
+`captured` (the whole update as one CUDA graph): as a run does it.
+
+The most important rows come first: every list is given in that order. A row is printed as soon as
+it is measured, and none begins when the time is over. It takes turns with the products, so that a
+busy machine slows both; medians of the turns. `over the first method`: of the same benchmark,
+width, precision and mode. MiB: the most that the row's agent and updates needed.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import math
 import statistics
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from bench_smto import ACTION, OBSERVATION, SAMPLES, make_batch
 from marked_table import replace_table
+from peak_memory import peak_memory
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtrl.agent import Agent
 from mtrl.capture import WARM_UPS, CapturedUpdate
+from mtrl.compilation import Compilation, exit_now
 from mtrl.config import AgentConfig, Config, EnvConfig, LearnerConfig, NetworkConfig, SmtoConfig
 from mtrl.envs.tasks import benchmark_tasks
 from mtrl.learner import choose_device
 from mtrl.networks.actor import sample_action
 from mtrl.replay import Batch
-from mtrl.run_directory import peak_memory_mib
+from mtrl.smto import describe
 
 DEPTH = 3
+PRECISIONS = ("fp32", "tf32", "bf16")
+MODES = ("eager", "compiled", "captured", "compiled+captured")
+CHUNK_S = 0.03  # of updates that follow each other before the clock is read
+MOST_TURNS = 100
 
 
 def make_agent(
@@ -152,36 +163,40 @@ def use(precision: str) -> None:
         torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
 
 
-def seconds(update: Callable[[Batch], object], batch: Batch) -> float:
-    started = time.perf_counter()
-    update(batch)
-    if batch.rewards.device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
+class Impossible(RuntimeError):
+    """A way to make updates that does not work here; says why."""
 
 
-def compiled(agent: Agent, batch: Batch, name: str) -> bool:
-    """Whether that worked."""
-    try:
-        agent.compile(batch)
-    except Exception as error:  # PyTorch raises many kinds, e.g. without a compiler
-        print(f"{name} could not be compiled: {str(error).splitlines()[0]}")
-        return False
-    return True
+def prepare(
+    agent: Agent, batch: Batch, mode: str, patience: float | None = None
+) -> Callable[[Batch], object]:
+    """A function that makes one update the given way; patience: seconds for the compiler."""
+    if "compiled" in mode:
+        compilation = Compilation(agent, batch, None)
+        compilation.join(patience)
+        if compilation.is_alive():
+            raise Impossible("not compiled within the time")
+        if compilation.failure:
+            raise Impossible(f"not compiled: {compilation.failure}")
+    return captured(agent, batch) if "captured" in mode else agent.update
 
 
 def captured(agent: Agent, batch: Batch) -> Callable[[Batch], object]:
     for part in agent.parts.values():
         part.optimizer.make_capturable()
+    reasons: list[str] = []
     update = CapturedUpdate(
         lambda: torch.stack(agent.update(batch)),
         [part.smto for part in agent.parts.values()],
         agent.generators,
         agent.device,
-        warn=print,
+        warn=reasons.append,
     )
     for _ in range(WARM_UPS + 1):
         update()
+    if not update.is_captured:
+        cause = reasons[0].split(": ", 1)[-1] if reasons else "its steps differ, or wait"
+        raise Impossible(f"not captured: {cause}")
     return lambda _: update()
 
 
@@ -194,79 +209,243 @@ def machine(device: torch.device) -> str:
     return f"torch {torch.__version__}, {where}"
 
 
-def block(benchmark: str, width: int, device: torch.device, budget: float) -> list[str]:
-    """One benchmark and width: all rows, made and taking turns for about `budget` seconds."""
-    begun = time.perf_counter()
-    torch.compiler.reset()  # or one process may compile only so many agents
-    m = len(benchmark_tasks(benchmark))
-    batch = make_batch(m, device)
-    rows: dict[str, Callable[[Batch], object]] = {
-        "products": Products(m, width, device).update,
-        "plain loop": PlainLoop(m, width, device).update,
-    }
-    modes = ["fp32", "bf16"] if device.type == "cpu" else ["fp32", "tf32", "bf16"]
-    for method, precision in itertools.product(("unitary", "pcgrad"), modes):
-        use(precision)
-        name, arguments = f"`{method}` {precision}", (benchmark, width, method, precision, device)
-        rows[f"{name}, eager"] = make_agent(*arguments).update
-        agent = make_agent(*arguments)
-        if compiled(agent, batch, name):
-            rows[f"{name}, compiled"] = agent.update
-        if device.type == "cuda":
-            rows[f"{name}, captured"] = captured(make_agent(*arguments), batch)
+class Row(NamedTuple):
+    benchmark: str
+    width: int
+    method: str
+    precision: str
+    mode: str
 
-    def timed(name: str) -> float:
-        use("tf32" if "tf32" in name else "fp32")
-        return seconds(rows[name], batch)
+    @property
+    def name(self) -> str:
+        return f"`{self.method}` {self.precision}, {self.mode}"
 
-    once = sum(timed(name) for name in rows)
-    left = budget - (time.perf_counter() - begun)
-    turns = max(3, min(100, int(left / once)))
-    times: dict[str, list[float]] = {name: [] for name in rows}
-    for _ in range(turns):
-        for name in rows:
-            times[name].append(timed(name))
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    lines = [
-        f"| {benchmark} | {width} | {name} | {1e3 * value:.1f} | {1 / value:,.1f} | "
-        f"{value / medians['products']:.2f} | {value / medians['plain loop']:.2f} |"
-        for name, value in medians.items()
-    ]
-    print("\n".join(lines), flush=True)
-    return lines
+    @property
+    def shape(self) -> tuple[str, int]:
+        return self.benchmark, self.width
+
+
+def plan(
+    benchmarks: Sequence[str],
+    widths: Sequence[int],
+    methods: Sequence[str],
+    precisions: Sequence[str],
+    modes: Sequence[str],
+) -> list[Row]:
+    """All rows, the most important first: those with the fewest steps down the lists, where all
+    methods after the first are one step down; of equal ones, those of an earlier mode."""
+
+    def importance(row: Row) -> tuple[int, int]:
+        mode = modes.index(row.mode)
+        steps = [
+            benchmarks.index(row.benchmark),
+            widths.index(row.width),
+            min(methods.index(row.method), 1),
+            precisions.index(row.precision),
+            mode,
+        ]
+        return sum(steps), mode
+
+    rows = itertools.product(benchmarks, widths, methods, precisions, modes)
+    return sorted(itertools.starmap(Row, rows), key=importance)
+
+
+Update = Callable[[Batch], object]
+
+
+def seconds(update: Update, batch: Batch, times: int = 1) -> float:
+    """Of one update, where several follow each other."""
+    started = time.perf_counter()
+    for _ in range(times):
+        update(batch)
+    if batch.rewards.device.type == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - started) / times
+
+
+def take_turns(works: Sequence[Callable[[int], float]], until: float, end: float) -> list[float]:
+    """Median seconds of each; a work is given how often to do it, and says how long one took.
+
+    until: when to stop after three turns. end: when to stop after one.
+    """
+    often = [max(1, min(1000, int(CHUNK_S / work(1)))) for work in works]
+    turns: list[list[float]] = []
+    while len(turns) < MOST_TURNS:
+        now = time.perf_counter()
+        if (len(turns) >= 3 and now >= until) or (turns and now >= end):
+            break
+        turns.append([work(times) for work, times in zip(works, often, strict=True)])
+    return [statistics.median(column) for column in zip(*turns, strict=True)]
+
+
+class Shape:
+    """What the rows of one benchmark and width are measured against."""
+
+    def __init__(self, benchmark: str, width: int, device: torch.device) -> None:
+        self.key, self.device = (benchmark, width), device
+        m = len(benchmark_tasks(benchmark))
+        self.batch = make_batch(m, device)
+        self.products = Products(m, width, device).update
+        self.precision = "tf32" if device.type == "cuda" else "fp32"
+
+    def timed(self, update: Update, precision: str) -> Callable[[int], float]:
+        def work(times: int) -> float:
+            use(precision)
+            return seconds(update, self.batch, times)
+
+        return work
+
+    def against_products(
+        self, update: Update, precision: str, until: float, end: float
+    ) -> tuple[float, float]:
+        """-> median seconds of the update and of the products."""
+        works = self.timed(update, precision), self.timed(self.products, self.precision)
+        mine, products = take_turns(works, until, end)
+        return mine, products
+
+    def plain_loop(self, until: float, end: float) -> tuple[float, float]:
+        benchmark, width = self.key
+        plain = PlainLoop(len(benchmark_tasks(benchmark)), width, self.device)
+        return self.against_products(plain.update, self.precision, until, end)
+
+
+class Table:
+    """Lines as they are measured, and what later ones are compared with."""
+
+    def __init__(self, first_method: str) -> None:
+        self.first_method = first_method
+        self.lines: dict[tuple[str, ...], str] = {}
+        self._plain: dict[tuple[str, int], float] = {}
+        self._first: dict[tuple[object, ...], float] = {}
+
+    def has(self, shape: tuple[str, int]) -> bool:
+        return shape in self._plain
+
+    def plain_loop(self, shape: tuple[str, int], plain_s: float, products_s: float) -> None:
+        self._plain[shape] = plain_s / products_s
+        self._add(shape, "products", products_s, 1.0)
+        self._add(shape, "plain loop", plain_s, plain_s / products_s)
+
+    def row(self, row: Row, update_s: float, products_s: float, mib: float) -> None:
+        """Over the products: of the same turns."""
+        ratio, others = update_s / products_s, (*row.shape, row.precision, row.mode)
+        if row.method == self.first_method:
+            self._first[others] = ratio
+        first = f"{ratio / self._first[others]:.2f}" if others in self._first else ""
+        self._add(row.shape, row.name, update_s, ratio, first, f"{mib:,.0f}")
+
+    def _add(
+        self,
+        shape: tuple[str, int],
+        name: str,
+        update_s: float,
+        ratio: float,
+        over_first: str = "",
+        mib: str = "",
+    ) -> None:
+        cells = f"{1e3 * update_s:.2f} | {1 / update_s:,.1f} | {ratio:.2f}"
+        plain = f"{ratio / self._plain[shape]:.2f}"
+        self._print(shape, name, f"{cells} | {plain} | {over_first} | {mib}")
+
+    def failed(self, row: Row, reason: str) -> None:
+        self._print(row.shape, row.name, f"{reason.replace('|', '/')} | | | | |")
+
+    def _print(self, shape: tuple[str, int], name: str, cells: str) -> None:
+        line = f"| {shape[0]} | {shape[1]} | {name} | {cells} |"
+        self.lines[shape[0], str(shape[1]), name] = line
+        print(line, flush=True)
+
+
+HEAD = [
+    "| benchmark | width | what | ms | updates/s | over the products | over the plain loop | "
+    "over the first method | MiB |",
+    "|---" * 9 + "|",
+]
+
+
+def measure(row: Row, shape: Shape, table: Table, until: float, end: float) -> None:
+    made: list[Update] = []
+
+    def make() -> None:
+        use(row.precision)
+        agent = make_agent(*row.shape, row.method, row.precision, shape.device)
+        patience = max(end - time.perf_counter(), 0)
+        made.append(prepare(agent, shape.batch, row.mode, patience))
+        seconds(made[0], shape.batch)
+
+    try:
+        memory = peak_memory(shape.device, make)
+        times = shape.against_products(made[0], row.precision, until, end)
+    except RuntimeError as error:  # this row's: one that does not fit into memory ends no others
+        table.failed(row, (str(error).strip() or type(error).__name__).splitlines()[0])
+    else:
+        table.row(row, *times, memory)
+
+
+def measure_all(rows: Sequence[Row], device: torch.device, end: float) -> Table:
+    """All rows for which there is time until `end`, of equal shares."""
+    table = Table(rows[0].method)
+    shape = Shape(*rows[0].shape, device)
+    print("\n".join(HEAD), flush=True)
+    for index, row in enumerate(rows):
+        now = time.perf_counter()
+        if now >= end:
+            print(f"\n{len(rows) - index} rows were not measured: the time was over.")
+            break
+        until = now + (end - now) / (len(rows) - index)
+        if row.shape != shape.key:
+            shape = Shape(*row.shape, device)
+        if not table.has(row.shape):
+            table.plain_loop(row.shape, *shape.plain_loop(until, end))
+        measure(row, shape, table, until, end)
+        if "compiled" in row.mode and time.perf_counter() < end:
+            torch.compiler.reset()  # or one process may compile only so many agents
+    return table
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--benchmarks", nargs="+", default=["MT10", "MT50"])
     parser.add_argument("--widths", type=int, nargs="+", default=[400, 1024])
+    parser.add_argument("--methods", nargs="+", default=["unitary", "pcgrad"])
+    parser.add_argument(
+        "--precisions", nargs="+", choices=PRECISIONS, help="default: fp32 bf16, CUDA: tf32"
+    )
+    parser.add_argument(
+        "--modes",
+        nargs="+",
+        choices=MODES,
+        help="default: eager compiled, CUDA: captured eager compiled+captured",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
-    parser.add_argument("--minutes", type=float, default=8.0, help="about how long in all")
+    parser.add_argument("--minutes", type=float, default=10.0, help="at most how long in all")
     parser.add_argument("--markdown", type=Path, help="file with the marked place for the table")
     options = parser.parse_args()
+    end = time.perf_counter() + 60 * options.minutes
     torch.set_flush_denormal(True)
     if options.threads:
         torch.set_num_threads(options.threads)
+    for method in options.methods:
+        describe(method)  # unknown names are refused before the work begins
     device = choose_device(options.device)
-    lines = [
-        "| benchmark | width | what | ms | updates/s | over the products | over the plain loop |",
-        "|---" * 7 + "|",
-    ]
-    print("\n".join(lines), flush=True)
-    shapes = list(itertools.product(options.benchmarks, options.widths))
-    weight = {shape: math.sqrt(len(benchmark_tasks(shape[0])) * shape[1]) for shape in shapes}
-    end = time.perf_counter() + 60 * options.minutes
-    peaks = []
-    for index, shape in enumerate(shapes):
-        share = weight[shape] / sum(weight[later] for later in shapes[index:])
-        lines += block(*shape, device, share * (end - time.perf_counter()))
-        peaks.append(f"{shape[0]} width {shape[1]}: {peak_memory_mib(device):,.0f} MiB")
-    text = f"{machine(device)}.\n\n" + "\n".join(lines)
-    text += f"\n\nPeak memory, all rows up to there together: {', '.join(peaks)}."
-    print(f"\n{text.splitlines()[-1]}")
+    on_gpu = device.type == "cuda"
+    precisions = options.precisions or (["tf32"] if on_gpu else ["fp32", "bf16"])
+    modes = options.modes or (
+        ["captured", "eager", "compiled+captured"] if on_gpu else ["eager", "compiled"]
+    )
+    lists = options.benchmarks, options.widths, options.methods, precisions, modes
+    print(f"{machine(device)}.\n", flush=True)
+    table = measure_all(plan(*lists), device, end)
     if options.markdown:
+        names = ["products", "plain loop"]
+        names += [Row("", 0, *rest).name for rest in itertools.product(*lists[2:])]
+        order = itertools.product(options.benchmarks, map(str, options.widths), names)
+        lines = [*HEAD, *(table.lines[key] for key in order if key in table.lines)]
+        text = f"{machine(device)}.\n\n" + "\n".join(lines)
         replace_table(options.markdown, "bench_learner", text)
+    if any(thread.name == "compilation" for thread in threading.enumerate()):
+        exit_now(0)  # Python's own way out waits for the compiler
 
 
 if __name__ == "__main__":

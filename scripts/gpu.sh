@@ -1,42 +1,148 @@
 #!/usr/bin/env bash
-# What wants a GPU, in one command: the tests, the benchmark tables, and the full MT10 run for as
-# long as HOURS says. Called again, it measures anew and the run goes on from its checkpoint.
+# What needs a GPU, in one command and within a budget of seconds: the GPU tests, the benchmark
+# tables and a training run.
 #
-#   ./scripts/gpu.sh results                          # tests.txt, *.md, runs/, report/ in results/
-#   DEVICE=cpu HOURS=0.02 MINUTES=0.2 ./scripts/gpu.sh /tmp/rehearsal   # does every step start?
+#   ./scripts/gpu.sh results                  # an hour
+#   BUDGET_S=480 ./scripts/gpu.sh results     # eight minutes
+#   DEVICE=cpu BUDGET_S=300 TRAIN=toy ./scripts/gpu.sh /tmp/rehearsal   # does every step start?
 #
-# HOURS (1) of training, MINUTES (4) for each benchmark, SEED (1), METHOD (unitary), DEVICE (cuda).
+# It writes, as the results come: results.md (all tables), tests.txt, log.txt (what the steps said
+# beside their tables) and failed.txt (steps that failed, if any); at the end success.png (curves of
+# the run) and records.tar.gz (the run without its checkpoints). A step that its limit cuts leaves
+# what it had measured; what a step leaves of its time goes to those after it. Called again, it
+# measures anew, and the run goes on from its checkpoint.
+#
+# BUDGET_S  seconds for everything once the environment is there (3600)
+# STEPS     which, in which order (tests learner loop host simulation train); there are also
+#           profile (operations of an update), smto (every method's cost) and supervised
+# DEVICE    of the learner (cuda)
+# METHODS   of the learner's table, the first one is the baseline (unitary pcgrad mgda famo ...)
+# TRAIN     configuration and options of the run (mt10.yaml, eight environments of each task)
+# METHOD    of the run (unitary); SEED (1)
+# RUNS      where runs and their checkpoints are kept (runs/gpu)
+# PYTHON    the interpreter (python); where it lacks what mtrl needs, .venv is set up
 set -euo pipefail
 out=$(realpath -m "${1:-results}")
+runs=$(realpath -m "${RUNS:-$(dirname "${BASH_SOURCE[0]}")/../runs/gpu}")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-if ! python -c 'import mtrl, pytest' 2>/dev/null; then # an environment that is active goes first
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+python=${PYTHON:-python}
+if ! "$python" -c 'import mtrl.trainer, metaworld, pytest' 2>/dev/null; then
   source scripts/setup.sh dev
-  source .venv/bin/activate
+  python=$PWD/.venv/bin/python
+  SECONDS=0
 fi
-device=${DEVICE:-cuda} minutes=${MINUTES:-4} method=${METHOD:-unitary} seed=${SEED:-1}
-seconds=$(python -c "print(5 * $minutes)") # for each row of bench_train
-mkdir -p "$out"
 
-step() { # NAME COMMAND...: what it prints goes to OUT/NAME; what fails does not end the rest
-  local name=$1
+budget=${BUDGET_S:-3600}
+steps=${STEPS:-tests learner loop host simulation train}
+device=${DEVICE:-cuda}
+method=${METHOD:-unitary} seed=${SEED:-1}
+read -ra methods <<<"${METHODS:-unitary pcgrad mgda famo nash_mtl fairgrad aligned_mtl graddrop}"
+# One update for ten transitions, as in the preset.
+read -ra train <<<"${TRAIN:-configs/mt10.yaml --train.envs-per-task 8 --agent.updates-per-step 8 \
+  --evaluation.every 200000 --checkpoint.every 400000}"
+# Shares of what is left when a step's turn comes, among it and those after it.
+declare -A share=([tests]=20 [learner]=35 [profile]=10 [smto]=15 [loop]=20 [host]=5 [simulation]=6
+  [supervised]=10 [train]=30)
+shares=0
+for step in $steps; do
+  if [ -z "${share[$step]:-}" ]; then
+    echo "gpu.sh: unknown step '$step' in STEPS: allowed are ${!share[*]}" >&2
+    exit 2
+  fi
+  shares=$((shares + share[$step]))
+done
+
+mkdir -p "$out" "$runs"
+rm -f "$out"/{results.md,tests.txt,log.txt,failed.txt,success.png,records.tar.gz}
+TMPDIR=$(mktemp -d) # what a step that is killed leaves there goes at the end
+export TMPDIR
+trap 'rm -rf "$TMPDIR"' EXIT
+trap 'kill "$child" 2>/dev/null && wait "$child"; exit 143' TERM INT
+pack_s=$((8 + budget / 40)) # for the curve and the archive
+child=
+
+bounded() { # FILE COMMAND...: at most $limit seconds; what it prints goes to OUT/FILE at once
+  local file=$1 code=0
   shift
-  echo "+ $*" >&2
-  "$@" 2>&1 | tee "$out/$name" || echo "FAILED: $*" | tee -a "$out/failed.txt"
+  echo "+ [$limit s] $*" | tee -a "$out/log.txt" >&2
+  timeout --signal TERM --kill-after "$grace" $((limit - grace)) "$@" \
+    >>"$out/$file" 2>>"$out/log.txt" &
+  child=$!
+  wait "$child" || code=$?
+  case $code in
+    0) ;;
+    124 | 137) echo "cut after $((limit - grace)) s: $*" >>"$out/log.txt" ;;
+    *) echo "exit code $code: $*" >>"$out/failed.txt" ;;
+  esac
 }
 
-rm -f "$out/failed.txt"
-step tests.txt python -m pytest -m gpu -n 0
-step learner.md python scripts/bench_learner.py --device "$device" --minutes "$minutes"
-step profile.md python scripts/profile_update.py --device "$device" --trace "$out/traces"
-step smto.md python scripts/bench_smto.py --device "$device" --minutes "$minutes"
-step train.md python scripts/bench_train.py --device "$device" --seconds "$seconds"
-step supervised.md python scripts/bench_supervised.py --device "$device" --minutes "$minutes"
+table() { # TITLE SCRIPT OPTIONS...
+  printf '\n## %s\n\n`%s`\n\n' "$1" "${*:2}" >>"$out/results.md"
+  bounded results.md "$python" "${@:2}"
+}
 
-run=$out/runs/mt10/$method/seed_$seed
-end=0
-timeout --signal TERM --kill-after 600 "${HOURS:-1}h" \
-  mtrl train configs/mt10.yaml --agent.smto.name "$method" --seed "$seed" \
-  --learner.device "$device" --run-dir "$run" --resume-if-exists || end=$?
-[ "$end" = 0 ] || [ "$end" = 124 ] || exit "$end" # 124: the time is over, the run was saved
-step report.txt mtrl report "$out/runs" --out "$out/report"
-[ ! -e "$out/failed.txt" ] || { cat "$out/failed.txt" && exit 1; }
+run_step() {
+  local minutes
+  minutes=$(awk "BEGIN { print ($limit - $grace) * 0.95 / 60 }")
+  case $1 in
+    tests)
+      # Only these: other files may import what a GPU machine lacks.
+      mapfile -t files < <(grep -lE 'mark\.gpu' tests/test_*.py)
+      bounded tests.txt "$python" -m pytest -m gpu -n 0 -v -p no:cacheprovider "${files[@]}"
+      ;;
+    learner)
+      table "Learner" scripts/bench_learner.py --device "$device" --minutes "$minutes" \
+        --methods "${methods[@]}"
+      ;;
+    profile) table "Operations of an update" scripts/profile_update.py --device "$device" ;;
+    smto)
+      table "Methods" scripts/bench_smto.py --device "$device" --minutes "$minutes"
+      ;;
+    loop)
+      table "Whole loop" scripts/bench_train.py --device "$device" --methods unitary pcgrad \
+        --envs-per-task 8 32 --seconds $((limit / 16 + 1))
+      ;;
+    host) table "Host, without simulation and updates" scripts/bench_host.py --device "$device" ;;
+    simulation)
+      table "Simulation" scripts/bench_env.py --steps 0 --vector-steps 500 \
+        --envs-per-task 32 8 --workers "$(nproc)"
+      ;;
+    supervised)
+      table "Supervised" scripts/bench_supervised.py --device "$device" --minutes "$minutes"
+      ;;
+    train)
+      bounded log.txt "$python" -m mtrl train "${train[@]}" --agent.smto.name "$method" \
+        --seed "$seed" --learner.device "$device" --resume-if-exists \
+        --run-dir "$runs/$(basename "${train[0]}" .yaml)/$method/seed_$seed"
+      ;;
+  esac
+}
+
+{
+  echo "# GPU results"
+  echo
+  nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null || true
+  echo "$(nproc) cores, budget $budget s"
+} >"$out/results.md"
+for step in $steps; do
+  limit=$(((budget - pack_s - SECONDS) * share[$step] / shares))
+  shares=$((shares - share[$step]))
+  grace=$((limit / 5 < 20 ? limit / 5 + 1 : 20)) # of a step to end by itself when it is asked to
+  if ((limit < 5)); then
+    echo "no time left for: $step" | tee -a "$out/failed.txt" >&2
+    continue
+  fi
+  run_step "$step"
+done
+
+grace=1
+mapfile -t done_runs < <(find "$runs" -name metrics.jsonl -exec dirname {} \; | sort)
+if ((${#done_runs[@]})); then
+  limit=$((budget - SECONDS > 4 ? budget - SECONDS - 2 : 2))
+  bounded log.txt "$python" scripts/plot_success.py "${done_runs[@]}" --out "$out/success.png"
+  tar -czf "$out/records.tar.gz" --exclude checkpoints --exclude videos -C "$runs" .
+fi
+cat "$out/results.md"
+echo "$SECONDS s of $budget; results are in $out" >&2
+[ ! -e "$out/failed.txt" ] || { cat "$out/failed.txt" >&2 && exit 1; }

@@ -9,7 +9,6 @@ share of the last 10 solved).
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import matplotlib
@@ -17,12 +16,13 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from mtrl.runs import read_metrics
+
 
 def read(run: Path, prefix: str) -> dict[str, tuple[list[float], list[float]]]:
     """{tag: (steps, values)} of all tags of a run that start with `prefix`."""
     curves: dict[str, tuple[list[float], list[float]]] = {}
-    for line in (run / "metrics.jsonl").read_text().splitlines():
-        record = json.loads(line)
+    for record in read_metrics(run / "metrics.jsonl"):
         for tag, value in record.items():
             if tag.startswith(prefix):
                 steps, values = curves.setdefault(tag, ([], []))

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from bench_learner import PlainLoop, captured, compiled, machine, make_agent
+from bench_learner import Impossible, PlainLoop, machine, make_agent, prepare
 from bench_smto import make_batch
 from marked_table import replace_table
 from torch.profiler import ProfilerActivity, profile
@@ -98,17 +98,18 @@ def main() -> None:
     precision = "tf32" if device.type == "cuda" else "fp32"
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
+    modes = ["eager", "compiled"] + ["captured"] * (device.type == "cuda")
     for method in ("unitary", "pcgrad"):
         for kind in (precision, "bf16"):
             arguments = (options.benchmark, options.width, method, kind, device)
             name = f"`{method}` {kind}"
-            agent = make_agent(*arguments)
-            lines.append(measure(f"{name}, eager", agent.update, batch, options.trace))
-            if compiled(agent, batch, name):
-                lines.append(measure(f"{name}, compiled", agent.update, batch, options.trace))
-            if device.type == "cuda":
-                update = captured(make_agent(*arguments), batch)
-                lines.append(measure(f"{name}, captured", update, batch, options.trace))
+            for mode in modes:
+                try:
+                    update = prepare(make_agent(*arguments), batch, mode)
+                except Impossible as reason:
+                    print(f"{name}, {mode}: {reason}")
+                else:
+                    lines.append(measure(f"{name}, {mode}", update, batch, options.trace))
     if options.markdown:
         text = f"{options.benchmark}, width {options.width}; {machine(device)}.\n\n"
         replace_table(options.markdown, "profile_update", text + "\n".join(lines))

@@ -24,17 +24,20 @@ from mtrl import checkpoint, cli
 # Machines under load are slow, not wrong; and CI should fail for changes, not by luck.
 settings.register_profile("mtrl", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("mtrl")
-torch.set_num_threads(1)  # tests run side by side
+# Tests run side by side, so each has one thread unless the caller asks for more.
+THREADS = int(os.environ.setdefault("OMP_NUM_THREADS", "1"))
+torch.set_num_threads(THREADS)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 os.environ |= {
-    "OMP_NUM_THREADS": "1",
     "MTRL_CACHE": os.environ.get("MTRL_CACHE", str(REPOSITORY / ".cache")),
     "TORCHINDUCTOR_CACHE_DIR": str(REPOSITORY / ".cache/inductor"),
     "COLUMNS": "80",
     "PYTHONPATH": str(REPOSITORY),
 }
 ENVIRONMENT = dict(os.environ)  # of the processes that tests start
+PATIENCE = 120.0
+"""Seconds after which something hangs: no machine under load takes as long."""
 # 20 episodes of every task, 16 of them with updates; logs, evaluates and saves on the way.
 TINY_OPTIONS: dict[str, object] = {
     "train.total-steps": 1600,
@@ -125,7 +128,7 @@ def run_mtrl(tmp_path_factory: pytest.TempPathFactory) -> Mtrl:
 def arithmetic() -> Iterator[None]:
     """What a run sets for the whole process is not for the tests after it."""
     yield
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     torch.set_flush_denormal(False)
 
 

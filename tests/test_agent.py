@@ -166,6 +166,8 @@ def test_update_equals_textbook_sac(temperature, layer_norm):
             np.testing.assert_allclose(got.numpy(), expected.numpy(), rtol=1e-4, atol=1e-5)
     difference = (parameters(agent) - parameters(twin)).abs()
     assert (parameters(agent) - start).abs().max() > 1e-3
+    # 1% of Adam's step: gradients agree to 1e-7 of the largest, and a step has the same length for
+    # an entry that is 1e-5 of it.
     assert difference.max() < 3e-5, difference.max()
 
 
@@ -268,6 +270,7 @@ def test_split_losses_train_like_the_joint_loss(temperature, layer_norm):
         for a, b in zip(one, two, strict=True):
             np.testing.assert_allclose(a.numpy(), b.detach().numpy(), rtol=1e-4, atol=1e-5)
     assert (parameters(joint) - start).abs().max() > 5e-4
+    # 1% of three steps of Adam, as above; and so below.
     assert (parameters(joint) - parameters(split)).abs().max() < 1e-5
 
 
@@ -366,13 +369,13 @@ def test_max_grad_norm_bounds_the_direction_and_keeps_its_sense(smto):
     free.update(batch), clipped.update(batch)
     norm = norm_of_gradients(free.critic.network)
     assert norm > 0.1
-    assert norm_of_gradients(clipped.critic.network) == pytest.approx(1e-2, rel=1e-3)
+    assert norm_of_gradients(clipped.critic.network) == pytest.approx(1e-2, rel=1e-5)
     assert norm_of_gradients(clipped.actor.network) <= 1e-2 * (1 + 1e-5)
     for a, b in zip(
         free.critic.network.parameters(), clipped.critic.network.parameters(), strict=True
     ):
         np.testing.assert_allclose(
-            b.grad.numpy(), a.grad.numpy() * 1e-2 / norm, rtol=1e-3, atol=1e-9
+            b.grad.numpy(), a.grad.numpy() * 1e-2 / norm, rtol=1e-5, atol=1e-9
         )
 
 
@@ -465,11 +468,12 @@ def test_exploration_has_the_policys_distribution():
     actions = torch.stack([agent.act(observations) for _ in range(1500)])
     u = torch.atanh(actions.double().clamp(-1 + 1e-7, 1 - 1e-7))
     expected = np.exp([[0.0], [-1.0], [-3.0]]) * np.ones((1, ACTION))
-    np.testing.assert_allclose(u.std(0).numpy(), expected, rtol=0.15)
+    # Five standard errors of 1500 draws.
+    np.testing.assert_allclose(u.std(0).numpy(), expected, rtol=5 / np.sqrt(2 * 1500))
     assert (u.mean(0).abs().numpy() < 5 * expected / np.sqrt(1500)).all()
     # Tasks and coordinates have noise of their own.
     correlation = np.corrcoef(u.flatten(1).T.numpy()) - np.eye(3 * ACTION)
-    assert np.abs(correlation).max() < 0.15
+    assert np.abs(correlation).max() < 5 / np.sqrt(1500)
 
 
 def test_random_actions_are_uniform():
@@ -477,7 +481,7 @@ def test_random_actions_are_uniform():
     actions = torch.stack([agent.random_actions() for _ in range(2000)]).flatten()
     counts = torch.histc(actions, 10, -1.0, 1.0).numpy()
     assert counts.sum() == actions.numel()
-    assert ((counts - 1200) ** 2 / 1200).sum() < 40  # chi-square, 9 degrees of freedom
+    assert ((counts - 1200) ** 2 / 1200).sum() < 40  # chi-square, 9 degrees of freedom: p < 1e-5
 
 
 def test_acting_does_not_change_learning():
@@ -513,7 +517,7 @@ def test_learning_does_not_change_the_exploration_noise():
             "critic_smto": LossSmtoConfig("pcgrad"),
             "actor_smto": LossSmtoConfig("famo"),
             "network": {"depth": 1},
-            "critic": {"kind": "categorical", "ensemble": "mean", "bins": 11},
+            "critic": {"kind": "categorical", "ensemble": "mean", "bins": 11, "body": "residual"},
         },
     ],
     ids=["with the method", "up to the method"],
@@ -674,6 +678,14 @@ def test_pcgrad_freezes_a_shared_temperature_whose_tasks_conflict(temperature, f
         np.testing.assert_allclose(
             agent.temperature.log_alpha.grad, plain.temperature.log_alpha.grad, rtol=1e-6
         )
+
+
+def test_a_network_that_takes_the_general_way_is_named():
+    agent = make_agent()
+    agent.actor.is_recorded = False
+    (warning,) = agent.warnings()
+    assert "actor" in warning
+    assert "general" in warning
 
 
 def test_methods_that_want_positive_losses_say_so_at_the_start():

@@ -46,21 +46,26 @@ def products(config: Config, observation: int, action: int) -> int:
 def test_counts_the_products_of_an_update(config: Config, measured: Measurement) -> None:
     expected = products(config, observation=2, action=2)
     assert measured.update_gflop * 1e9 == pytest.approx(expected, rel=1e-5)  # and the temperature
-    assert 0 < measured.product_share < 2
+    assert measured.product_share > 0
 
 
-def test_stages_add_up_to_the_time_of_a_step(config: Config, measured: Measurement) -> None:
+def test_shares_and_rates_agree_with_each_other(config: Config, measured: Measurement) -> None:
+    """Whatever the clock says: only counts decide."""
     assert set(measured.stages) == {
         "act", "sample", "update", "simulate", "store", "log", "checkpoint", "evaluate"
     }  # fmt: skip
     assert sum(share for _, share in measured.stages.values()) == pytest.approx(1)
     rate = config.agent.updates_per_step
     every = {"sample": rate, "update": rate, "act": 1, "simulate": 1, "store": 1}
-    step = sum(measured.stages[stage][0] * laps for stage, laps in every.items())
-    assert step == pytest.approx(measured.step_ms, rel=0.1)
+    # Time of a lap / share of the time = time of all laps / number of laps.
+    steps = [measured.stages[stage][0] * laps / measured.stages[stage][1]
+             for stage, laps in every.items()]  # fmt: skip
+    assert steps == pytest.approx([steps[0]] * 5)
     assert measured.updates_per_s == pytest.approx(
-        rate * measured.env_steps_per_s / config.num_envs, rel=0.05
+        rate * measured.env_steps_per_s / config.num_envs
     )
+    # The window's end is read once for the step and later once more for the rates.
+    assert measured.step_ms <= 1e3 * config.num_envs / measured.env_steps_per_s * (1 + 1e-9)
     assert measured.busiest_worker_ms > 0
     assert len(findings(measured)) == 4
     floats = 2 + 2 + 1 + 2 + 1  # observation, action, reward, next observation, terminated

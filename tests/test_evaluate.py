@@ -8,7 +8,7 @@ from concurrent import futures
 import numpy as np
 import pytest
 import torch
-from conftest import differences
+from conftest import PATIENCE, differences
 from numpy.typing import NDArray
 
 from mtrl.agent import Agent
@@ -225,7 +225,7 @@ def test_a_dead_evaluation_worker_is_named_and_an_abandoned_evaluation_ends() ->
         assert evaluator.envs is not None
         os.kill(evaluator.envs.worker_pids[0], signal.SIGKILL)
         assert evaluator.under_way is not None
-        futures.wait([evaluator.under_way.future], timeout=30)
+        futures.wait([evaluator.under_way.future], timeout=PATIENCE)
         with pytest.raises(WorkerError, match=r"toy-east.* was killed by signal 9"):
             evaluator.check()
         with pytest.raises(WorkerError, match=r"toy-east.* was killed by signal 9"):

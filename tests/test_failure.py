@@ -16,7 +16,16 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from conftest import ENVIRONMENT, PCGRAD, Mtrl, differences, final_state, metrics, wait_for
+from conftest import (
+    ENVIRONMENT,
+    PATIENCE,
+    PCGRAD,
+    Mtrl,
+    differences,
+    final_state,
+    metrics,
+    wait_for,
+)
 
 from mtrl import checkpoint
 
@@ -34,7 +43,7 @@ class Running:
     def wait_for_checkpoint(self) -> None:
         wait_for(
             lambda: checkpoint.newest_first(self.path / "checkpoints") or self.ended(),
-            60,
+            PATIENCE,
             "a checkpoint",
         )
         assert not self.ended(), self.process.communicate()[1]
@@ -44,7 +53,7 @@ class Running:
     def ended(self) -> bool:
         return self.process.poll() is not None
 
-    def wait(self, seconds: float) -> tuple[int, str]:
+    def wait(self, seconds: float = PATIENCE) -> tuple[int, str]:
         """-> exit code, standard error"""
         try:
             _, errors = self.process.communicate(timeout=seconds)
@@ -60,8 +69,8 @@ class Running:
                 names.append(child.name())
         return names
 
-    def assert_no_child_left(self, seconds: float = 10) -> None:
-        _, alive = psutil.wait_procs(self.children, timeout=seconds)
+    def assert_no_child_left(self) -> None:
+        _, alive = psutil.wait_procs(self.children, timeout=PATIENCE)
         assert alive == []
 
     def status(self) -> dict[str, Any]:
@@ -75,7 +84,7 @@ class Running:
                     process.kill()
                 except psutil.NoSuchProcess:
                     continue
-        self.process.wait(10)
+        self.process.wait(PATIENCE)
 
 
 @pytest.fixture
@@ -97,7 +106,7 @@ def test_sigterm_saves_at_an_episode_end_and_the_run_can_go_on(
     run = running(*PCGRAD)
     run.wait_for_checkpoint()
     run.process.send_signal(signal.SIGTERM)
-    code, errors = run.wait(20)
+    code, errors = run.wait()
     assert code == 128 + signal.SIGTERM
     assert "SIGTERM" in errors
     assert "Traceback" not in errors
@@ -123,7 +132,7 @@ def test_ctrl_c_reaches_all_processes_and_stops_the_same_way(running: Any) -> No
     # A terminal's Ctrl-C goes to the whole process group, workers included.
     for process in [*run.children, run.process]:
         process.send_signal(signal.SIGINT)
-    code, errors = run.wait(20)
+    code, errors = run.wait()
     assert code == 128 + signal.SIGINT
     assert "Traceback" not in errors
     assert "SIGINT" in errors
@@ -138,7 +147,7 @@ def test_dead_worker_ends_the_run(running: Any) -> None:
     workers = [child for child in run.children if "spawn_main" in " ".join(child.cmdline())]
     assert len(workers) == 2
     workers[0].kill()
-    code, errors = run.wait(10)
+    code, errors = run.wait()
     assert code == 1
     assert "Traceback" not in errors
     message = errors.splitlines()[-1]
@@ -153,16 +162,16 @@ def test_dead_worker_ends_the_run(running: Any) -> None:
 
 
 def started_compiling(running: Any, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Running:
-    """A run that waits, at the end of its warm-up, for a compilation that cannot end soon."""
+    """A run that waits, at the end of its warm-up, for a compilation that outlasts the test."""
     slow = cache / "c++"
-    slow.write_text("#!/bin/sh\nsleep 60\n")
+    slow.write_text("#!/bin/sh\nsleep 3600\n")
     slow.chmod(0o755)
     monkeypatch.setitem(ENVIRONMENT, "CXX", str(slow))
     monkeypatch.setitem(ENVIRONMENT, "TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))
     run: Running = running("--learner.compile", "on", "--network.depth", 1)
     run.wait_for_checkpoint()  # the warm-up's end
     assert checkpoint.newest_first(run.path / "checkpoints")[0].name.endswith("400.pt")
-    wait_for(lambda: "sleep" in run.descendants(), 60, "the compiler")
+    wait_for(lambda: "sleep" in run.descendants(), PATIENCE, "the compiler")
     return run
 
 
@@ -173,7 +182,7 @@ def test_dead_worker_ends_a_run_that_compiles(
     (worker,) = (child for child in run.children if "spawn_main" in " ".join(child.cmdline()))
     run.children = psutil.Process(run.process.pid).children(recursive=True)
     worker.kill()
-    code, errors = run.wait(10)
+    code, errors = run.wait()
     assert code == 1
     assert "Traceback" not in errors
     assert "was killed by signal 9" in errors.splitlines()[-1]
@@ -187,7 +196,7 @@ def test_signal_stops_a_run_that_compiles(
     run = started_compiling(running, tmp_path, monkeypatch)
     run.children = psutil.Process(run.process.pid).children(recursive=True)
     run.process.send_signal(signal.SIGINT)
-    code, errors = run.wait(10)
+    code, errors = run.wait()
     assert code == 128 + signal.SIGINT
     assert "Traceback" not in errors
     assert run.status()["status"] == "stopped"
@@ -201,7 +210,7 @@ def test_closed_output_ends_the_run_and_says_why(running: Any) -> None:
     run.wait_for_checkpoint()
     run.process.stderr.close()
     run.process.stdout.close()
-    assert run.process.wait(20) != 0
+    assert run.process.wait(PATIENCE) != 0
     assert run.status()["status"] == "failed"
     assert run.status()["reason"] == "nobody reads its output any more"
     run.assert_no_child_left()
@@ -211,7 +220,7 @@ def test_workers_end_with_the_main_process(running: Any) -> None:
     run = running(*LONG, "--env.workers", 2, "--evaluation.every", 400)
     run.wait_for_checkpoint()
     os.kill(run.process.pid, signal.SIGKILL)
-    run.process.communicate(timeout=10)
+    run.process.communicate(timeout=PATIENCE)
     run.assert_no_child_left()
 
 
@@ -255,7 +264,7 @@ def test_failed_write_ends_the_run_and_spares_earlier_checkpoints(running: Any) 
     run.wait_for_checkpoint()
     limit = 40_000  # logs and TensorBoard files still fit, a checkpoint does not
     resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (limit, limit))
-    code, errors = run.wait(30)
+    code, errors = run.wait()
     assert code == 1
     assert "Traceback" not in errors
     message = errors.splitlines()[-1]

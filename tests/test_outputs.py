@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
-import importlib.util
 import io
 import json
+import os
 import re
 import subprocess
+import sys
+import types
+from collections.abc import Iterator
 from pathlib import Path
 
 import imageio.v3
@@ -23,10 +26,14 @@ from torch.utils.tensorboard import summary
 
 from mtrl import cli
 from mtrl.agent import Agent
-from mtrl.config import Config, EnvConfig
+from mtrl.config import Config, EnvConfig, LoggingConfig
 from mtrl.dashboard import layout
+from mtrl.ending import TrainingError
 from mtrl.envs import rendering, toy
 from mtrl.envs.film import GREEN, HOLD, SIZE, STRIDE
+from mtrl.recorder import Recorder
+from mtrl.run_directory import RunDirectory
+from mtrl.sinks import import_wandb
 from mtrl.trained import open_trained
 from mtrl.videos import record
 
@@ -151,26 +158,152 @@ def test_csv_equals_metrics(run: Path) -> None:
     assert rows == expected
 
 
-def test_csv_of_a_resumed_run_has_every_step_once(
-    run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with open(run / "metrics.csv", "a") as file:
-        file.write("560,train/alpha/toy-east,0.5\n560,trai")  # killed while it wrote
+def test_a_resumed_run_has_every_step_once(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its process was killed, or the power failed, while it wrote."""
+    with open(run / "metrics.csv", "ab") as file:
+        file.write(b"560,train/alpha/toy-east,0.5\n560,trai\xff\0")
+    with open(run / "metrics.jsonl", "ab") as file:
+        file.write(b'{"step": 560, "train/alpha/toy-east": 0.5}\n{"step": 560, "tr\xff\0')
     cli.main(["resume", str(run)])
     capsys.readouterr()
     test_csv_equals_metrics(run)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
-def test_wandb_that_is_not_installed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = Mtrl.toy_line(tmp_path / "run", "--logging.wandb")
+@pytest.fixture
+def wandb_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """W&B on a machine of somebody who never logged in."""
+    for key in [key for key in os.environ if key.startswith("WANDB_")]:
+        monkeypatch.delenv(key)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "home/.netrc"))
+    import_wandb.cache_clear()
+    yield monkeypatch
+    import_wandb.cache_clear()
+    if "wandb" in sys.modules and hasattr(sys.modules["wandb"], "teardown"):
+        sys.modules["wandb"].teardown()  # it reads its variables once
+
+
+SUPERVISED = ("supervised", "supervised_digits", "--train.epochs", 1, "--learner.device", "cpu")
+
+
+def refused(
+    capsys: pytest.CaptureFixture[str], line: tuple[object, ...], said: str, code: int = 2
+) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main([str(word) for word in line])
-    assert caught.value.code == 2
+    assert caught.value.code == code
     message = capsys.readouterr().err
-    assert message.startswith("mtrl: logging.wandb = True: wandb is not installed")
+    assert message.startswith("mtrl: ")
     assert message.count("\n") == 1
+    assert said in message
+
+
+def offline_runs(run: Path) -> list[bytes]:
+    """What the installed W&B wrote, start by start; all as the same W&B run."""
+    name = (run / "wandb_id").read_text()
+    folders = sorted((run / "wandb").glob("offline-run-*"))
+    assert all(folder.name.endswith(f"-{name}") for folder in folders)
+    return [(folder / f"run-{name}.wandb").read_bytes() for folder in folders]
+
+
+def test_a_resumed_run_continues_its_wandb_run(
+    wandb_account: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With the installed package, without its server."""
+    wandb_account.setenv("WANDB_MODE", "offline")
+    path = tmp_path / "run"
+    short = ("--train.total-steps", 480, "--evaluation.every", 480, "--logging.wandb")
+    cli.main([str(word) for word in Mtrl.toy_line(path, *short)])
+    cli.main(["resume", str(path), "--train.total-steps", "560"])
+    written = offline_runs(path)
+    assert len(written) == 2
+    assert all(b"eval/success/toy-east" in data for data in written)
+    assert all(b"environment_steps" in data for data in written)
+
+
+def test_supervised_runs_log_to_wandb(
+    wandb_account: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    wandb_account.setenv("WANDB_MODE", "offline")
+    path = tmp_path / "run"
+    cli.main([str(word) for word in (*SUPERVISED, "--run-dir", path, "--logging.wandb")])
+    cli.main(["resume", str(path), "--train.epochs", "2"])
+    written = offline_runs(path)
+    assert len(written) == 2
+    assert all(b"eval/accuracy_mean" in data for data in written)
+
+
+@pytest.mark.parametrize("kind", ["train", "supervised"])
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({}, "cannot log in to Weights & Biases; use `wandb login`, WANDB_API_KEY or WANDB_MODE="),
+        ({"WANDB_API_KEY": "short"}, "cannot log in to Weights & Biases"),
+        ({"WANDB_MODE": "on"}, "cannot log in to Weights & Biases"),
+    ],
+    ids=["no key", "wrong key", "wrong mode"],
+)
+def test_wandb_without_login_loses_nothing(
+    kind: str,
+    variables: dict[str, str],
+    said: str,
+    wandb_account: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for key, value in variables.items():
+        wandb_account.setenv(key, value)
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / "config.yaml").write_text("of another run")
+    begun = Mtrl.toy_line(path) if kind == "train" else (*SUPERVISED, "--run-dir", path)
+    refused(capsys, (*begun, "--logging.wandb", "--overwrite"), said)
+    assert [file.name for file in path.iterdir()] == ["config.yaml"]
+    assert (path / "config.yaml").read_text() == "of another run"
+
+
+def test_wandb_that_is_not_installed(
+    wandb_account: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = (*Mtrl.toy_line(tmp_path / "run"), "--logging.wandb")
+    wandb_account.setitem(sys.modules, "wandb", None)
+    refused(capsys, line, "logging.wandb = True: wandb is not installed; `pip install wandb`")
+    folder = types.ModuleType("wandb")  # as Python imports a folder without code
+    folder.__file__, folder.__path__ = None, ["/here/wandb"]
+    wandb_account.setitem(sys.modules, "wandb", folder)
+    refused(capsys, line, "the folder /here/wandb is not the package")
     assert not (tmp_path / "run").exists()
+
+
+def test_wandb_hidden_by_a_folder_of_that_name(tmp_path: Path) -> None:
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb/__init__.py").touch()
+    done = Mtrl(tmp_path).process(*Mtrl.toy_line(tmp_path / "run"), "--logging.wandb")
+    assert done.returncode == 2
+    assert f"{tmp_path}/wandb/__init__.py hides the wandb package" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["wandb"]
+
+
+def test_wandb_that_fails_at_a_resume_changes_nothing_on_disk(
+    wandb_account: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The server is asked before the numbers after the last checkpoint are dropped."""
+    wandb_account.setenv("WANDB_MODE", "offline")
+    directory = RunDirectory(tmp_path)
+    directory.metrics_file.write_text('{"step": 80, "a": 1}\n{"step": 160, "a": 1}\n')
+    (tmp_path / "metrics.csv").write_text("step,tag,value\n160,a,1\n")
+    before = directory.metrics_file.read_text(), (tmp_path / "metrics.csv").read_text()
+
+    def no_answer(**settings: object) -> None:
+        raise import_wandb().Error("no answer\nin 90 s")
+
+    wandb_account.setattr(import_wandb(), "init", no_answer)
+    config = Config(env=EnvConfig(benchmark="toy"), logging=LoggingConfig(csv=True, wandb=True))
+    with pytest.raises(TrainingError, match=r"no answer in 90 s; WANDB_MODE=offline"):
+        Recorder(directory, config, 80, 320)
+    after = directory.metrics_file.read_text(), (tmp_path / "metrics.csv").read_text()
+    assert after == before
 
 
 # -- export, completion -------------------------------------------------------------------------

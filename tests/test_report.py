@@ -15,6 +15,7 @@ from run_files import TASKS, write_run
 from mtrl import cli
 from mtrl.report import figures, results, statistics
 from mtrl.report.groups import Benchmark, benchmarks, speed_warning
+from mtrl.report.looks import styles
 from mtrl.report.write import ReportOptions, write_report
 from mtrl.runs import Run, read_run
 
@@ -150,7 +151,8 @@ def test_equal_runs_equal_bytes(mt10: Benchmark, tmp_path: Path) -> None:
     written = []
     for name in ("a.svg", "b.svg"):
         with figures.styled():
-            drawn = figures.update_time(mt10.groups, figures.styles([g.label for g in mt10.groups]))
+            looks = styles([group.label for group in mt10.groups], "unitary")
+            drawn = figures.update_time(mt10.groups, looks)
             assert drawn is not None
             drawn.figure.savefig(tmp_path / name, metadata={"Date": None, "Creator": None})
         written.append((tmp_path / name).read_bytes())
@@ -158,10 +160,45 @@ def test_equal_runs_equal_bytes(mt10: Benchmark, tmp_path: Path) -> None:
 
 
 def test_methods_look_different() -> None:
-    looks = figures.styles([f"method {i}" for i in range(16)])
-    assert len(set(looks.values())) == 16
-    first = list(looks.values())[:7]
+    baseline, *others = styles([f"method {i}" for i in range(100)], "method 0").values()
+    assert len(set(others)) == 99
+    assert len({(look.color, look.linestyle) for look in others[:36]}) == 36, "without markers too"
+    assert all(look.color != baseline.color for look in others)
+    assert baseline not in styles(["a", "b"], None).values(), "nor without a baseline"
+    first = [baseline, *others[:6]]
     assert all(len({look[i] for look in first}) == 7 for i in (0, 1))  # colour, marker
+
+
+def test_curves_of_30_methods_can_be_told_apart(tmp_path: Path) -> None:
+    """In every figure of lines, as it is drawn; whatever the methods are called."""
+    names = ["unitary", "_own", "a $b$ [c]", *(f"method {i}" for i in range(27))]
+    for name in names:
+        write_run(tmp_path / f"{names.index(name)}", {500: [0.25] * 4, 1000: [0.5] * 4},
+                  method=name)  # fmt: skip
+    found = read(*tmp_path.iterdir())
+    looks = styles([group.label for group in found.groups], "unitary")
+    curves = {
+        group.label: results.curves(group, found.tasks, METRIC, "runs") for group in found.groups
+    }
+    words = figures.Words("score", "steps")
+    drawn = [
+        figures.learning_curves(curves, looks, words),
+        figures.task_curves(curves, found.tasks, looks, words),
+        figures.conflict(found.groups, looks, words),
+    ]
+    for one in drawn:
+        assert one is not None
+        (legend,) = one.figure.legends
+        one.figure.savefig(tmp_path / "drawn.png")  # a bad formula fails only when it is drawn
+        assert {text.get_text().replace("\\", "") for text in legend.get_texts()} == set(names)
+        axes = one.figure.axes[0]
+        seen = [
+            (line.get_color(), str(line._unscaled_dash_pattern), line.get_marker())
+            for line in axes.lines
+            if line.get_linewidth() > 1
+        ]
+        assert len(seen) == len(set(seen)) == 30
+        assert sum(color == "#000000" for color, *_ in seen) == 1, "the baseline's alone"
 
 
 # -- results ----------------------------------------------------------------------------------
@@ -336,6 +373,14 @@ def test_speeds_of_different_machines(mt10: Benchmark, tmp_path: Path) -> None:
         (["{empty}"], "holds no run"),
         (["{runs}/nothing"], "no such directory"),
         (["{runs}", "--baseline", "unitari"], "did you mean 'unitary'?"),
+        (
+            ["{runs}", "--metric", "eval/nope"],
+            "metric = 'eval/nope': no run has such a score",
+        ),
+        (["{runs}", "--metric", "eval/sucess"], "are eval/success; did you mean 'eval/success'?"),
+        (["{runs}", "--metric", "eval/success_mean"], "there are eval/success"),
+        (["{runs}", "--metric", "eval"], "there are eval/success"),
+        (["{runs}", "--out", "{runs}/MT10/mgda/seed_1/status.json"], "out = '{runs}/MT10/mgda"),
         ([], "report wants run directories"),
     ],
 )
@@ -347,8 +392,34 @@ def test_bad_input_is_one_line(
         cli.main(["report", *arguments])
     assert caught.value.code == 2
     message = capsys.readouterr().err
-    assert said in message
+    assert said.format(runs=runs) in message
     assert message.count("\n") == 1
+
+
+def test_a_broken_run_is_shown_and_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "whole", {1000: [0.5] * 4})
+    broken = write_run(tmp_path / "broken", {1000: [1.0] * 4}, seed=2)
+    (broken / "config.yaml").write_text("")  # as a power cut leaves it
+    out = tmp_path / "out"
+    cli.main(["report", str(tmp_path), "--out", str(out)])
+    text = Page((out / "report.html").read_text()).text
+    assert f"{broken} is BROKEN and left out: CONFIG" in text
+    assert rows(out / "report.html", "MT10/runs.csv")[0]["last"] == "0.500"
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["report", str(broken), "--out", str(out)])
+    assert caught.value.code == 2
+    assert "holds broken runs only: CONFIG" in capsys.readouterr().err
+
+
+def test_runs_behind_links_are_in_the_report(tmp_path: Path) -> None:
+    write_run(tmp_path / "store/a", {1000: [0.5] * 4})
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/linked").symlink_to(tmp_path / "store")
+    page = write_report(ReportOptions((tmp_path / "runs",), out=tmp_path / "out"))
+    assert len(rows(page, "MT10/runs.csv")) == 1
 
 
 def test_another_metric_and_no_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import (
+    PATIENCE,
     PCGRAD,
     REPOSITORY,
     Mtrl,
@@ -144,7 +145,8 @@ def test_killed_run_resumes_to_the_same_end(
     run = tmp_path / "run"
     process = run_mtrl.start(*run_mtrl.toy_line(run, *PCGRAD))
     try:
-        wait_for(lambda: list((run / "checkpoints").glob("*400.pt")), 60, "a checkpoint")
+        wait_for(lambda: list((run / "checkpoints").glob("*400.pt")), PATIENCE, "a checkpoint")
+        os.kill(process.pid, signal.SIGSTOP)  # not finished, however slow this process is
         # Two processes must never write one run.
         with pytest.raises(SystemExit) as caught:
             cli.main(["resume", str(run)])
@@ -153,7 +155,7 @@ def test_killed_run_resumes_to_the_same_end(
         assert process.poll() is None
     finally:
         os.kill(process.pid, signal.SIGKILL)
-        process.communicate(timeout=30)
+        process.communicate(timeout=PATIENCE)
     assert process.returncode == -signal.SIGKILL
     with open(run / "metrics.jsonl", "a") as file:
         file.write('{"step": 1200, "train/alpha/toy-east": 0.5}\n{"step": 1600, "trai')
@@ -167,12 +169,13 @@ def test_run_killed_before_its_first_checkpoint_starts_over(
     run_mtrl: Mtrl, reference: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    process = run_mtrl.start(*run_mtrl.toy_line(run, *PCGRAD))
+    late = ("--checkpoint.every", 1600)
+    process = run_mtrl.start(*run_mtrl.toy_line(run, *PCGRAD, *late))
     try:
-        wait_for((run / "status.json").exists, 60, "running")
+        wait_for((run / "status.json").exists, PATIENCE, "running")
     finally:
         os.kill(process.pid, signal.SIGKILL)
-        process.communicate(timeout=30)
+        process.communicate(timeout=PATIENCE)
     assert checkpoint.newest_first(run / "checkpoints") == []
     done = run_mtrl("resume", run)
     assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ from run_files import write_run
 
 from mtrl import cli
 from mtrl.run_directory import RunDirectory, is_held, peak_memory_mib
-from mtrl.runs import age, find_runs, read_run, read_series
+from mtrl.runs import age, find_runs, read_metrics, read_run, read_series
 from mtrl.schema import ConfigError
 
 
@@ -86,6 +86,78 @@ def test_find_runs(tmp_path: Path) -> None:
     assert find_runs([paths[1], tmp_path / "a"]) == sorted(paths[1:])  # each once
     with pytest.raises(ConfigError, match="no such directory"):
         find_runs([tmp_path / "c"])
+
+
+def test_links_are_followed_and_every_run_is_found_once(tmp_path: Path) -> None:
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    direct = write_run(here / "z/seed_1", {})
+    write_run(elsewhere / "seed_2", {})
+    (here / "a").symlink_to(direct)  # a run that is here already
+    (here / "b").symlink_to(elsewhere)  # a folder of runs
+    (here / "c").symlink_to(elsewhere / "seed_2")  # one of them, again
+    (here / "z/loop").symlink_to(here)
+    (elsewhere / "back").symlink_to(here)
+    (here / "gone").symlink_to(tmp_path / "nothing")
+    found = find_runs([here])
+    assert found[-1] == direct
+    assert [path.resolve() for path in found[:-1]] == [elsewhere / "seed_2"]
+    linked = find_runs([here / "b"])
+    assert {path.resolve() for path in linked} == {elsewhere / "seed_2", direct}
+    assert len(linked) == 2
+
+
+def test_lines_that_are_no_metrics_are_passed_over(tmp_path: Path) -> None:
+    """What a kill or a power cut leaves, in the middle and at the end."""
+    file = tmp_path / "metrics.jsonl"
+    good = b'{"step": 1, "a": 0.5}\n'
+    bad = [b'{"step": 2, "a"', b'{"step": 3, "a\xff\xfe": 1}', b"\0" * 64, b"7", b'{"a": 1}', b""]
+    bad += [b'{"step": "4"}', b'"\xc3', b'{"step": 5, "a": "x", "b": null}']
+    for end in bad:
+        file.write_bytes(good + end + b"\n" + good + end)
+        assert [record for record in read_metrics(file) if record["step"] == 1] == [
+            {"step": 1, "a": 0.5},
+            {"step": 1, "a": 0.5},
+        ]
+        assert list(read_series(file, ("a", "b"))) == ["a"]
+    assert list(read_metrics(tmp_path / "none")) == []
+
+
+BROKEN = {
+    "empty": (b"", "is empty or no mapping"),
+    "cut off": (b"seed: 1\nenv: {bench", "is not valid YAML"),
+    "not text": (b"seed: \xff\xfe", "cannot be read"),
+    "a list": (b"- seed", "is empty or no mapping"),
+    "no number": (b"seed: one", "seed = 'one': must be an integer"),
+    "no list": (b"env: {tasks: 5}", "env.tasks = 5: must be a list"),
+}
+
+
+@pytest.mark.parametrize(("content", "said"), BROKEN.values(), ids=BROKEN.keys())
+def test_a_broken_configuration_does_not_stop_the_table(
+    content: bytes, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "a", {1000: [0.5] * 4})
+    broken = write_run(tmp_path / "b", {1000: [0.5] * 4})
+    (broken / "config.yaml").write_bytes(content)
+    cli.main(["runs", str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[1:3]] == [["a", "finished"], ["b", "broken"]]
+    assert lines[3].startswith(f"{broken} is broken: ")
+    assert said in lines[3]
+    assert len(lines) == 4
+
+
+@pytest.mark.parametrize("name", ["a[b]", "[red]c[/red]", "[/]", ":bug:", "x[/bold]"])
+def test_names_are_shown_as_they_are(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not as markup, which swallows brackets, or fails."""
+    write_run(tmp_path / "runs" / name.replace("/", "_"), {})
+    write_run(tmp_path / name / "seed_1", {})
+    cli.main(["runs", str(tmp_path)])
+    shown = capsys.readouterr().out
+    assert f"runs/{name.replace('/', '_')} " in shown
+    assert f"{name.rstrip('/')}/seed_1 " in shown
 
 
 def test_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

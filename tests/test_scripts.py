@@ -9,9 +9,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 TOOLS = ("bash", "df", "awk", "cat", "sha256sum", "cut", "dirname", "rm", "env", "date")
+
+
+def test_the_callers_arithmetic_is_in_use_here() -> None:
+    """scripts/test_modes.sh: its variables reach the processes of pytest-xdist, and torch."""
+    assert torch.get_num_threads() == int(os.environ["OMP_NUM_THREADS"])
+    wanted = os.environ.get("ATEN_CPU_CAPABILITY", "")
+    assert wanted not in ("default", "avx2") or torch.backends.cpu.get_cpu_capability() == (
+        wanted.upper()
+    )
 
 
 @pytest.fixture

@@ -90,7 +90,7 @@ def test_the_condition_number_cost_sets_these_weights():
     for _ in range(3):
         weights = smto.weights(losses=torch.ones(3), gramian=gramian)
     expected = best_conditioned(gramian)
-    np.testing.assert_allclose(weights, expected / expected.sum(), rtol=1e-3)
+    np.testing.assert_allclose(weights, expected / expected.sum(), rtol=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,8 @@ def pcgrad_weights(jacobian, **options):
 def test_pcgrad_golden_values():
     weights = pcgrad_weights(GOLDEN).numpy()
     np.testing.assert_allclose(2 * weights, [1 + 22 / 18, 1 + 22 / 38], rtol=1e-12)
-    np.testing.assert_allclose(2 * weights, [2.2222, 1.5789], atol=5e-5)
+    # As published: half a unit of the last digit.
+    np.testing.assert_allclose(2 * weights, [2.2222, 1.5789], rtol=0, atol=5e-5)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -200,7 +201,8 @@ def test_combine_in_float32_follows_the_float64_direction():
     jacobian = random_jacobian(10, dim=40, seed=6)
     exact = create("pcgrad", 10).combine(jacobian, torch.zeros(10).double())
     single = create("pcgrad", 10).combine(jacobian.float(), torch.zeros(10))
-    np.testing.assert_allclose(single.numpy(), exact.numpy(), rtol=1e-3, atol=1e-5)
+    # Inputs rounded to 2^-24, ten projections with factors near one: 1e-6 of the longest entries.
+    np.testing.assert_allclose(single.numpy(), exact.numpy(), rtol=0, atol=1e-5)
 
 
 @given(case=cases(("random", "conflicting", "low rank"), scales=(1.0,)))

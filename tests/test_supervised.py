@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import runpy
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -385,6 +387,8 @@ def test_stopped_and_resumed_equals_uninterrupted(
     run._lock.close()  # as when the process ends
     assert trainer.step == 7
     torch.manual_seed(12345)  # as in another process
+    with open(run.metrics_file, "ab") as file:
+        file.write(b'{"step": 8, "tr\xff')  # a line that was being written
     cli.main(["resume", str(run.path)])
     assert "classify_left" in capsys.readouterr().out
     wanted, found = (
@@ -406,10 +410,194 @@ def test_resume_refuses_other_settings(finished: Path, capsys: pytest.CaptureFix
     refused([*line, "--train.epochs", "1"], capsys, "train.epochs", "may only be raised")
 
 
+def written(run: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def changed(state: dict[str, Any], **identity: Any) -> dict[str, Any]:
+    return state | {"identity": state["identity"] | identity}
+
+
+def resized(state: dict[str, Any]) -> dict[str, Any]:
+    network = state["learner"]["network"]
+    network["encoder.0.weight"] = network["encoder.0.weight"][:5]
+    return state
+
+
+def renamed(state: dict[str, Any]) -> dict[str, Any]:
+    network = state["learner"]["network"]
+    state["learner"]["network"] = {f"model.{name}": value for name, value in network.items()}
+    return state
+
+
+RL_STATE = {"step": 5, "agent": {}, "replay": {}, "best_success": 0.0, "elapsed": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda _: RL_STATE, "no 'best'"),
+        (lambda state: {"step": 5, "network": state["learner"]["network"]}, "no 'best'"),
+        (lambda _: [1, 2], "another run's"),
+        (lambda _: {}, "no 'step'"),
+        (lambda state: changed(state, problem="digits"), "problem: digits, here multi_mnist_cl_rr"),
+        (
+            lambda state: changed(state, method="mgda+rotograd"),
+            "method: mgda+rotograd, here pcgrad",
+        ),
+        (resized, "size mismatch for encoder.0.weight"),
+        (renamed, "Missing key(s) in state_dict"),
+    ],
+)
+def test_another_runs_checkpoint_is_refused(
+    change: Callable[[dict[str, Any]], Any],
+    said: str,
+    finished: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In one line, and the run stays as it is."""
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    path = checkpoint.step_path(run / "checkpoints", 10)
+    checkpoint.save(path, change(checkpoint.load(path)))
+    before = written(run)
+    message = refused(["resume", str(run), "--train.epochs", "3"], capsys, said, code=1)
+    assert str(path.parent) in message
+    assert written(run) == before
+
+
+def test_checkpoints_that_cannot_be_read(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A foreign file counts as damaged: the one before is used; where there is none, nothing is."""
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    newest, older = checkpoint.newest_first(run / "checkpoints")
+    torch.save(torch.nn.Linear(2, 2).state_dict(), newest)
+    torch.save(torch.nn.Linear(2, 2).state_dict(), older)
+    before = written(run)
+    refused(["resume", str(run)], capsys, newest.name, "none can be read", code=1)
+    assert written(run) == before
+    gc.collect()  # what was refused in this process lets go of the run
+    shutil.copy(finished / "checkpoints" / older.name, older)
+    cli.main(["resume", str(run)])
+    assert "resumed at step 5" in capsys.readouterr().err
+    assert (
+        differences(
+            *(
+                checkpoint.load(path / "checkpoints" / newest.name)["learner"]
+                for path in (finished, run)
+            )
+        )
+        == []
+    )
+    best = run / "checkpoints" / "best_mse_reconstruct_right.pt"
+    checkpoint.save(best, {"step": 5, "network": {"weight": torch.zeros(2)}})
+    refused(["resume", str(run)], capsys, str(best), "another run's: Error", code=1)
+
+
+def test_a_run_is_resumed_from_any_folder(
+    mnist_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And with its data in another place; but not with other data."""
+    shutil.copytree(mnist_folder, tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    line = "supervised_multi_mnist --data-dir data --run-dir run --train.epochs 1 --learner.device"
+    cli.main(["supervised", *line.split(), "cpu", "--train.batch-size", "20"])
+    assert load_yaml(tmp_path / "run" / "config.yaml").data_dir == str(tmp_path / "data")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    cli.main(["resume", "../run", "--train.epochs", "2"])
+    assert "resumed at step 5" in capsys.readouterr().err
+
+    (tmp_path / "data").rename(tmp_path / "moved")
+    before = written(tmp_path / "run")
+    refused(["resume", "../run"], capsys, "data_dir", str(tmp_path / "data"), "no such folder")
+    write_mnist(tmp_path / "other", train=600)
+    resume = ["resume", "../run", "--data-dir"]
+    refused([*resume, "~/other"], capsys, "[100, 20, 20], here [500, 100, 20]", code=1)
+    assert written(tmp_path / "run") == before
+    gc.collect()  # what was refused in this process lets go of the run
+    cli.main([*resume, "~/moved", "--train.epochs", "3"])
+    assert load_yaml(tmp_path / "run" / "config.yaml").data_dir == str(tmp_path / "moved")
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["status"], status["step"]) == ("finished", 15)
+
+
+def test_start_weights_are_needed_at_the_start_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_cityscapes(tmp_path / "data", train=5, test=1)
+    monkeypatch.chdir(tmp_path)
+    line = ["supervised", "supervised_cityscapes", "--data-dir", "data", "--run-dir", "run"]
+    line += ["--train.epochs", "1", "--train.batch-size", "2", "--network.encoder", "resnet18"]
+    line += ["--learner.device", "cpu", "--smto.name", "unitary", "--network.weights", "start.pt"]
+    refused(line, capsys, "network.weights", str(tmp_path / "start.pt"), "cannot be read")
+    encoder, _ = networks.cityscapes_encoder("resnet18")
+    state = encoder.state_dict()
+    torch.save({"step": 1, "learner": {"network": state}}, "start.pt")
+    refused(line, capsys, "network.weights", "not a state dictionary")
+    torch.save({name: value[:1] for name, value in state.items() if value.ndim}, "start.pt")
+    refused(line, capsys, "network.weights", "does not fit the encoder, at conv1.weight")
+    torch.save(state | {"bn1.bias": torch.full((64,), torch.nan)}, "start.pt")
+    refused(line, capsys, "network.weights", "not finite, in bn1.bias")
+    assert not (tmp_path / "run").exists()
+
+    torch.save({k: v for k, v in state.items() if "num_batches" not in k}, "start.pt")
+    started = with_overrides(load_config(line[1]), "", line[2:])
+    assert started.network.weights == str(tmp_path / "start.pt")
+    splits = load_data(started)
+    learner = Learner(started, make_problem(started), 2, CPU)
+    learner.load_start_weights()
+    assert torch.equal(learner.network.encoder.conv1.weight, state["conv1.weight"])
+
+    # Two runs that were killed, one of them before its first checkpoint.
+    early, run = (
+        RunDirectory.create(dataclasses.replace(started, run_dir=name)) for name in ("early", "run")
+    )
+    (tmp_path / "start.pt").unlink()
+    with ExitStack() as stack:
+        trainer = Trainer(started, run, splits, CPU, stack)
+        trainer.open_recorder()
+        trainer.step = trainer.total  # nothing is left to train: the test stays short
+        trainer.save()
+    early._lock.close(), run._lock.close()
+    refused(["resume", "early"], capsys, "network.weights", "start.pt", "cannot be read")
+    resume = ["resume", "run", "--network.weights"]
+    refused([*resume, ""], capsys, "network.weights = ''", "started from a file")
+    cli.main([*resume, "moved.pt"])
+    assert "resumed at step 2" in capsys.readouterr().err
+    config = load_yaml(tmp_path / "run" / "config.yaml")
+    assert config.network.weights == str(tmp_path / "moved.pt")
+
+
+@pytest.mark.parametrize(("method", "samples"), [("unitary", 100), ("auto_lambda", 90)])
+def test_a_batch_needs_enough_samples(
+    method: str,
+    samples: int,
+    mnist_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    line = f"supervised supervised_multi_mnist --data-dir {mnist_folder} --smto.name {method}"
+    line += f" --run-dir {tmp_path / 'run'} --train.batch-size {samples + 1}"
+    said = f"train.batch_size = {samples + 1}: must not exceed the {samples} training samples"
+    refused(line.split(), capsys, said)
+    assert not (tmp_path / "run").exists()
+
+
 def test_weights_of_the_run_are_a_configuration(
     finished: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    cli.main(["weights", str(finished)])
+    run = shutil.copytree(finished, tmp_path / "run")
+    with open(run / "metrics.jsonl", "ab") as file:
+        file.write(b'{"step": 10, "sm\xff')  # a line that was being written
+    cli.main(["weights", str(run)])
     (tmp_path / "fixed.yaml").write_text(capsys.readouterr().out)
     config = load_yaml(tmp_path / "fixed.yaml")
     validate(config)
@@ -476,7 +664,8 @@ def test_digits_are_learned(method: str, tmp_path: Path) -> None:
     line += f" --run-dir {tmp_path / 'run'} --learner.device cpu --learner.threads 1"
     config = with_overrides(default, "", line.split())
     scores = train(config, RunDirectory.create(config), load_data(config))
-    assert min(score.value for score in scores) > 0.6, scores  # chance: 0.1
+    # The worse task with ten seeds: 0.72, standard deviation 0.03 (both methods); chance: 0.1.
+    assert min(score.value for score in scores) > 0.6, scores
 
 
 def test_the_resolved_file_reproduces_the_run(tmp_path: Path) -> None:

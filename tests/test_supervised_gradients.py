@@ -128,9 +128,11 @@ def run(
 
 
 def assert_close(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    """float32 sums of some hundred terms up to 0.1: 1e-6; weights solved from them, by a Gramian
+    of condition 100: 1e-4."""
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=2e-6, msg=name)
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=2e-6, msg=name)
 
 
 @pytest.mark.parametrize("space", SPACES)
@@ -246,7 +248,8 @@ def test_the_look_ahead_against_exact_second_derivatives() -> None:
     )
     ahead = {n: p - alpha * g for (n, p), g in zip(parameters.items(), step, strict=True)}
     (exact,) = torch.autograd.grad(losses(ahead, held_out).mean(), weights)
-    torch.testing.assert_close(found, exact, rtol=0.02, atol=1e-4 * float(exact.abs().max()))
+    # Central differences: an error of the square of the step (1e-2 over the length), and float64.
+    torch.testing.assert_close(found, exact, rtol=0, atol=1e-3 * float(exact.abs().max()))
 
 
 def other_batch() -> tuple[Tensor, list[Tensor]]:
@@ -265,7 +268,8 @@ def test_auto_lambda_favours_the_task_that_helps() -> None:
     for _ in range(20):
         smto.learn(look_ahead(smto.parameter, network, losses_of, training, held_out, 0.1))
     weights = smto.weights(losses=torch.ones(TASKS))
-    assert weights.argmax() == 0
+    # Adam's steps have the length of its step size: 20 of them move weights apart by up to 0.4.
+    assert weights[0] > weights[1:].max() + 0.2
     assert (weights >= 0).all()
 
 
@@ -287,6 +291,7 @@ def test_rotations_stay_rotations(scale: float) -> None:
     network.generators.data *= scale
     found = network.rotations().detach()
     identity = torch.eye(5).expand(TASKS, 5, 5)
+    # eps * (norm of the generator, up to 50) * (its dozen matrix products) = 7e-5.
     torch.testing.assert_close(found @ found.mT, identity, rtol=0, atol=1e-4)
     torch.testing.assert_close(torch.linalg.det(found), torch.ones(TASKS), rtol=0, atol=1e-4)
     if scale == 0.0:
@@ -339,7 +344,7 @@ def test_rotograd_against_the_slow_definition(name: str, space: Space, size: int
     pieces = direction.split([p.numel() for p in shared])
     for (key, parameter), piece in zip(other.encoder.named_parameters(), pieces, strict=True):
         wanted = piece.view_as(parameter)
-        torch.testing.assert_close(found[f"encoder.{key}"], wanted, rtol=1e-3, atol=2e-6)
+        torch.testing.assert_close(found[f"encoder.{key}"], wanted, rtol=1e-4, atol=2e-6)
 
     aim = sum(g / n for g, n in zip(at_z, norms, strict=True)) / TASKS
     alignment = torch.zeros(())
@@ -347,7 +352,7 @@ def test_rotograd_against_the_slow_definition(name: str, space: Space, size: int
         back = torch.cat([seen[:, :size] @ rotation, seen[:, size:]], dim=1)
         alignment = alignment - (back * aim).sum() / norm
     (wanted,) = torch.autograd.grad(alignment, other.generators)
-    torch.testing.assert_close(found["generators"], wanted, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(found["generators"], wanted, rtol=1e-4, atol=2e-6)
 
 
 def test_magnitudes_become_equal_and_slow_tasks_decide() -> None:
@@ -356,17 +361,18 @@ def test_magnitudes_become_equal_and_slow_tasks_decide() -> None:
     rows *= torch.tensor([1e-4, 1.0, 1e3])[:, None, None]
     first = network.at_z(rows).flatten(1).norm(dim=1)
     mean = rows.flatten(1).norm(dim=1).mean()
-    torch.testing.assert_close(first, mean.expand(TASKS), rtol=1e-4, atol=0)
+    # float32 norms of 30 entries: 30 eps = 4e-6.
+    torch.testing.assert_close(first, mean.expand(TASKS), rtol=1e-5, atol=0)
     rows[1:] *= 0.5  # the first task has made no progress: it counts twice
     later = network.at_z(rows).flatten(1).norm(dim=1)
     norms = rows.flatten(1).norm(dim=1)
     weighted = norms @ torch.tensor([0.5, 0.25, 0.25])
-    torch.testing.assert_close(later, weighted.expand(TASKS), rtol=1e-4, atol=0)
+    torch.testing.assert_close(later, weighted.expand(TASKS), rtol=1e-5, atol=0)
     assert network.steps == 2
     network.steps.fill_(BURN_IN)
     renewed = network.at_z(rows).flatten(1).norm(dim=1)
     mean = rows.flatten(1).norm(dim=1).mean()
-    torch.testing.assert_close(renewed, mean.expand(TASKS), rtol=1e-4, atol=0)
+    torch.testing.assert_close(renewed, mean.expand(TASKS), rtol=1e-5, atol=0)
 
 
 def test_tasks_without_gradient_are_no_accident() -> None:
@@ -392,7 +398,8 @@ def test_rotations_turn_the_gradients_towards_each_other() -> None:
     for _ in range(40):
         optimizer.step()
         after = cosine()
-    assert after > before + 0.2
+    # Ten seeds of the rows: 0.11 before, standard deviation 0.15, and 0.61 after, 0.10.
+    assert after > max(before, 0.3)
 
 
 @pytest.mark.parametrize("space", SPACES)

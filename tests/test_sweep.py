@@ -28,7 +28,7 @@ from mtrl import checkpoint, cli
 from mtrl.config import load_yaml
 from mtrl.schema import ConfigError, flatten
 from mtrl.sweep.board import Board
-from mtrl.sweep.grid import Run, expand, parse_seeds, refuse_changes
+from mtrl.sweep.grid import Run, expand, find_stored, parse_seeds, refuse_changes
 from mtrl.sweep.local import divide
 from mtrl.sweep.options import SweepOptions, parse_options
 from mtrl.sweep.process import Outlook, look, outcome
@@ -52,14 +52,14 @@ def test_grid_is_methods_times_settings_times_seeds() -> None:
     assert [run.name for run in runs[:5]] == [
         "agent.actor_l2=0/unitary/seed_0",
         "agent.actor_l2=0/pcgrad/seed_0",
-        "agent.actor_l2=1e-4/unitary/seed_0",
-        "agent.actor_l2=1e-4/pcgrad/seed_0",
+        "agent.actor_l2=0.0001/unitary/seed_0",
+        "agent.actor_l2=0.0001/pcgrad/seed_0",
         "agent.actor_l2=0/unitary/seed_1",
     ]
     for run in runs:
         config = run.config
         assert config.agent.gamma == 0.8
-        assert config.agent.actor_l2 == (1e-4 if "1e-4" in run.name else 0.0)
+        assert config.agent.actor_l2 == (1e-4 if "0.0001" in run.name else 0.0)
         assert (config.method, f"seed_{config.seed}") == tuple(run.name.split("/")[1:])
         assert Path(config.run_dir) == run.path == Path("out/study", run.name).resolve()
     assert len({run.path for run in runs}) == len(runs)
@@ -119,6 +119,42 @@ def test_set_given_twice_counts_twice() -> None:
     assert parse_options([TOY, *line]).set == {"agent.gamma": [0.8], "agent.tau": [0.1]}
 
 
+def test_a_key_given_twice_has_all_its_values() -> None:
+    line = "--set replay.batch_size=8 --set replay.batch_size=16,32 --set=replay.batch_size=64"
+    assert parse_options([TOY, *line.split()]).set == {"replay.batch_size": [8, 16, 32, 64]}
+    line = "--methods mgda --seeds 1 --methods=pcgrad --seeds 2..3 --seeds=5"
+    options = parse_options([TOY, *line.split()])
+    assert options.methods == ("mgda", "pcgrad")
+    assert options.seeds == ("1", "2..3", "5")
+
+
+@pytest.mark.parametrize(
+    ("setting", "folders"),
+    [
+        ("agent.actor_l2=1e-4,0.0001,1.0e-4", [""]),
+        ("agent.actor_l2=0,1e-4,0.0001,0.0", ["agent.actor_l2=0/", "agent.actor_l2=0.0001/"]),
+        (
+            "agent.smto.options.c=0,0.0,0.5e0,0.50",
+            ["agent.smto.options.c=0/", "agent.smto.options.c=0.5/"],
+        ),
+        ("replay.batch_size=[],32", None),
+        ("env.tasks=[toy-east],[toy-east]", [""]),
+    ],
+)
+def test_equal_values_are_one_run(setting: str, folders: list[str] | None) -> None:
+    line = ["--methods", "cagrad", "--set", setting]
+    if folders is None:
+        with pytest.raises(ConfigError, match="an integer"):
+            names(*line)
+    else:
+        assert names(*line) == [f"{folder}cagrad/seed_1" for folder in folders]
+
+
+def test_settings_that_a_preset_makes_equal_are_one_run() -> None:
+    line = ["--set", "agent.smto.preset=kurin,''", "agent.actor_l2=3e-4"]
+    assert names(*line) == ["agent.smto.preset=kurin/unitary/seed_1"]
+
+
 def test_seeds() -> None:
     assert parse_seeds(["0..2", "7", "9,10"]) == [0, 1, 2, 7, 9, 10]
 
@@ -173,14 +209,68 @@ def test_dry_run_shows_the_grid_and_starts_nothing(
 # -- directories --------------------------------------------------------------------------------
 
 
-def stored_run(root: Path, **status: Any) -> Run:
+def stored_run(root: Path, *words: str, **status: Any) -> Run:
     """A run's directory as `mtrl train` leaves it."""
-    (run,) = expand(parse_options([TOY, "--root", str(root)]))
+    (run,) = expand(parse_options([TOY, "--root", str(root), *words]))
     run.write_config()
     run.path.mkdir(parents=True)
     run.config_file.rename(run.path / "config.yaml")
     (run.path / "status.json").write_text(json.dumps(status))
     return run
+
+
+def test_a_grown_grid_finds_its_runs_by_their_settings(tmp_path: Path) -> None:
+    """Folders are named after what varied when they were made, or by somebody else."""
+    done = {"status": "finished", "step": 9, "total_steps": 9}
+    folder = tmp_path / "toy"
+    for value, place in (("1e-4", "agent.actor_l2=1e-4/unitary/seed_1"), ("3e-4", "moved")):
+        run = stored_run(tmp_path, "--set", f"agent.actor_l2={value}", **done)
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        run.path.rename(folder / place)
+    stored_run(tmp_path, **done)  # the configuration's own value, 0
+    begun = stored_run(tmp_path, "--seeds", "2", status="stopped")  # a copy that came less far
+    begun.path.rename(folder / "a copy")
+    stored_run(tmp_path, "--seeds", "2", **done).path.rename(folder / "moved too")
+
+    values = "agent.actor_l2=0.0001,0,3.0e-4,1e-3"
+    grid = expand(parse_options([TOY, "--root", str(tmp_path), "--set", values]))
+    found, broken = find_stored(grid)
+    assert [run.name for run in found] == [
+        "agent.actor_l2=1e-4/unitary/seed_1",
+        "unitary/seed_1",
+        "moved",
+        "agent.actor_l2=0.001/unitary/seed_1",
+    ]
+    assert [look(run.path).state for run in found] == ["finished"] * 3 + ["new"]
+    assert [run.config.agent.actor_l2 for run in found] == [1e-4, 0.0, 3e-4, 1e-3]
+    assert broken == {}
+    (second,) = find_stored(expand(parse_options([TOY, "--root", str(tmp_path), "--seeds", "2"])))[
+        0
+    ]
+    assert second.name == "moved too"
+
+
+def test_a_broken_configuration_does_not_stop_a_sweep(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in "123":
+        stored_run(tmp_path, "--seeds", seed, status="finished")
+    folder = tmp_path / "toy/unitary"
+    (folder / "seed_2/config.yaml").write_text("")
+    (folder / "seed_3").rename(folder / "elsewhere")
+    (folder / "elsewhere/config.yaml").write_text("seed: {")
+    line = ["sweep", TOY, "--root", str(tmp_path), "--no-estimate", "--seeds", "1..3"]
+    for option, code in (("--dry-run", 0), ("--no-dry-run", 1)):
+        seeds = ["1..3"] if option == "--dry-run" else ["1..2"]
+        with pytest.raises(SystemExit) as caught:
+            cli.main([*line[:-1], *seeds, option])
+        assert caught.value.code == code
+        streams = capsys.readouterr()
+        assert "unitary/seed_2 is broken and left alone: CONFIG" in streams.out
+        assert "unitary/elsewhere is broken and left alone: CONFIG" in streams.out
+        assert "1 finished, 1 broken" in streams.out + streams.err
+    assert (folder / "seed_2/config.yaml").read_text() == ""
+    assert not (tmp_path / "toy/sweep/unitary/seed_2.yaml").exists()
 
 
 def test_changed_configuration_is_refused_by_name(tmp_path: Path) -> None:

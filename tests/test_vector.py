@@ -16,6 +16,7 @@ import gymnasium
 import numpy as np
 import psutil
 import pytest
+from conftest import PATIENCE, wait_for
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -41,7 +42,7 @@ class Unmakeable(PointMass):
 
 class Stuck(PointMass):
     def step(self, action: NDArray[np.float32]) -> Any:
-        time.sleep(120)
+        time.sleep(3600)  # longer than the test may last
         return super().step(action)
 
 
@@ -79,7 +80,7 @@ def idle_steps(envs: VectorEnv, count: int) -> None:
         envs.receive()
 
 
-def assert_dead_within(processes: Sequence[psutil.Process], seconds: float) -> None:
+def assert_dead_soon(processes: Sequence[psutil.Process]) -> None:
     def alive(process: psutil.Process) -> bool:
         try:
             # In a container nobody may reap orphans; a zombie is dead all the same.
@@ -87,10 +88,7 @@ def assert_dead_within(processes: Sequence[psutil.Process], seconds: float) -> N
         except psutil.NoSuchProcess:
             return False
 
-    deadline = time.monotonic() + seconds
-    while any(map(alive, processes)):
-        assert time.monotonic() < deadline, "workers still alive"
-        time.sleep(0.05)
+    wait_for(lambda: not any(map(alive, processes)), PATIENCE, "workers dead")
 
 
 def workers_of(envs: VectorEnv) -> list[psutil.Process]:
@@ -225,25 +223,23 @@ def test_an_environments_exception_names_its_task_and_cause() -> None:
     with vector(factories, 3) as envs:
         processes = workers_of(envs)
         envs.reset([0] * 3)
-        started = time.monotonic()
         with pytest.raises(WorkerError, match="the arm fell off") as caught:
             idle_steps(envs, 3)
-        assert time.monotonic() - started < 10
         first_line = str(caught.value).splitlines()[0]
         assert "toy-north" in first_line
         assert "ZeroDivisionError" in first_line
         assert "toy-east" not in str(caught.value)
         with pytest.raises(WorkerError, match="toy-north"):  # and not a hang, if one goes on
             idle_steps(envs, 2)
-    assert_dead_within(processes, 10)
+    assert_dead_soon(processes)
 
 
 def test_an_environment_that_cannot_be_made_is_reported_at_the_first_reset() -> None:
-    with vector([functools.partial(Unmakeable, "toy-east")], 1) as envs:
-        started = time.monotonic()
-        with pytest.raises(WorkerError, match=r"toy-east.*LookupError.*no such robot"):
-            envs.reset([0])
-        assert time.monotonic() - started < 20
+    with (
+        vector([functools.partial(Unmakeable, "toy-east")], 1) as envs,
+        pytest.raises(WorkerError, match=r"toy-east.*LookupError.*no such robot"),
+    ):
+        envs.reset([0])
 
 
 def test_a_killed_worker_is_reported_between_steps() -> None:
@@ -251,10 +247,8 @@ def test_a_killed_worker_is_reported_between_steps() -> None:
     processes = workers_of(envs)
     envs.reset([0, 0])
     os.kill(envs.worker_pids[1], signal.SIGKILL)
-    started = time.monotonic()
     with pytest.raises(WorkerError, match=r"toy-north.*signal 9"):
         idle_steps(envs, 1)
-    assert time.monotonic() - started < 10
     envs.close()
     assert not any(process.is_running() for process in processes), "not even a zombie may stay"
     envs.close()
@@ -265,12 +259,10 @@ def test_a_worker_killed_within_a_step_is_reported_and_close_ends_a_stuck_one() 
     processes = workers_of(envs)
     envs.reset([0, 0])
     envs.send(np.zeros((2, 2), np.float32), [0, 0])
-    started = time.monotonic()
     threading.Timer(0.3, os.kill, (envs.worker_pids[0], signal.SIGKILL)).start()
     with pytest.raises(WorkerError, match=r"toy-east.*signal 9"):
         envs.receive()
     envs.close()
-    assert time.monotonic() - started < 20
     assert not any(process.is_running() for process in processes)
 
 
@@ -318,7 +310,7 @@ def test_a_forgotten_vector_environment_ends_its_workers() -> None:
     envs.reset([0])
     del envs
     gc.collect()
-    assert_dead_within(processes, 10)
+    assert_dead_soon(processes)
 
 
 PARENT = """
@@ -334,7 +326,7 @@ print(*envs.worker_pids, flush=True)
 while sys.argv[1] == "running":
     envs.send(np.zeros((4, 2), np.float32), [0] * 4)
     envs.receive()
-time.sleep(120)
+time.sleep(3600)
 """
 
 
@@ -355,4 +347,4 @@ def test_a_killed_parent_leaves_no_worker_alive(moment: str) -> None:
     finally:
         parent.kill()
         parent.communicate()
-    assert_dead_within(family, 10)
+    assert_dead_soon(family)

@@ -23,7 +23,8 @@ def test_the_run_with_fixed_weights_in_place_of_its_method(tmp_path: Path) -> No
         for loss, values in weights.items()
         for task, value in zip(config.task_names, values, strict=True)
     }
-    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 80, **record}) + "\n")
+    whole = json.dumps({"step": 80, **record}).encode()
+    (tmp_path / "metrics.jsonl").write_bytes(whole + b"\n" + whole[:50] + b"\xff")  # cut off
 
     (tmp_path / "fixed.yaml").write_text(as_yaml(tmp_path))
     fixed = load_yaml(tmp_path / "fixed.yaml")

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from mtrl.envs.success import is_solved
+
 SIZE = 240  # pixels, both ways; a multiple of 16, as video encoders want it
 STRIDE = 2  # environment steps per frame
 FPS = 40  # Meta-World in real time: its step is 12.5 ms
@@ -44,7 +46,7 @@ class Filmed:
     def step(self, action: NDArray[np.float32]) -> Any:
         outcome = self.env.step(action)
         _, _, terminated, truncated, info = outcome
-        success = bool(info.get("success", False))
+        success = is_solved(self.name, info)
         ended = terminated or truncated or success
         self._step += 1
         if self._writer is not None and (ended or self._step % STRIDE == 0):

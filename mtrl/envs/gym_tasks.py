@@ -18,7 +18,8 @@ from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 from mtrl.envs.goals import GoalOrder
-from mtrl.envs.rendering import import_without_screen
+from mtrl.envs.rendering import without_renderer
+from mtrl.envs.success import TaskError, is_solved
 from mtrl.plugin_files import import_file
 
 
@@ -39,7 +40,6 @@ class GymTask(gymnasium.Env):
         render: bool = False,
     ) -> None:
         """plugins: files that register `task_name`, imported here, in the worker's process."""
-        import_without_screen()
         for path in plugins:
             import_file(Path(path))
         mode = {"render_mode": "rgb_array"} if render else {}
@@ -50,6 +50,7 @@ class GymTask(gymnasium.Env):
         self.task_name, self.num_goals = task_name, num_goals
         self.observation_space = self.env.observation_space
         self.action_space = self.env.action_space
+        self.metadata, self.render_mode = self.env.metadata, self.env.render_mode
         self._order = GoalOrder(seed, task_name, num_goals)
 
     def reset(
@@ -59,14 +60,23 @@ class GymTask(gymnasium.Env):
         entropy = [self._order.seed, zlib.crc32(self.task_name.encode()), goal]
         start = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         observation, info = self.env.reset(seed=start)
-        return observation, info | {"goal": goal}
+        return self._checked(observation), info | {"goal": goal}
 
     def step(
         self, action: NDArray[np.float32]
     ) -> tuple[NDArray[Any], float, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
-        success = info.get("success", info.get("is_success", False))
-        return observation, float(reward), terminated, truncated, info | {"success": success}
+        info = info | {"success": is_solved(self.task_name, info)}
+        return self._checked(observation), float(reward), terminated, truncated, info
+
+    def _checked(self, observation: NDArray[Any]) -> NDArray[Any]:
+        wanted = self.observation_space.shape
+        if observation.shape != wanted:  # NumPy would stretch a single number to fit
+            raise TaskError(
+                f"task {self.task_name} returns {observation.size} observations; "
+                f"its observation space has {wanted[0]}"
+            )
+        return observation
 
     def render(self) -> Any:
         return self.env.render()
@@ -76,12 +86,26 @@ class GymTask(gymnasium.Env):
 
 
 def check_spaces(task_name: str, env: gymnasium.Env) -> None:
-    """Raise ValueError unless both spaces are boxes and the actions' bounds are finite."""
+    """Raise ValueError unless both spaces are boxes, and the actions' continuous and bounded."""
     for what, space in (("observation", env.observation_space), ("action", env.action_space)):
         if not isinstance(space, Box):
             raise ValueError(f"task {task_name} has {what}s {space}; they must be a Box")
-    if not env.action_space.is_bounded():
-        raise ValueError(f"task {task_name} has actions without bounds: {env.action_space}")
+        if 0 in space.shape:
+            raise ValueError(f"task {task_name} has {what}s {space}, which are empty")
+    actions = env.action_space
+    if len(actions.shape) != 1:
+        raise ValueError(f"task {task_name} has actions {actions}; their shape must be (k,)")
+    if not np.issubdtype(actions.dtype, np.floating):
+        raise ValueError(
+            f"task {task_name} has actions {actions}, which are not continuous; "
+            "their type must be float32 or another floating type"
+        )
+    for index, (low, high) in enumerate(zip(actions.low, actions.high, strict=True)):
+        if not (np.isfinite([low, high]).all() and low < high):
+            raise ValueError(
+                f"task {task_name} has actions {actions}: component {index} lies in "
+                f"[{low}, {high}]; its bounds must be finite, the lower below the upper"
+            )
 
 
 @functools.lru_cache(maxsize=32)
@@ -89,9 +113,10 @@ def dimensions(names: tuple[str, ...], plugins: tuple[str, ...] = ()) -> tuple[i
     """Observation and action dimensions that all tasks share; ValueError if they do not."""
     shapes = {}
     for name in names:
-        task = GymTask(name, plugins=plugins)
+        with without_renderer():
+            task = GymTask(name, plugins=plugins)
+            task.close()
         shapes[name] = (task.observation_space.shape, task.action_space.shape)
-        task.close()
         if shapes[name] != shapes[names[0]]:
             raise ValueError(
                 f"the spaces of {names[0]} and {name} differ: observations and actions "

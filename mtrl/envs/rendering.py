@@ -1,14 +1,22 @@
 """Which library MuJoCo renders with on a machine without a screen.
 
-MuJoCo reads MUJOCO_GL when it is first imported, so the choice must stand before that.
+MuJoCo reads MUJOCO_GL when it is first imported, and cannot be imported where that names what this
+machine does not have. What only simulates therefore imports it `without_renderer`.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+DISABLED = "disabled"
+"""MUJOCO_GL where nothing is drawn."""
 
 PROBE = """
 import mujoco
@@ -31,10 +39,10 @@ class RenderingError(RuntimeError):
 def choose_renderer() -> str:
     """What MuJoCo renders with here, without a screen: egl (GPU), else osmesa (CPU).
 
-    MUJOCO_GL, where the user has set it, goes first. Each is tried in a process of its own.
+    MUJOCO_GL, where the user has set it, is tried first. Each is tried in a process of its own.
     Raises RenderingError if none works.
     """
-    wanted = os.environ.get("MUJOCO_GL", "")
+    wanted = os.environ.get("MUJOCO_GL", "").lower().strip()
     candidates = [wanted] if wanted in ("glfw", "glx") else []
     candidates += sorted(ADVICE, key=lambda name: name != wanted)
     reasons = []
@@ -53,6 +61,41 @@ def choose_renderer() -> str:
     raise RenderingError(f"cannot render: {'; '.join(reasons)}. {'; '.join(ADVICE.values())}")
 
 
-def import_without_screen() -> None:
-    """Let `import mujoco` work for simulation: with a renderer it fails where that fails."""
-    os.environ.setdefault("MUJOCO_GL", "disabled")
+@contextmanager
+def without_renderer() -> Iterator[None]:
+    """`import mujoco` works inside, for simulation, whatever MUJOCO_GL says."""
+    before = os.environ.get("MUJOCO_GL")
+    os.environ["MUJOCO_GL"] = DISABLED
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["MUJOCO_GL"]
+        else:
+            os.environ["MUJOCO_GL"] = before
+
+
+def set_up_process(renderer: str) -> None:
+    """Let this process, which has not imported MuJoCo yet, draw with `renderer`; or not at all."""
+    os.environ["MUJOCO_GL"] = renderer
+    if renderer != DISABLED:
+        import mujoco  # noqa: F401 - now, since later imports are made `without_renderer`
+
+
+def make_renderer(model: Any, height: int, width: int) -> Any:
+    """`mujoco.Renderer`, also where MuJoCo was imported without one. May raise RenderingError."""
+    import mujoco
+    from mujoco import gl_context
+
+    imported = getattr(gl_context, "GLContext", None)
+    if imported is not None and os.environ.get("MUJOCO_GL"):  # somebody's choice
+        return mujoco.Renderer(model, height, width)
+    library = choose_renderer().replace("glx", "glfw")  # two names of one
+    gl_context.GLContext = importlib.import_module(f"mujoco.{library}").GLContext
+    try:
+        return mujoco.Renderer(model, height, width)
+    finally:
+        if imported is None:
+            del gl_context.GLContext
+        else:
+            gl_context.GLContext = imported

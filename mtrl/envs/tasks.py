@@ -13,17 +13,17 @@ import os
 import pickle
 from collections.abc import Callable, Sequence
 from importlib import metadata
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from mtrl.cache import cache_folder
 from mtrl.envs import gym_tasks, toy
 from mtrl.envs.fast_metaworld.versions import is_verified
 from mtrl.envs.goals import GoalOrder
-from mtrl.envs.rendering import import_without_screen
+from mtrl.envs.rendering import make_renderer, without_renderer
 
 if TYPE_CHECKING:
     from mtrl.config import Config
@@ -158,8 +158,7 @@ def make_task_set(
         dims = gym_tasks.dimensions(tuple(names), tuple(plugins))
         return TaskSet(tuple(names), tuple(factories), *dims, (1.0,) * len(names))
     goals = goal_vectors(tuple(names), seed)
-    # The fast step leaves the goal's marker where it was, which no number shows but a picture does.
-    fast = fast and not render and is_verified()  # asked here: the workers need not warn again
+    fast = fast and is_verified()  # asked here: the workers need not warn again
     factories = [
         functools.partial(
             MetaWorldTask,
@@ -199,6 +198,7 @@ def make_env(
     num_goals: int = MAX_GOALS,
     seed: int = 0,
     fast: bool = False,
+    render_mode: Literal["rgb_array"] | None = "rgb_array",
 ) -> gymnasium.Env:
     """One task as a Gymnasium environment; its goals equal `metaworld.MT1(task_name, seed)`'s.
 
@@ -206,9 +206,12 @@ def make_env(
     `reset(options={"goal": i})` chooses one. `reset(seed=s)` starts another order.
     Observations float64 [39], actions float32 [4] in [-1, 1]; `info["success"]` is 0.0 or 1.0.
 
-    `fast=True` steps faster than upstream's own class, with the same numbers to the bit.
+    `fast=True` steps faster than upstream's own class, with bitwise identical numbers.
 
-    Raises ValueError for an unknown task, reward version, horizon or number of goals.
+    `render()` returns pixels [240, 240, 3], also under Gymnasium's wrappers; nothing is drawn
+    before it is called. It may raise RenderingError. With `render_mode=None` it returns None.
+
+    Raises ValueError for an unknown task, reward version, horizon, number of goals or render mode.
     """
     if task_name not in all_tasks():
         raise ValueError(f"unknown task {task_name!r}; allowed: {', '.join(all_tasks())}")
@@ -218,6 +221,8 @@ def make_env(
         raise ValueError(f"horizon must be between 1 and 500, not {horizon!r}")
     if not 1 <= num_goals <= MAX_GOALS:
         raise ValueError(f"num_goals must be between 1 and {MAX_GOALS}, not {num_goals!r}")
+    if render_mode not in ("rgb_array", None):
+        raise ValueError(f"render_mode must be 'rgb_array' or None, not {render_mode!r}")
     (factory,) = make_task_set(
         [task_name],
         seed=seed,
@@ -226,12 +231,14 @@ def make_env(
         num_goals=num_goals,
         fast=fast,
     ).factories
-    return factory()
+    env = factory()
+    env.render_mode = render_mode
+    return env
 
 
 def _import_metaworld() -> Any:
-    import_without_screen()
-    import metaworld
+    with without_renderer():
+        import metaworld
 
     return metaworld
 
@@ -244,10 +251,7 @@ def goal_vectors(names: tuple[str, ...], seed: int) -> dict[str, NDArray[np.floa
     """
     version = metadata.version("metaworld")
     key = hashlib.sha256(repr((names, seed, version)).encode()).hexdigest()[:24]
-    base = os.environ.get("MTRL_CACHE") or Path(
-        os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "mtrl"
-    )
-    path = Path(base, "goals", f"{key}.npz")
+    path = cache_folder() / "goals" / f"{key}.npz"
     try:
         with np.load(path) as stored:
             goals = {name: stored[name] for name in names}
@@ -304,6 +308,9 @@ def _draw_goals(names: tuple[str, ...], seed: int) -> dict[str, NDArray[np.float
 class MetaWorldTask(gymnasium.Env):
     """Upstream's environment of one task, with goals chosen by index and a horizon."""
 
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 80}
+    render_mode = "rgb_array"
+
     def __init__(
         self,
         task_name: str,
@@ -357,14 +364,20 @@ class MetaWorldTask(gymnasium.Env):
         self._step += 1
         return observation, float(reward), False, self._step >= self.horizon, info
 
-    def render(self) -> NDArray[np.uint8]:
-        """Pixels [240, 240, 3]. Wants MUJOCO_GL=egl (or osmesa) before MuJoCo is imported."""
+    def render(self) -> NDArray[np.uint8] | None:
+        """Pixels [240, 240, 3]. May raise RenderingError."""
+        if self.render_mode is None:
+            return None
         if self._renderer is None:
-            import mujoco
-
-            self._renderer = mujoco.Renderer(self.env.model, 240, 240)
+            self._renderer = make_renderer(self.env.model, 240, 240)
+        for name, position in self.env._target_site_config:  # the fast step does not move them
+            self.env._set_pos_site(name, position)
         self._renderer.update_scene(self.env.data, camera="corner2")
-        return self._renderer.render()[::-1]  # the camera hangs upside down
+        # The camera hangs upside down. Copied, as not all takes arrays with negative strides.
+        return np.ascontiguousarray(self._renderer.render()[::-1])
 
     def close(self) -> None:
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
         self.env.close()

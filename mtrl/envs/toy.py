@@ -8,7 +8,7 @@ The targets are not observed: a shared policy needs the task id.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -32,6 +32,9 @@ SUCCESS_RADIUS = 0.1
 
 class PointMass(gymnasium.Env):
     """Observation: position [2]; action: velocity in [-1, 1]^2; a "goal" is a start position."""
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
+    render_mode = "rgb_array"
 
     def __init__(
         self, task_name: str, *, num_goals: int = 50, horizon: int = 20, seed: int = 0
@@ -64,8 +67,10 @@ class PointMass(gymnasium.Env):
         reward = -self.reward_scale * distance
         return self.position.copy(), reward, False, self._step >= self.horizon, {"success": success}
 
-    def render(self) -> NDArray[np.uint8]:
+    def render(self) -> NDArray[np.uint8] | None:
         """Pixels [240, 240, 3] of the square [-1.2, 1.2]^2: the target's zone, the point."""
+        if self.render_mode is None:
+            return None
         axis = np.linspace(-1.2, 1.2, 240)
         place = np.stack(np.meshgrid(axis, -axis), axis=-1)  # [row, column, (x, y)]
         pixels = np.full((240, 240, 3), 255, np.uint8)

@@ -30,6 +30,8 @@ from numpy.typing import NDArray
 
 from mtrl.config import Config
 from mtrl.envs import tasks
+from mtrl.envs.rendering import DISABLED, set_up_process
+from mtrl.envs.success import TaskError, is_solved
 
 IDLE, STEP, RESET = 0, 1, 2
 READY, GO, DONE, ERROR = b"ready", b"go", b"done", b"error"
@@ -101,14 +103,17 @@ class _Shared:
 
 def _worker(
     connection: Connection,
+    names: dict[int, str],
     factories: dict[int, Callable[[], gymnasium.Env]],
     block: Any,
     arguments: tuple[int, int, int],
+    renderer: str,
 ) -> None:
     # The parent decides when to stop; a signal to the whole group must not break an episode.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
+        set_up_process(renderer)
         shared = _Shared(*arguments, block)
         envs = {lane: factory() for lane, factory in factories.items()}
         connection.send_bytes(READY)
@@ -117,7 +122,7 @@ def _worker(
                 started = time.perf_counter()
                 command = shared.commands[lane]
                 if command == STEP:
-                    _step_lane(shared, lane, env)
+                    _step_lane(shared, lane, names[lane], env)
                 elif command == RESET:
                     options = {"goal": int(shared.goals[lane])}
                     shared.observations[lane] = env.reset(options=options)[0]
@@ -125,6 +130,9 @@ def _worker(
             connection.send_bytes(DONE)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the parent is gone
+    except TaskError as error:
+        with contextlib.suppress(OSError):
+            connection.send_bytes(ERROR + str(error).encode())
     except BaseException:
         with contextlib.suppress(OSError):
             connection.send_bytes(ERROR + traceback.format_exc().encode())
@@ -132,13 +140,13 @@ def _worker(
         os._exit(0)  # skip interpreter teardown: nothing is left to flush
 
 
-def _step_lane(shared: _Shared, lane: int, env: gymnasium.Env) -> None:
+def _step_lane(shared: _Shared, lane: int, name: str, env: gymnasium.Env) -> None:
     observation, reward, terminated, truncated, info = env.step(shared.actions[lane])
     shared.next_observations[lane] = observation
     shared.rewards[lane] = reward
     shared.terminated[lane] = terminated
     shared.truncated[lane] = truncated
-    shared.success[lane] = bool(info.get("success", False))
+    shared.success[lane] = is_solved(name, info)
     if (terminated or truncated) and shared.goals[lane] >= 0:
         observation, _ = env.reset(options={"goal": int(shared.goals[lane])})
     shared.observations[lane] = observation
@@ -161,9 +169,11 @@ class VectorEnv:
         *,
         workers: int,
         copies: int = 1,
+        renderer: str = DISABLED,
     ) -> None:
         """costs [lane]: relative time of a step, to load all workers alike; equal if not given.
-        copies: this many adjacent lanes are of one task."""
+        copies: this many adjacent lanes are of one task.
+        renderer: what MuJoCo draws with in the workers, from `choose_renderer`."""
         self.names = tuple(names)
         self.num_lanes = len(factories)
         self.observation_dim, self.action_dim = observation_dim, action_dim
@@ -181,9 +191,11 @@ class VectorEnv:
                 target=_worker,
                 args=(
                     theirs,
+                    {lane: self.names[lane] for lane in lanes},
                     {lane: factories[lane] for lane in lanes},
                     self._shared.block,
                     self._shared.arguments,
+                    renderer,
                 ),
                 daemon=True,
                 name=f"mtrl-worker-{lanes[0]}",
@@ -256,10 +268,11 @@ class VectorEnv:
             except (EOFError, OSError):
                 raise self._death(index) from None
             if message != expected:
-                report = message.removeprefix(ERROR).decode(errors="replace").strip()
-                raise WorkerError(
-                    f"{self._describe(index)} failed: {report.splitlines()[-1]}\n{report}"
+                *above, last = (
+                    message.removeprefix(ERROR).decode(errors="replace").strip().splitlines()
                 )
+                report = "\n".join(["", *above, last]) if above else ""
+                raise WorkerError(f"{self._describe(index)} failed: {last}{report}")
 
     def _describe(self, index: int) -> str:
         tasks = ", ".join(self.names[lane] for lane in self._lanes[index])

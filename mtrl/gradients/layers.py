@@ -116,7 +116,7 @@ class TaskGradients:
     ) -> Iterator[tuple[int, int, Callable[[Tensor], object]]]:
         """Neighbouring columns of J: first column, their number, and what writes them into a
         given [task, number]. Products are split to about chunk_size columns."""
-        for start, (x, d) in self._shared.values():
+        for start, (x, d, _) in self._shared.values():
             copies, m, _, fan_out = d.shape
             if x is None:
                 rows = d.transpose(0, 1).reshape(m, -1)
@@ -134,12 +134,14 @@ class TaskGradients:
         """sum_t w_t g_t, shaped like the network's parameters."""
         w = weights[:, None, None]
         found = {}
-        for index, (_, (x, d)) in self._shared.items():
+        for index, (_, (x, d, bf16)) in self._shared.items():
             if x is None:
                 found[index] = (d * w).sum(1)
                 continue
             x, d = (x * w, d) if x.shape[-1] < d.shape[-1] else (x, d * w)  # the smaller one
-            found[index] = torch.bmm(x.flatten(1, 2).transpose(1, 2), d.flatten(1, 2))
+            if bf16:
+                x, d = x.bfloat16(), d.bfloat16()
+            found[index] = torch.bmm(x.flatten(1, 2).transpose(1, 2), d.flatten(1, 2)).to(w.dtype)
         return self._with_own(found)
 
     def split(self, direction: Tensor) -> tuple[Tensor, ...]:
@@ -148,7 +150,7 @@ class TaskGradients:
         return self._with_own(dict(zip(self._shared, direction.split(sizes), strict=True)))
 
     def _with_own(self, found: dict[int, Tensor]) -> tuple[Tensor, ...]:
-        for index, (x, d) in self._own.items():
+        for index, (x, d, _) in self._own.items():
             gradient = d if x is None else x.transpose(2, 3) @ d
             found[index] = gradient / len(self.losses)
         return tuple(found[index].view_as(p) for index, p in enumerate(self.parameters))

@@ -9,10 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtrl.config import Config
-from mtrl.networks.bodies import create_body
-from mtrl.networks.encoder import InputEncoder
-
 
 class Actor(nn.Module):
     """Tanh-Gaussian policy: inputs [..., input] -> mean, log_std [..., action] before the tanh."""
@@ -36,39 +32,6 @@ class Actor(nn.Module):
         if self.log_std_bound == "clamp":
             return mean, log_std.clamp(low, high)
         return mean, low + 0.5 * (high - low) * (torch.tanh(log_std) + 1.0)
-
-
-def create_actor(config: Config, input_dim: int, action_dim: int) -> Actor:
-    net = config.network
-    body = create_body(
-        net.body,
-        input_dim,
-        2 * action_dim,
-        width=net.width,
-        depth=net.depth,
-        layer_norm=net.layer_norm,
-        bf16=config.learner.precision == "bf16",
-    )
-    return Actor(body, net.log_std_min, net.log_std_max, net.log_std_bound)
-
-
-class Policy(nn.Module):
-    """The deterministic policy, tanh of the mean: what is evaluated, filmed and exported."""
-
-    def __init__(self, encoder: InputEncoder, actor: Actor) -> None:
-        super().__init__()
-        self.encoder, self.actor = encoder, actor
-
-    def forward(self, observations: Tensor, tasks: Tensor | None = None) -> Tensor:
-        """Observations [task, ..., obs] -> actions [task, ..., action] in [-1, 1]. Or, with task
-        indices [n], observations [n, obs] -> actions [n, action]."""
-        if tasks is None:
-            inputs = self.encoder(observations)
-        else:  # encoded for every task: the encoder needs the task as leading index
-            every = self.encoder(observations.expand(self.encoder.num_tasks, *observations.shape))
-            inputs = every[tasks, torch.arange(len(observations), device=observations.device)]
-        mean, _ = self.actor(inputs)
-        return torch.tanh(mean)
 
 
 def sample_action(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

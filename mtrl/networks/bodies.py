@@ -80,7 +80,7 @@ class MLP(nn.Module):
         for layer in self.hidden:
             x = layer(x)
         outputs: Tensor = self.head(x)
-        return outputs.view(self.copies, *leading, -1)
+        return outputs.view(self.copies, *leading, outputs.shape[-1])
 
 
 class Block(nn.Module):
@@ -123,4 +123,4 @@ class Residual(nn.Module):
         for block in self.blocks:
             x = block(x)
         outputs: Tensor = self.head(x)
-        return outputs.view(self.copies, *leading, -1)
+        return outputs.view(self.copies, *leading, outputs.shape[-1])

@@ -23,7 +23,7 @@ class Critic(nn.Module):
         return out.squeeze(-1) if self.outputs == 1 else out
 
 
-def create_critic(config: Config, input_dim: int, outputs: int) -> Critic:
+def make_critic(config: Config, input_dim: int, outputs: int) -> Critic:
     net, critic = config.network, config.critic
     body = create_body(
         critic.body or net.body,

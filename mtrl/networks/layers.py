@@ -28,6 +28,9 @@ class Term(NamedTuple):
     """[copies, task, sample, in]"""
     d: Tensor
     """[copies, task, sample, out]; without x [copies, task, 1, out]"""
+    bf16: bool = False
+    """Whether the layer multiplies in bf16. A weighted gradient does so too, as in a plain
+    backward; the task gradients themselves do not."""
 
 
 class Record(NamedTuple):
@@ -129,7 +132,7 @@ class Linear(Layer):
         return self._record(x, output if x.dim() == 3 else output.unflatten(1, leading))
 
     def terms(self, seen: Tensor, gradient: Tensor) -> tuple[Term, ...]:
-        product = Term(seen, gradient)
+        product = Term(seen, gradient, self.bf16)
         return (product,) if self.bias is None else (product, _sum(gradient))
 
 

@@ -1,8 +1,4 @@
-"""The report's figures. Readable in print and by the colour-blind: every method has a colour
-(Okabe & Ito 2008), a marker and a line style of its own.
-
-Each function gives the figure and the table of the numbers in it.
-"""
+"""The report's figures; each function gives a figure and the table of the numbers in it."""
 
 from __future__ import annotations
 
@@ -14,16 +10,15 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from mtrl.report import results
 from mtrl.report.groups import Group
+from mtrl.report.looks import Style, plain
 from mtrl.report.results import Comparison, Curve, Scores
 from mtrl.report.statistics import Floats, Unit
 from mtrl.runs import Run
 
-OKABE_ITO = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h")
-DASHES = ("-", "--", "-.", ":")
 CONFLICT = {
     "cosine_mean": "mean cosine",
     "conflict_ratio": "share of conflicting pairs",
@@ -43,13 +38,8 @@ STYLE = {
     "svg.hashsalt": "mtrl",  # equal runs, equal bytes
     "figure.dpi": 100,
 }
+MOST_MARKERS = 30  # on a curve
 WIDTH = 7.2  # inches: the text width of a printed page
-
-
-class Style(NamedTuple):
-    color: str
-    marker: str
-    linestyle: str
 
 
 class Words(NamedTuple):
@@ -69,32 +59,21 @@ class Drawn(NamedTuple):
     """The numbers in the figure."""
 
 
-def styles(labels: Sequence[str]) -> dict[str, Style]:
-    """One look per method, the same in all figures; the first, the baseline, is black."""
-    return {
-        label: Style(
-            OKABE_ITO[i % len(OKABE_ITO)],
-            MARKERS[i % len(MARKERS)],
-            DASHES[(i + i // len(OKABE_ITO)) % len(DASHES)],
-        )
-        for i, label in enumerate(labels)
-    }
-
-
 def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _line(axes: Any, curve: Curve, style: Style, label: str, *, markers: bool = True) -> None:
+def _line(axes: Any, curve: Curve, style: Style, *, markers: bool = True) -> None:
     """Solid band and line; thin where fewer runs than at first have come so far."""
     look: dict[str, Any] = {"color": style.color, "linestyle": style.linestyle}
-    if markers and len(curve.steps) <= 30:
-        look |= {"marker": style.marker, "markersize": 3.5}
+    if markers:
+        every = math.ceil(len(curve.steps) / MOST_MARKERS)
+        look |= {"marker": style.marker, "markersize": 3.5, "markevery": every}
     whole = curve.runs == curve.runs.max()
     last = int(np.flatnonzero(whole)[-1]) + 1
-    axes.plot(curve.steps[:last], curve.middle[:last], linewidth=1.5, label=label, **look)
+    axes.plot(curve.steps[:last], curve.middle[:last], linewidth=1.5, **look)
     axes.plot(curve.steps[last - 1 :], curve.middle[last - 1 :], linewidth=0.7, alpha=0.7, **look)
     axes.fill_between(curve.steps, curve.low, curve.high, color=style.color, alpha=0.15, lw=0)
 
@@ -112,15 +91,25 @@ def _steps_axis(axes: Any) -> None:
     axes.set_xlim(left=0)
 
 
-def _legend(figure: Figure, axes: Any, count: int) -> None:
+def _legend(
+    figure: Figure, labels: Sequence[str], looks: Mapping[str, Style], *, markers: bool = False
+) -> None:
     """Above the panels, in as many lines as it takes; the figure grows by them."""
-    handles, labels = axes.get_legend_handles_labels()
+    handles = [
+        Line2D([], [], color=look.color, linestyle=look.linestyle, linewidth=1.5,
+               marker=look.marker if markers else "", markersize=3.5)
+        for look in map(looks.__getitem__, labels)
+    ]  # fmt: skip
     longest = max(map(len, labels), default=0)
     most = max(1, min(5, int(WIDTH / (0.75 + 0.065 * longest))))  # inches of line and letters
-    lines = math.ceil(count / most)
-    columns = math.ceil(count / lines)  # lines of equal length
+    lines = math.ceil(len(labels) / most)
+    columns = math.ceil(len(labels) / lines)  # lines of equal length
     figure.set_figheight(figure.get_figheight() + 0.18 * (lines - 1))
-    figure.legend(handles, labels, loc="outside upper center", ncols=columns, handlelength=3)
+    legend = figure.legend(
+        handles, ["."] * len(labels), loc="outside upper center", ncols=columns, handlelength=4
+    )
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        text.set_text(plain(label))  # as an argument, one with an underscore first is left out
 
 
 def _curve_rows(label: str, what: str, curve: Curve) -> list[tuple[Any, ...]]:
@@ -141,13 +130,13 @@ def learning_curves(
         panels, ("mean", "iqm"), ("mean over tasks", "interquartile mean"), strict=True
     ):
         for label, of in curves.items():
-            _line(axes, of[what], looks[label], label)
+            _line(axes, of[what], looks[label])
             rows += _curve_rows(label, what, of[what])
         axes.set(title=title, xlabel=words.steps)
         _steps_axis(axes)
         _score_axis(axes, [of[what] for of in curves.values()])
     panels[0].set_ylabel(words.score)
-    _legend(figure, panels[0], len(curves))
+    _legend(figure, list(curves), looks, markers=True)
     caption = (
         "Learning curves: evaluation score, mean and interquartile mean over runs and tasks, with "
         "95% bootstrap intervals. Thin: not all runs of the method have come this far."
@@ -170,9 +159,9 @@ def task_curves(
     for axes, task in zip(panels.flat, tasks, strict=False):
         for label, of in curves.items():
             curve = of[f"task/{task}"]
-            _line(axes, curve, looks[label], label, markers=False)
+            _line(axes, curve, looks[label], markers=False)
             rows += _curve_rows(label, task, curve)
-        axes.set_title(task, fontsize=7.5)
+        axes.set_title(plain(task), fontsize=7.5)
         axes.tick_params(labelsize=7)
         _steps_axis(axes)
         _score_axis(axes, [of[f"task/{task}"] for of in curves.values()])
@@ -180,7 +169,7 @@ def task_curves(
         axes.set_axis_off()
     figure.supxlabel(words.steps, fontsize=8)
     figure.supylabel(words.score, fontsize=8)
-    _legend(figure, panels.flat[0], len(curves))
+    _legend(figure, list(curves), looks)
     caption = "Learning curves task by task: mean over runs with 95% bootstrap intervals."
     return Drawn("tasks", caption, figure, CURVE_COLUMNS, rows)
 
@@ -214,7 +203,7 @@ def score_intervals(
                           color="0.45", markersize=4)  # fmt: skip
             rows.append((label, what, len(scores[label].runs), *mean, *middle))
         axes.set(title=f"{what} score", xlabel=words.score, yticks=range(len(labels)))
-        axes.set_yticklabels(labels)
+        axes.set_yticklabels(map(plain, labels))
         axes.set_ylim(len(labels) - 0.5, -0.5)
     _rate_limits(panels[0], rows)
     caption = (
@@ -245,8 +234,8 @@ def heat_map(final: Mapping[str, Scores], tasks: Sequence[str], words: Words) ->
     limits = {"vmin": 0.0, "vmax": 1.0} if rates else {}
     image = axes.imshow(table, cmap="cividis", aspect="auto", **limits)
     axes.grid(visible=False)
-    axes.set_xticks(range(len(shown)), list(shown), rotation=45, ha="right")
-    axes.set_yticks(range(len(tasks)), tasks)
+    axes.set_xticks(range(len(shown)), map(plain, shown), rotation=45, ha="right")
+    axes.set_yticks(range(len(tasks)), map(plain, tasks))
     for (row, column), value in np.ndenumerate(table):
         light = image.norm(value) > 0.55
         axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7,
@@ -272,9 +261,9 @@ def improvement(comparisons: Sequence[Comparison], looks: Mapping[str, Style]) -
         axes.plot(value, y, look.marker, color=look.color, markersize=6)
         axes.plot([low, high], [y, y], color=look.color, linewidth=2)
     axes.axvline(0.5, color="0.4", linewidth=0.8, linestyle="--")
-    axes.set_yticks(range(len(shown)), [one.method for one in shown])
+    axes.set_yticks(range(len(shown)), [plain(one.method) for one in shown])
     axes.set(xlim=(-0.02, 1.02), ylim=(len(shown) - 0.5, -0.5))
-    axes.set_xlabel(f"P(a run beats a run of {shown[0].baseline})")
+    axes.set_xlabel(f"P(a run beats a run of {plain(shown[0].baseline)})")
     caption = (
         f"Probability of improvement over {shown[0].baseline}: mean over tasks of the chance that "
         "a run of the method has the higher final score (ties count one half), with 95% "
@@ -330,7 +319,7 @@ def _time_boxes(
     )  # fmt: skip
     for box, method in zip(boxes["boxes"], shown, strict=True):
         box.set(facecolor=looks[method].color, alpha=0.55)
-    axes.set_yticks(range(len(shown)), list(shown))
+    axes.set_yticks(range(len(shown)), map(plain, shown))
     axes.set_ylim(len(shown) - 0.5, -0.5)
     medians = [float(np.median(values)) for values in shown.values()]
     if max(medians) > 10 * min(medians):
@@ -354,7 +343,7 @@ def memory(groups: Sequence[Group], looks: Mapping[str, Style]) -> Drawn | None:
         values = [mib for name, _, mib in rows if name == label]
         axes.barh(y, np.mean(values), height=0.6, color=looks[label].color, alpha=0.55)
         axes.plot(values, [y] * len(values), "|", color="black", markersize=7)
-    axes.set_yticks(range(len(shown)), shown)
+    axes.set_yticks(range(len(shown)), map(plain, shown))
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_xlabel("peak memory of the learner, MiB")
     caption = (
@@ -374,20 +363,22 @@ def conflict(groups: Sequence[Group], looks: Mapping[str, Style], words: Words) 
     figure = new_figure(WIDTH, 0.8 + 1.6 * len(losses))
     panels = figure.subplots(len(losses), len(CONFLICT), squeeze=False, sharex=True)
     rows: list[tuple[Any, ...]] = []
+    shown: dict[str, None] = {}
     for line, loss in zip(panels, losses, strict=True):
         for axes, (metric, title) in zip(line, CONFLICT.items(), strict=True):
             for group in groups:
                 curve = results.scalar_curve(group, f"gradients/{loss}/{metric}")
                 if curve is not None:
-                    _line(axes, curve, looks[group.label], group.label, markers=False)
+                    _line(axes, curve, looks[group.label], markers=False)
                     rows += _curve_rows(group.label, f"{loss}/{metric}", curve)
-            axes.set_title(f"{loss}: {title}", fontsize=7.5)
+                    shown[group.label] = None
+            axes.set_title(plain(f"{loss}: {title}"), fontsize=7.5)
             axes.tick_params(labelsize=7)
             if metric == "condition_number" and axes.lines:
                 axes.set_yscale("log")
             _steps_axis(axes)
     figure.supxlabel(words.steps, fontsize=8)
-    _legend(figure, panels[0, 0], len(groups))
+    _legend(figure, list(shown), looks)
     caption = (
         "Conflict of the task gradients over training: mean over runs with 95% bootstrap intervals."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -25,8 +26,9 @@ from mtrl.report.groups import (
     settings,
     speed_warning,
 )
+from mtrl.report.looks import plain, styles
 from mtrl.report.results import Comparison, Scores
-from mtrl.runs import Run, find_runs, read_run
+from mtrl.runs import Run, find_runs, read_run, read_series
 from mtrl.schema import ConfigError, nearest
 
 DPI = 200
@@ -54,9 +56,16 @@ def report_command(arguments: list[str]) -> None:
 
 
 def write_report(options: ReportOptions) -> Path:
-    """-> report.html. ConfigError if there are no runs, or no such baseline."""
+    """-> report.html. ConfigError if there are no runs, no such metric, or no such baseline."""
     tags = (f"{options.metric}/", "gradients/", "time/updates_per_s", "time/epoch_s", "memory/")
-    runs = [read_run(path, tags) for path in find_runs(options.runs)]
+    asked = [path.expanduser() for path in options.runs]
+    every = [read_run(path, tags) for path in find_runs(asked)]
+    broken = [run for run in every if run.broken]
+    runs = [run for run in every if not run.broken]
+    if not runs:
+        shown = ", ".join(map(str, asked))
+        raise ConfigError("RUNS", shown, f"holds broken runs only: {broken[0].broken}")
+    _check_metric(runs, options.metric)
     found = benchmarks(runs, options.metric, options.baseline or DEFAULT_BASELINE)
     known = sorted({name for b in found for g in b.groups for name in (g.label, g.method)})
     if options.baseline and options.baseline not in known:
@@ -65,8 +74,14 @@ def write_report(options: ReportOptions) -> Path:
             options.baseline,
             f"no such method among the runs: {', '.join(known)}{nearest(options.baseline, known)}",
         )
-    options.out.mkdir(parents=True, exist_ok=True)
+    out = options.out.expanduser()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError("out", str(out), f"cannot be made: {error.strerror}") from None
+    options = dataclasses.replace(options, out=out)
     parts = [page.heading(1, "Multi-task runs: report"), _summary(found, options)]
+    parts += [page.warning(f"{run.path} is BROKEN and left out: {run.broken}.") for run in broken]
     for benchmark in found:
         with figures.styled():
             parts += Section(benchmark, options).parts()
@@ -74,6 +89,19 @@ def write_report(options: ReportOptions) -> Path:
     path = options.out / "report.html"
     path.write_text(page.page("mtrl report", parts))
     return path
+
+
+def _check_metric(runs: Sequence[Run], metric: str) -> None:
+    """ConfigError if the runs have scores, but none of this name; it says which there are."""
+    if "/" in metric and any(tag.startswith(f"{metric}/") for run in runs for tag in run.series):
+        return
+    tags = {
+        tag for run in runs for tag in read_series(run.path / "metrics.jsonl", ("eval/", "test/"))
+    }
+    known = sorted({"/".join(tag.split("/")[:2]) for tag in tags if tag.count("/") > 1})
+    if known:
+        there = f"no run has such a score; there are {', '.join(known)}{nearest(metric, known)}"
+        raise ConfigError("metric", metric, there)
 
 
 def _summary(found: Sequence[Benchmark], options: ReportOptions) -> str:
@@ -101,11 +129,13 @@ class Section:
         self.final = {g.label: self._scores(g, best=False) for g in self.groups}
         self.best = {g.label: self._scores(g, best=True) for g in self.groups}
         self.has_epochs = any(len(results.epoch_seconds(run)) for run in benchmark.runs)
-        self.looks = figures.styles([group.label for group in self.groups])
+        baseline = self._baseline()
+        labels = [group.label for group in self.groups]
+        self.looks = styles(labels, baseline.label if baseline else None)
         self.folder = re.sub(r"[^A-Za-z0-9_.-]+", "_", benchmark.name)
         success = options.metric == "eval/success"
         self.words = Words(
-            "success rate" if success else options.metric,
+            "success rate" if success else plain(options.metric),
             "environment steps, all tasks" if success else "training steps",
         )
 

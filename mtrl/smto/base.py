@@ -8,6 +8,7 @@ norm says so in its docstring.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -204,7 +205,18 @@ class RandomSMTO(SMTO):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict({k: v for k, v in state.items() if k != "generator"})
-        self.generator.set_state(state["generator"].cpu())
+        continue_stream(self.generator, state["generator"])
+
+
+def continue_stream(generator: torch.Generator, state: Tensor) -> bool:
+    """Set the generator's state. The state of another kind of device seeds it: then False."""
+    state = state.cpu()
+    if state.shape == generator.get_state().shape:
+        generator.set_state(state)
+        return True
+    digest = hashlib.sha256(state.numpy().tobytes()).digest()
+    generator.manual_seed(int.from_bytes(digest[:7], "big"))
+    return False
 
 
 class LearnedSMTO(SMTO):

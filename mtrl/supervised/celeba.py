@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ from torch import Tensor
 
 from mtrl.supervised.config import CELEBA_ATTRIBUTES
 from mtrl.supervised.data import Split, Splits
-from mtrl.supervised.files import DataError, decode_jpeg_64, decoded, need_file, need_folder
+from mtrl.supervised.decoders import Photos
+from mtrl.supervised.files import DataError, decoded, names_in, need_folder, read_lines
 
 SOURCE = "CelebA's files are at https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 MEAN = (72.39239876, 82.90891754, 73.15835921)
@@ -24,30 +27,32 @@ def load(folder: Path | None) -> Splits:
     folder = need_folder(folder, "CelebA")
     if (folder / "celeba").is_dir():
         folder = folder / "celeba"
-    names, attributes = _attributes(need_file(folder / "list_attr_celeba.txt", SOURCE))
-    part = _partition(need_file(folder / "list_eval_partition.txt", SOURCE), names)
+    names, attributes = _attributes(folder / "list_attr_celeba.txt")
+    part = _partition(folder / "list_eval_partition.txt", names)
     images = folder / "img_align_celeba"
     if not images.is_dir():
         raise DataError(f"{images} is missing; {SOURCE}")
-    there = {path.name for path in images.iterdir()}
+    there = names_in(images)
     if missing := [name for name in names if name not in there]:
-        raise DataError(f"{images / missing[0]} and {len(missing) - 1} others miss; {SOURCE}")
+        raise DataError(
+            f"{images / missing[0]} is missing ({len(missing):,} of {len(names):,} images are); "
+            f"{SOURCE}"
+        )
+    photos = Photos(64, metadata.version("pillow"))
     splits = []
     for number, what in enumerate(("training", "validation", "test")):
         chosen = np.flatnonzero(part == number)
         if not len(chosen):
-            raise DataError(f"list_eval_partition.txt has no {what} images; {SOURCE}")
+            raise DataError(f"{folder / 'list_eval_partition.txt'} has no {what} images; {SOURCE}")
         paths = [images / names[i] for i in chosen]
-        splits.append(
-            Split(decoded(paths, decode_jpeg_64, (3, 64, 64), np.uint8), (attributes[chosen],))
-        )
+        splits.append(Split(decoded(folder, paths, photos), (attributes[chosen],)))
     return Splits(*splits)
 
 
 def _attributes(path: Path) -> tuple[list[str], NDArray[np.uint8]]:
     """Image names, attributes [image, 40] as 0 or 1."""
-    lines = path.read_text().splitlines()
-    if len(lines) < 3 or not lines[0].strip().isdigit():
+    lines = read_lines(path, SOURCE)
+    if len(lines) < 3 or not lines[0].strip().isdecimal():
         raise DataError(f"{path} must begin with the number of images; {SOURCE}")
     if tuple(lines[1].split()) != CELEBA_ATTRIBUTES:
         raise DataError(f"{path}: line 2 must name the 40 attributes in their order; {SOURCE}")
@@ -57,18 +62,25 @@ def _attributes(path: Path) -> tuple[list[str], NDArray[np.uint8]]:
     for number, row in enumerate(rows, start=3):
         if len(row) != 41 or not set(row[1:]) <= {"1", "-1"}:
             raise DataError(f"{path}, line {number}: wanted a name and 40 of 1 or -1; {SOURCE}")
+    names = [row[0] for row in rows]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise DataError(f"{path} has {twice[0]} more than once; {SOURCE}")
     values = np.array([[word == "1" for word in row[1:]] for row in rows], dtype=np.uint8)
-    return [row[0] for row in rows], values
+    return names, values
 
 
 def _partition(path: Path, names: list[str]) -> NDArray[np.int64]:
     """0 training, 1 validation, 2 test, for each image."""
     part: dict[str, int] = {}
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(read_lines(path, SOURCE), start=1):
         words = line.split()
-        if words and (len(words) != 2 or words[1] not in ("0", "1", "2")):
+        if not words:
+            continue
+        if len(words) != 2 or words[1] not in ("0", "1", "2"):
             raise DataError(f"{path}, line {number}: wanted a name and 0, 1 or 2; {SOURCE}")
-        part |= {words[0]: int(words[1])} if words else {}
+        if words[0] in part:
+            raise DataError(f"{path} has {words[0]} more than once; {SOURCE}")
+        part[words[0]] = int(words[1])
     if missing := [name for name in names if name not in part]:
         raise DataError(f"{path} has no line for {missing[0]}; {SOURCE}")
     return np.array([part[name] for name in names])

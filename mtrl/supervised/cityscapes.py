@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,20 @@ from torch import Tensor
 from torch.nn import functional
 
 from mtrl.supervised.data import Batch, Split, Splits
-from mtrl.supervised.files import DataError, decode_centres, decode_npy, decoded, need_folder
+from mtrl.supervised.decoders import Centres, Depths, Images, Labels, read_npy
+from mtrl.supervised.files import DataError, Decoder, decoded, names_in, need_folder
 
 SOURCE = "MTAN's Cityscapes arrays are linked at https://github.com/lorenmt/mtan"
 SPLIT_SEED = 0
 FOLDERS = {7: ("label", "label_7"), 19: ("label_19",)}
 """Where the labels of so many classes may be."""
+NUMBERED = re.compile(r"(0|[1-9][0-9]*)\.npy")
+KNOWN: tuple[Callable[[NDArray[Any]], NDArray[np.bool_]], ...] = (
+    lambda labels: labels >= 0,
+    lambda depths: depths != 0,
+    lambda offsets: ~np.isnan(offsets),
+)
+"""Which pixels of a label, a depth and an offset count."""
 INSTANCES = "Cityscapes' gtFine_instanceIds.png, nearest neighbour to the images' size, as .npy"
 
 
@@ -58,38 +68,39 @@ def _count(part: Path, classes: int, centres: bool) -> int:
         if not folder.is_dir():
             source = INSTANCES if folder.name == "instance" else SOURCE
             raise DataError(f"{folder} is missing; {source}")
-        numbers = {path.name for path in folder.iterdir() if path.suffix == ".npy"}
-        count = count or len(numbers)
-        wanted = [f"{i}.npy" for i in range(max(count, 1))]
-        if missing := [name for name in wanted if name not in numbers]:
-            raise DataError(f"{folder / missing[0]} is missing; {SOURCE}")
-        if len(numbers) != count:
-            raise DataError(f"{folder} has {len(numbers)} arrays, the images are {count}; {SOURCE}")
+        names = {name for name in names_in(folder) if name.endswith(".npy")}
+        if strange := sorted(name for name in names if not NUMBERED.fullmatch(name)):
+            raise DataError(f"{folder / strange[0]}: must be called 0.npy, 1.npy, ...; {SOURCE}")
+        numbers = {int(name.removesuffix(".npy")) for name in names}
+        wanted = range(count or max(numbers, default=0) + 1)
+        if missing := sorted(set(wanted) - numbers):
+            raise DataError(f"{folder / str(missing[0])}.npy is missing; {SOURCE}")
+        if surplus := sorted(numbers - set(wanted)):
+            raise DataError(f"{folder / str(surplus[0])}.npy has no image; {SOURCE}")
+        count = len(wanted)
     return count
 
 
 def _split(part: Path, classes: int, numbers: NDArray[np.int64], centres: bool) -> Split:
-    def paths(folder: Path) -> list[Path]:
-        return [folder / f"{i}.npy" for i in numbers]
+    def arrays(name: str, decode: Decoder) -> NDArray[Any]:
+        return decoded(part.parent, [part / name / f"{i}.npy" for i in numbers], decode)
 
-    first = decode_npy(paths(part / "image")[0])
-    if first.ndim != 3 or first.shape[2] != 3 or first.shape[0] % 8 or first.shape[1] % 8:
+    first = part / "image" / f"{numbers[0]}.npy"
+    shape = read_npy(first).shape
+    if len(shape) != 3 or shape[2] != 3 or any(n < 8 or n % 8 for n in shape[:2]):
         raise DataError(
-            f"{paths(part / 'image')[0]}: wanted [h, w, 3] with h and w divisible by 8, found "
-            f"{first.shape}; {SOURCE}"
+            f"{first}: must be [h, w, 3] with h and w divisible by 8, found {list(shape)}; {SOURCE}"
         )
-    size = first.shape[:2]
-    labels = decoded(paths(_labels(part, classes)), decode_npy, size, np.int8)
-    if labels.min() < -1 or labels.max() >= classes:
-        raise DataError(f"{_labels(part, classes)}: labels must be -1..{classes - 1}; {SOURCE}")
-    targets: tuple[NDArray[Any], ...] = (
-        labels,
-        decoded(paths(part / "depth"), decode_npy, size, np.float32),
-    )
+    size = shape[0], shape[1]
+    names = [_labels(part, classes).name, "depth"]
+    targets = [arrays(names[0], Labels(size, classes)), arrays(names[1], Depths(size))]
     if centres:
-        offsets = decoded(paths(part / "instance"), decode_centres, (2, *size), np.float32)
-        targets = (*targets, offsets)
-    return Split(decoded(paths(part / "image"), decode_npy, (*size, 3), np.float32), targets)
+        names.append("instance")
+        targets.append(arrays("instance", Centres(size)))
+    for name, values, known in zip(names, targets, KNOWN, strict=False):
+        if not any(known(sample).any() for sample in values):
+            raise DataError(f"{part / name}: no pixel of these {len(values)} samples has a value")
+    return Split(arrays("image", Images(size)), tuple(targets))
 
 
 def normalise(images: Tensor) -> Tensor:

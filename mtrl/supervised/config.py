@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -11,6 +10,7 @@ from typing import Any, Literal, get_args
 from mtrl import config as shared
 from mtrl.methods import check_method
 from mtrl.schema import ConfigError, build, flatten, read_yaml
+from mtrl.sinks import check_sinks
 from mtrl.smto import describe
 from mtrl.supervised import methods
 
@@ -237,11 +237,6 @@ def validate(config: SupervisedConfig) -> None:
         "network.weights",
         "is for cityscapes alone; the other networks start from random weights, as published",
     )
-    need(
-        not config.logging.wandb or importlib.util.find_spec("wandb") is not None,
-        "logging.wandb",
-        "wandb is not installed; `pip install wandb`, or leave it off",
-    )
     check_method(
         config.smto.name,
         config.smto.options,
@@ -251,6 +246,7 @@ def validate(config: SupervisedConfig) -> None:
         1_000_000,  # the length, which depends on the data, is not known yet
         methods.OWN,
     )
+    check_sinks(config.logging)
 
 
 def with_smto(config: SupervisedConfig, **changes: Any) -> SupervisedConfig:

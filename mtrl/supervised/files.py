@@ -1,4 +1,4 @@
-"""Reading the users' data files, once, into memory-mapped arrays.
+"""Finding the users' data files, and reading them once, into memory-mapped arrays.
 
 Light imports: the decoding processes import this module.
 """
@@ -6,24 +6,30 @@ Light imports: the decoding processes import this module.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import multiprocessing
 import os
+import secrets
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
+
+from mtrl.cache import cache_folder
 
 WORTH_PROCESSES = 2000
 """Files from which on starting processes takes less time than it saves."""
+CHECKSUM = 4
+"""Bytes at the end of a file of decoded arrays: the CRC-32 of its values."""
 
-Decode = Callable[[Path], NDArray[Any]]
 Content = TypeVar("Content")
 
 
@@ -31,10 +37,26 @@ class DataError(ValueError):
     """A data file that is missing or damaged: one line with its name and where to get it."""
 
 
+class Decoder(Protocol):
+    """One file -> its array; DataError names what is wrong with it.
+
+    Its `repr` names everything that the array depends on besides the file.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    def __call__(self, path: Path) -> NDArray[Any]: ...
+
+
+# -- finding --------------------------------------------------------------------------------------
+
+
 def need_folder(folder: Path | None, what: str) -> Path:
     """The user's data folder, or DataError."""
     if folder is None:
-        raise DataError(f"{what} wants a folder with its files: --data-dir FOLDER or MTRL_DATA")
+        raise DataError(f"{what} needs a folder with its files: --data-dir FOLDER or MTRL_DATA")
     if not folder.is_dir():
         raise DataError(f"data_dir = {str(folder)!r}: no such folder")
     return folder
@@ -46,121 +68,139 @@ def need_file(path: Path, source: str) -> Path:
     return path
 
 
-def decode_jpeg_64(path: Path) -> NDArray[np.uint8]:
-    """-> RGB [3, 64, 64], bilinear from the whole image; DataError if it cannot be read."""
-    from PIL import Image
-
+def names_in(folder: Path) -> set[str]:
+    """What is in a folder, without hidden files: macOS leaves a `._0.npy` beside a 0.npy."""
     try:
-        with Image.open(path) as image:
-            small = image.convert("RGB").resize((64, 64), Image.Resampling.BILINEAR)
-    except OSError as error:  # Pillow's errors are OSErrors too
-        raise DataError(f"{path} cannot be read: {error}") from None
-    return np.asarray(small).transpose(2, 0, 1)
+        return {name for name in os.listdir(folder) if not name.startswith(".")}
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read: {error.strerror or error}") from None
 
 
-def decode_npy(path: Path) -> NDArray[Any]:
-    """-> the array; DataError if it cannot be read."""
+def read_lines(path: Path, source: str) -> list[str]:
+    """A text file, with any line ends."""
     try:
-        array: NDArray[Any] = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
-    return array
+        return need_file(path, source).read_text("utf-8-sig").splitlines()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}; {source}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no text, at byte {error.start}; {source}") from None
 
 
-SINGLE = 1000
-"""Cityscapes' instance images hold class * 1000 + number where a pixel is of one instance; below
-stand classes without instances, and groups."""
+# -- reading once ---------------------------------------------------------------------------------
 
 
-def decode_centres(path: Path) -> NDArray[np.float32]:
-    """An instance image [h, w] -> each pixel's (y, x) minus its instance's mean, [2, h, w], pixels;
-    NaN where there is no instance. DataError if it cannot be read, or is none."""
-    instances = decode_npy(path)
-    if instances.ndim != 2 or (instances != np.round(instances)).any() or instances.min() < -1:
-        raise DataError(
-            f"{path}: wanted [h, w] of Cityscapes' instance numbers (whole, not below -1: the "
-            f"33,000 of bicycles want more than int16), found {instances.shape}, {instances.dtype}"
-        )
-    offsets = np.full((2, *instances.shape), np.nan, dtype=np.float32)
-    for number in np.unique(instances[instances >= SINGLE]):
-        places = np.nonzero(instances == number)
-        for axis, place in enumerate(places):
-            offsets[axis][places] = place - place.mean()
-    return offsets
-
-
-def decoded(
-    paths: Sequence[Path], decode: Decode, shape: tuple[int, ...], dtype: DTypeLike
-) -> NDArray[Any]:
+def decoded(root: Path, paths: Sequence[Path], decode: Decoder) -> NDArray[Any]:
     """All files, decoded, as one memory-mapped array [file, *shape], kept in the cache folder.
 
-    DataError for a file of another shape.
+    Kept under all that it depends on: the decoder, and the name below `root`, the size and the time
+    of every file.
     """
-    first, last = paths[0], paths[-1]
-    stamps = [(path.stat().st_mtime_ns, path.stat().st_size) for path in (first, last)]
-    what = (decode.__name__, str(first.resolve()), str(last), len(paths), shape, str(dtype), stamps)
+    key = (decode, [_stamp(root, path) for path in paths])
+    shape = (len(paths), *decode.shape)
+
+    def arrays() -> Iterator[NDArray[Any]]:
+        with _mapper(len(paths)) as mapper:
+            yield from mapper(decode, paths)
 
     def write(temporary: Path) -> None:
-        array = np.lib.format.open_memmap(
-            temporary, mode="w+", dtype=np.dtype(dtype), shape=(len(paths), *shape)
-        )
-        with _mapper(len(paths)) as mapper:
-            for i, values in enumerate(mapper(decode, paths)):
-                if values.size != array[i].size or values.shape[:2] != shape[:2]:
-                    raise DataError(f"{paths[i]}: wanted shape {shape}, found {values.shape}")
-                array[i] = values.reshape(shape)
-        array.flush()
+        descr = np.lib.format.dtype_to_descr(decode.dtype)
+        header = {"descr": descr, "fortran_order": False, "shape": shape}
+        checksum = 0
+        # Not through a memory map: there a full disk ends the process.
+        with open(temporary, "xb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for array in arrays():
+                content = array.tobytes()
+                checksum = zlib.crc32(content, checksum)
+                file.write(content)
+            file.write(checksum.to_bytes(CHECKSUM, "little"))
 
     def read(path: Path) -> NDArray[Any]:
         mapped: NDArray[Any] = np.load(path, mmap_mode="r")
+        with open(path, "rb") as file:
+            file.seek(-CHECKSUM, os.SEEK_END)
+            checksum = int.from_bytes(file.read(), "little")
+        as_expected = (mapped.shape, mapped.dtype) == (shape, decode.dtype)
+        if not as_expected or zlib.crc32(mapped.data) != checksum:
+            raise ValueError(f"{path} is damaged")
         return mapped
 
-    return _cached(f"{first.parent.name}_{_digest(what)}.npy", read, write)
+    def make() -> NDArray[Any]:
+        array = np.empty(shape, decode.dtype)
+        for i, values in enumerate(arrays()):
+            array[i] = values
+        return array
+
+    return _cached(f"{paths[0].parent.name}_{_digest(key)}.npy", read, write, make)
+
+
+def _stamp(root: Path, path: Path) -> tuple[str, int, int]:
+    try:
+        seen = path.stat()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+    return str(path.relative_to(root)), seen.st_size, seen.st_mtime_ns
 
 
 def cached_arrays(
     name: str, what: object, make: Callable[[], dict[str, NDArray[Any]]]
 ) -> dict[str, NDArray[Any]]:
     """`make()`, kept in the cache folder under everything that it depends on: `what`."""
+    made = functools.cache(make)
 
     def write(temporary: Path) -> None:
-        with open(temporary, "wb") as file:
-            np.savez(file, allow_pickle=False, **make())
+        with open(temporary, "xb") as file:
+            np.savez(file, allow_pickle=False, **made())
 
     def read(path: Path) -> dict[str, NDArray[Any]]:
         with np.load(path, allow_pickle=False) as content:
             return dict(content)  # reads all, and checks the sums that zip files have
 
-    return _cached(f"{name}_{_digest(what)}.npz", read, write)
+    return _cached(f"{name}_{_digest(what)}.npz", read, write, made)
 
 
 def _digest(what: object) -> str:
     return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
 
 
-def _cached(name: str, read: Callable[[Path], Content], write: Callable[[Path], None]) -> Content:
-    """The file of this name in the cache folder, written anew where it is missing or damaged.
+def _cached(
+    name: str,
+    read: Callable[[Path], Content],
+    write: Callable[[Path], None],
+    make: Callable[[], Content],
+) -> Content:
+    """The file of this name in the cache folder, written again where it is missing or damaged;
+    `make()` where none can be written, and a line that says so.
 
     Written beside its name, flushed, then renamed: an interruption leaves nothing that is used.
     """
-    folder = Path(os.environ.get("MTRL_CACHE", Path.home() / ".cache" / "mtrl")) / "supervised"
+    folder = cache_folder() / "supervised"
     path = folder / name
     # Whatever a damaged file makes NumPy and zipfile raise: all their own errors are of these.
     with contextlib.suppress(OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
         return read(path)
+    temporary = path.with_name(f"{name}.{secrets.token_hex(4)}.tmp")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write(temporary)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            return read(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise DataError(f"{folder} cannot be made: {error}; MTRL_CACHE names another") from None
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return read(path)
+        _say_once(
+            f"mtrl: what is read cannot be kept in {folder}: {error.strerror or error}; "
+            "MTRL_CACHE names another folder"
+        )
+    return make()
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 @contextmanager

@@ -37,8 +37,6 @@ class Learner:
         self.config, self.problem, self.device = config, problem, device
         torch.manual_seed(config.seed)  # weights, then dropout; the networks draw from no other
         self.network = problem.network()
-        if config.network.weights:
-            load_encoder(self.network, Path(config.network.weights))
         self.network.to(device)
         self.losses = [task.loss for task in problem.tasks]
         # Coupled weight decay (Adam, not AdamW): the l2 gradient is added to the direction.
@@ -54,6 +52,11 @@ class Learner:
             self.network = RotatedNetwork(self.network, size).to(device)
             self.rotation_optimizer = torch.optim.Adam([self.network.generators], fused=True)
         self.smto = self._create_smto(total_steps)
+
+    def load_start_weights(self) -> None:
+        """Where there is no checkpoint: what `network.weights` names, if anything."""
+        if self.config.network.weights:
+            load_encoder(self.network, Path(self.config.network.weights).expanduser())
 
     def _create_smto(self, total_steps: int) -> SMTO:
         config = self.config
@@ -136,5 +139,5 @@ class Learner:
         for name, part in self._stateful().items():
             part.load_state_dict(state[name])
         torch.set_rng_state(state["dropout"])
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and "dropout_cuda" in state:
             torch.cuda.set_rng_state(state["dropout_cuda"], self.device)

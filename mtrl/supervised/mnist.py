@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mtrl.schema import ConfigError
 from mtrl.supervised.data import Split, Splits
+from mtrl.supervised.decoders import need
 from mtrl.supervised.files import DataError, cached_arrays, need_folder
 
 PAIRING_SEED = 0
@@ -120,18 +121,28 @@ def multi_mnist(folder: Path | None) -> PairSplits:
     """50,000 / 10,000 / 10,000 pairs from MNIST's four files: the training file's last sixth is for
     validation."""
     folder = need_folder(folder, "Multi-MNIST")
-    train = read_idx(folder, "train-images-idx3-ubyte"), read_idx(folder, "train-labels-idx1-ubyte")
-    test = read_idx(folder, "t10k-images-idx3-ubyte"), read_idx(folder, "t10k-labels-idx1-ubyte")
-    for images, classes in (train, test):
-        if images.shape[1:] != (SIDE, SIDE) or classes.shape != images.shape[:1]:
-            raise DataError(
-                f"{folder}: wanted images of 28 x 28 and as many labels, found "
-                f"{images.shape} and {classes.shape}; {SOURCE}"
-            )
-        if len(images) < 6 or classes.max() > 9:
-            raise DataError(f"{folder}: wanted at least 6 images with labels 0..9; {SOURCE}")
+    train, test = (_labelled(folder, name) for name in ("train", "t10k"))
     cut = len(train[0]) * 5 // 6
     return _split([(train[0][:cut], train[1][:cut]), (train[0][cut:], train[1][cut:]), test])
+
+
+def _labelled(folder: Path, name: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Images [sample, 28, 28] and classes 0..9."""
+    image_file = find_idx(folder, f"{name}-images-idx3-ubyte")
+    class_file = find_idx(folder, f"{name}-labels-idx1-ubyte")
+    images, classes = read_idx(image_file, 3), read_idx(class_file, 1)
+    if images.shape[1:] != (SIDE, SIDE) or len(images) < 6:
+        raise DataError(
+            f"{image_file}: wanted at least 6 images of 28 x 28, found {list(images.shape)}; "
+            f"{SOURCE}"
+        )
+    if len(classes) != len(images):
+        raise DataError(
+            f"{class_file}: wanted as many labels as images, {len(images):,}, found "
+            f"{len(classes):,}; {SOURCE}"
+        )
+    need(class_file, classes, classes <= 9, f"wanted labels 0..9; {SOURCE}")
+    return images, classes
 
 
 def digits() -> PairSplits:
@@ -154,22 +165,30 @@ def digits() -> PairSplits:
     return _split([(images[part], classes[part]) for part in parts], COPIES)
 
 
-def read_idx(folder: Path, name: str) -> NDArray[np.uint8]:
-    """An IDX file of unsigned bytes, plain or .gz, in the folder or in its MNIST/raw."""
+def find_idx(folder: Path, name: str) -> Path:
+    """The file, plain or .gz, in the folder or in its MNIST/raw."""
     places = [folder, folder / "MNIST" / "raw"]
     candidates = [place / (name + end) for place in places for end in ("", ".gz")]
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:
         raise DataError(f"{folder / name} (or .gz) is missing; {SOURCE}")
+    return path
+
+
+def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
+    """An IDX file of unsigned bytes in so many dimensions."""
     try:
         content = path.read_bytes()
         content = gzip.decompress(content) if path.suffix == ".gz" else content
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}; {SOURCE}") from None
-    dimensions = content[3] if len(content) >= 4 else 0
     head = 4 + 4 * dimensions
-    if content[:3] != b"\0\0\x08" or len(content) < head:
-        raise DataError(f"{path} is not an IDX file of unsigned bytes; {SOURCE}")
+    magic = bytes([0, 0, 8, dimensions])
+    if content[:4] != magic or len(content) < head:
+        raise DataError(
+            f"{path} is not an IDX file of unsigned bytes in {dimensions} dimensions: it begins "
+            f"with {content[:4].hex(' ') or 'nothing'}, not {magic.hex(' ')}; {SOURCE}"
+        )
     shape = [int(n) for n in np.frombuffer(content, ">u4", dimensions, offset=4)]
     if len(content) != head + math.prod(shape):
         raise DataError(

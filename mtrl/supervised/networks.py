@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -261,21 +262,36 @@ def cityscapes_network(encoder: str, outputs: Sequence[int], dropout: float) -> 
 
 
 def load_encoder(network: MultiTaskNetwork, path: Path) -> None:
-    """Copy a torchvision state dictionary's convolutions into the encoder.
+    """Copy a torchvision state dictionary's convolutions into the encoder; ConfigError as below."""
+    network.encoder.load_state_dict(read_encoder(network.encoder, path))
 
-    Raises ConfigError if the file cannot be read or does not fit; its classifier is left out.
+
+def read_encoder(encoder: nn.Module, path: Path) -> dict[str, Tensor]:
+    """A torchvision state dictionary without its classifier, as this encoder takes it.
+
+    Raises ConfigError if the file cannot be read or does not fit.
     """
+
+    def refuse(reason: str) -> NoReturn:
+        raise ConfigError("network.weights", str(path), reason)
+
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises errors of many kinds
-        reason = str(error).split("\n")[0]
-        raise ConfigError("network.weights", str(path), f"cannot be read: {reason}") from None
-    wanted = network.encoder.state_dict()
-    if not isinstance(state, dict):
-        raise ConfigError("network.weights", str(path), "is not a state dictionary")
-    given = {name: value for name, value in state.items() if not name.startswith("fc.")}
-    wrong = [n for n in wanted if n not in given or given[n].shape != wanted[n].shape]
-    if wrong or set(given) - set(wanted):
-        first = (wrong or sorted(set(given) - set(wanted)))[0]
-        raise ConfigError("network.weights", str(path), f"does not fit the encoder, at {first}")
-    network.encoder.load_state_dict(given)
+    except OSError as error:
+        refuse(f"cannot be read: {error.strerror or error}")
+    except Exception:  # torch.load raises errors of many kinds, most with advice to trust the file
+        refuse("cannot be read: must be a file of tensors alone, written by torch.save")
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        refuse("is not a state dictionary: must hold names and tensors alone")
+    given = {name: value for name, value in state.items() if not str(name).startswith("fc.")}
+    wanted = encoder.state_dict()
+    for name in wanted:
+        if name.endswith(".num_batches_tracked"):  # old files have none; nothing depends on it
+            given.setdefault(name, torch.tensor(0))
+    strange = [name for name in given if name not in wanted]
+    wrong = [n for n in wanted if n not in given or given[n].shape != wanted[n].shape] or strange
+    if wrong:
+        refuse(f"does not fit the encoder, at {wrong[0]}")
+    if bad := [name for name, value in given.items() if not value.isfinite().all()]:
+        refuse(f"has values that are not finite, in {bad[0]}")
+    return given

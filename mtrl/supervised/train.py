@@ -5,11 +5,14 @@ x axis of all logs: iterations (mini-batches).
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
+import textwrap
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ import torch
 from torch import Tensor
 
 from mtrl import checkpoint
+from mtrl.checkpoint import CheckpointError
 from mtrl.ending import Stopped, TrainingError, outcome, signals
 from mtrl.gradients.diagnostics import Diagnostics
 from mtrl.learner import choose_device
@@ -29,18 +33,46 @@ from mtrl.run_directory import (
     peak_memory_mib,
     write_atomically,
 )
-from mtrl.schema import ConfigError
+from mtrl.schema import ConfigError, dump_yaml
 from mtrl.supervised.auto_lambda import HELD_OUT
 from mtrl.supervised.config import SupervisedConfig
-from mtrl.supervised.data import Batches, Loader, Splits, cut
+from mtrl.supervised.data import Batches, Loader, Split, Splits, cut
 from mtrl.supervised.learner import Learner, Score
+from mtrl.supervised.networks import read_encoder
 from mtrl.supervised.problems import make_problem
 
 
 def load_data(config: SupervisedConfig) -> Splits:
-    """Raises DataError if files are missing or damaged."""
+    """Raises DataError if files are missing or damaged, ConfigError if they are less than a batch.
+
+    Before a run directory is made or changed.
+    """
     folder = config.data_dir or os.environ.get("MTRL_DATA", "")
-    return make_problem(config).load(Path(folder).expanduser() if folder else None)
+    splits = make_problem(config).load(Path(folder).expanduser() if folder else None)
+    _training_split(config, splits)
+    return splits
+
+
+def check_start_weights(config: SupervisedConfig) -> None:
+    """Raises ConfigError if they cannot be read or do not fit. Before a run directory is made."""
+    if config.network.weights:
+        with torch.device("meta"):  # shapes alone
+            encoder = make_problem(config).network().encoder
+        read_encoder(encoder, Path(config.network.weights).expanduser())
+
+
+def _training_split(config: SupervisedConfig, splits: Splits) -> tuple[Split, Split | None]:
+    """What is trained on, at least a batch, and what is held out of it for Auto-Lambda."""
+    kept, apart = splits.train, None
+    if config.smto.name == "auto_lambda":
+        kept, apart = cut(kept, HELD_OUT)
+    if len(kept.inputs) < config.train.batch_size:
+        raise ConfigError(
+            "train.batch_size",
+            config.train.batch_size,
+            f"must not exceed the {len(kept.inputs):,} training samples",
+        )
+    return kept, apart
 
 
 class Trainer:
@@ -58,21 +90,14 @@ class Trainer:
         self.config, self.run, self.device, self.stack = config, run, device, stack
         self.problem = make_problem(config)
         self.held_out: Batches | None = None
-        if config.smto.name == "auto_lambda":
-            kept, apart = cut(splits.train, HELD_OUT)
-            splits = splits._replace(train=kept)
+        kept, apart = _training_split(config, splits)
+        if apart is not None:
             loader = Loader(apart, config.num_tasks, device)
             self.held_out = Batches(loader, min(config.train.batch_size, loader.size), config.seed)
             stack.callback(self.held_out.close)
         train, self.validation, self.test = (
-            Loader(split, config.num_tasks, device) for split in splits
+            Loader(split, config.num_tasks, device) for split in splits._replace(train=kept)
         )
-        if train.size < config.train.batch_size:
-            raise ConfigError(
-                "train.batch_size",
-                config.train.batch_size,
-                f"must not exceed the {train.size:,} training samples",
-            )
         self.batches = Batches(train, config.train.batch_size, config.seed, self.problem.augment)
         stack.callback(self.batches.close)
         self.total = config.train.epochs * self.batches.per_epoch
@@ -166,8 +191,10 @@ class Trainer:
         last = {name: value.clone() for name, value in last.items()}
         scores: list[Score] = []
         for name in self.best:
-            state = checkpoint.load(self._best_path(name))
-            self.learner.network.load_state_dict(state["network"])
+            path = self._best_path(name)
+            state = checkpoint.load(path)
+            with _of_this_run(path):
+                self.learner.network.load_state_dict(state["network"])
             measured = self.learner.evaluate(self.test)
             scores += [
                 score
@@ -255,16 +282,41 @@ class Trainer:
             "elapsed": self.elapsed,
             "epoch_s": self._epoch_s,
             "learner": self.learner.state_dict(),
+            "identity": self._identity(),
         }
         checkpoint.save(checkpoint.step_path(self.run.checkpoints, self.step), state)
         checkpoint.prune(self.run.checkpoints, self.config.checkpoint.keep)
 
+    def _identity(self) -> dict[str, Any]:
+        """What a checkpoint and the run that continues from it have in common."""
+        sizes = [loader.size for loader in (self.batches.loader, self.validation, self.test)]
+        names = {"problem": self.config.problem, "method": self.config.method}
+        return names | {"samples for training, validation, test": sizes}
+
     def load(self, state: dict[str, Any]) -> None:
-        self.step, self.best = state["step"], state["best"]
-        self.scores, self.elapsed = state["scores"], state["elapsed"]
-        self._epoch_s = state["epoch_s"]
-        self.learner.load_state_dict(state["learner"])
+        """Raises CheckpointError if the state is another run's."""
+        with _of_this_run(self.run.checkpoints):
+            theirs = state.get("identity", {})
+            for what, ours in self._identity().items():
+                if theirs.get(what, ours) != ours:
+                    raise ValueError(f"{what}: {theirs[what]}, here {ours}")
+            self.step, self.best = state["step"], state["best"]
+            self.scores, self.elapsed = state["scores"], state["elapsed"]
+            self._epoch_s = state["epoch_s"]
+            self.learner.load_state_dict(state["learner"])
         self._new_log_window()
+
+
+@contextmanager
+def _of_this_run(path: Path) -> Iterator[None]:
+    """What goes wrong while a state is taken over, as a CheckpointError of one line."""
+    try:
+        yield
+    except KeyError as error:
+        raise CheckpointError(f"{path}: the checkpoint is another run's: no {error}") from None
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        reason = textwrap.shorten(str(error), 300)
+        raise CheckpointError(f"{path}: the checkpoint is another run's: {reason}") from None
 
 
 def train(
@@ -273,19 +325,29 @@ def train(
     """Run to the end (or to a signal); -> test scores of the selected models.
 
     splits: `load_data(config)`. Raises ConfigError, TrainingError, CheckpointError, MemoryError or
-    Stopped; status.json says why in every case.
+    Stopped; status.json says why, unless there is no checkpoint that a run could continue from:
+    then nothing has been written.
     """
     torch.set_flush_denormal(True)  # l2 lets unused weights decay into denormal numbers
     if config.learner.threads != "auto":
         torch.set_num_threads(config.learner.threads)
     device = choose_device(config.learner.device)
-    if not resume:
-        write_atomically(run.path / "environment.json", json.dumps(environment(), indent=1))
-    with outcome(run), ExitStack() as stack:
-        trainer = Trainer(config, run, splits, device, stack)
+    with ExitStack() as stack:
+        if not resume:
+            stack.enter_context(outcome(run))
+            write_atomically(run.path / "environment.json", json.dumps(environment(), indent=1))
+        here = dataclasses.replace(config, run_dir=str(run.path))
+        trainer = Trainer(here, run, splits, device, stack)
         state, warnings = checkpoint.load_latest(run.checkpoints) if resume else (None, [])
         if state is not None:
             trainer.load(state)
+        elif warnings:
+            raise CheckpointError(f"{warnings[0]}, but none can be read")
+        else:
+            trainer.learner.load_start_weights()
+        if resume:  # not before it is known that it can
+            stack.enter_context(outcome(run))
+            write_atomically(run.config_file, dump_yaml(config))
         trainer.open_recorder()
         stack.enter_context(signals(trainer, "iteration"))
         if config.problem.startswith("cityscapes") and not config.network.weights:

@@ -9,15 +9,21 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Literal
 
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from mtrl.console import open_console
 from mtrl.sweep.grid import Run
 from mtrl.sweep.process import Outlook, read_status
 
-Shown = Literal["waiting", "held", "running", "interrupted", "failed", "finished"]
-STYLES = {"running": "bold", "failed": "red", "interrupted": "yellow", "finished": "green"}
+Shown = Literal["waiting", "held", "running", "interrupted", "failed", "broken", "finished"]
+STYLES = {
+    "running": "bold",
+    "failed": "red",
+    "broken": "red",
+    "interrupted": "yellow",
+    "finished": "green",
+}
 HEARTBEAT_S = 60.0  # between two lines of counts where there is no terminal
 
 
@@ -42,7 +48,7 @@ class Board:
     def __init__(self, runs: Sequence[Run], parallel: int | None = None) -> None:
         """parallel: runs at a time, for the time left; None = as many as are seen running."""
         self.rows = {run.name: Row(run) for run in runs}
-        self.console = Console(stderr=True)
+        self.console = open_console(errors=True)
         self._parallel = parallel
         self._live: Live | None = None
         self._heartbeat = time.monotonic()
@@ -88,7 +94,7 @@ class Board:
             self.message(self.summary())
 
     def message(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(text, soft_wrap=True)
 
     def summary(self) -> str:
         """`2 running, 3 waiting, 1 finished; about 0.4 h left`"""
@@ -110,7 +116,7 @@ class Board:
 
     def table(self) -> Table:
         """What fits the terminal: running and failed runs first, then the others."""
-        order = ("running", "held", "failed", "interrupted", "waiting", "finished")
+        order = ("running", "held", "failed", "broken", "interrupted", "waiting", "finished")
         rows = sorted(self.rows.values(), key=lambda row: order.index(row.shown))
         room = max(self.console.height - 8, 3) if self._live is not None else len(rows)
         table = Table(caption=self.summary())

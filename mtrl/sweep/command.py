@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from rich.console import Console
-
+from mtrl.command_line import load_config
+from mtrl.console import open_console
 from mtrl.schema import ConfigError
 from mtrl.sweep.board import Board
 from mtrl.sweep.estimate import EstimateError, estimate_hours
-from mtrl.sweep.grid import Run, expand, refuse_changes
+from mtrl.sweep.grid import Run, distinct, expand, find_stored
 from mtrl.sweep.local import Share, divide, run_local
 from mtrl.sweep.options import SweepOptions, parse_options
 from mtrl.sweep.process import Outlook, StopRequest, look
@@ -30,10 +30,15 @@ def sweep(arguments: list[str]) -> int:
         from mtrl.sweep.ray_engine import import_ray
 
         import_ray()
-    runs = expand(options)
-    for run in runs:
-        refuse_changes(run)
-    states = {run.name: look(run.path) for run in runs}
+    values = distinct(load_config(options.config), options.set)
+    options = dataclasses.replace(options, set=values)
+    runs, broken = find_stored(expand(options))
+    for name, reason in broken.items():
+        _say(f"{name} is broken and left alone: {reason}")
+    states = {
+        run.name: Outlook("broken", broken[run.name]) if run.name in broken else look(run.path)
+        for run in runs
+    }
     to_do = [run for run in runs if _wants_work(states[run.name], options)]
     if options.engine == "ray":
         return _on_ray(options, runs, to_do, states)
@@ -42,7 +47,9 @@ def sweep(arguments: list[str]) -> int:
 
 
 def _wants_work(now: Outlook, options: SweepOptions) -> bool:
-    return now.state != "finished" and (now.state != "failed" or options.retry_failed)
+    if now.state in ("finished", "broken"):
+        return False
+    return now.state != "failed" or options.retry_failed
 
 
 def _locally(
@@ -110,7 +117,9 @@ def _run(
     with StopRequest() as request, board:
         for name, row in board.rows.items():
             now = states[name]
-            if now.state in ("finished", "failed") and all(run.name != name for run in to_do):
+            if now.state in ("finished", "failed", "broken") and all(
+                run.name != name for run in to_do
+            ):
                 row.shown, row.outlook = now.state, now
         engine(board, request)
     return _conclude(board, request)
@@ -126,7 +135,7 @@ def _conclude(board: Board, request: StopRequest) -> int:
     if board.count("failed"):
         board.message("the same command with --retry-failed tries failed runs again")
     if board.count("waiting", "held", "interrupted"):
-        board.message("the same command goes on with the others")
+        board.message("the same command continues the others")
     return 128 + request.signum if request.count else 1
 
 
@@ -189,4 +198,4 @@ def _shorten(words: Sequence[str]) -> str:
 
 
 def _say(text: str) -> None:
-    Console(file=sys.stdout).print(text, highlight=False, markup=False, soft_wrap=True)
+    open_console().print(text, soft_wrap=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import subprocess
 import tempfile
 import time
 from pathlib import Path
 
 from mtrl.config import Config
+from mtrl.runs import read_metrics
 from mtrl.sweep.grid import Run
 from mtrl.sweep.process import Outlook, last_line, start, stop
 
@@ -44,7 +44,7 @@ def estimate_hours(config: Config) -> float:
         learner=dataclasses.replace(config.learner, compile="off"),
         evaluation=dataclasses.replace(config.evaluation, every=0),
         checkpoint=dataclasses.replace(config.checkpoint, every=10**6 * episode),
-        logging=dataclasses.replace(config.logging, every=WINDOW * n),
+        logging=dataclasses.replace(config.logging, every=WINDOW * n, wandb=False),
     )
     with tempfile.TemporaryDirectory(prefix="mtrl-estimate-") as folder:
         path = Path(folder, "run")
@@ -70,7 +70,9 @@ def _speeds(run: Run, process: subprocess.Popen) -> tuple[float, float]:
         over = process.poll() is not None or time.monotonic() > deadline
         simulating: list[float] = []
         updating: list[float] = []
-        for line in _lines(run.path / "metrics.jsonl"):
+        for line in read_metrics(run.path / "metrics.jsonl"):
+            if "time/updates_per_s" not in line:
+                continue
             speeds = updating if line["time/updates_per_s"] else simulating
             speeds.append(line["time/env_steps_per_s"])
         measured = updating[1:]  # the first line pays for warming up
@@ -81,14 +83,6 @@ def _speeds(run: Run, process: subprocess.Popen) -> tuple[float, float]:
             why = f"no update in {TIMEOUT_S:.0f} s" if process.poll() is None else ""
             raise EstimateError(why or last_line(run.log_file))
         time.sleep(0.2)
-
-
-def _lines(path: Path) -> list[dict[str, float]]:
-    """Whole lines so far that tell of training speed."""
-    if not path.exists():
-        return []
-    whole = path.read_text().split("\n")[:-1]
-    return [line for line in map(json.loads, whole) if "time/updates_per_s" in line]
 
 
 def _harmonic_mean(speeds: list[float]) -> float:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtrl.command_line import load_config
+from mtrl.command_line import MAY_DIFFER, load_config
 from mtrl.config import Config, load_yaml
 from mtrl.method_presets import with_preset
 from mtrl.methods import check_methods
 from mtrl.run_directory import write_atomically
+from mtrl.runs import read_config, read_json, runs_below
 from mtrl.schema import ConfigError, build, dump_yaml, flatten
 from mtrl.sweep.options import SweepOptions
 from mtrl.validation import validate
 
+WHERE = ("name", *MAY_DIFFER)  # say where a run is and how it is started, not what it computes
 ELSEWHERE = {
     "seed": "use --seeds",
     "agent.smto.name": "use --methods",
@@ -99,10 +103,12 @@ def expand(options: SweepOptions) -> list[Run]:
     seeds = parse_seeds(options.seeds) or [base.seed]
     methods = options.methods or (base.agent.smto.name,)
     folder = Path(options.root, options.name or base.name).expanduser().resolve()
+    values = distinct(base, options.set)
     runs: dict[str, Run] = {}
-    for seed, settings, method in itertools.product(seeds, combinations(options.set), methods):
+    known: set[str] = set()
+    for seed, settings, method in itertools.product(seeds, combinations(values), methods):
         config = _configure(base, settings | {"agent.smto.name": method, "seed": seed})
-        varied = {key: value for key, value in settings.items() if len(options.set[key]) > 1}
+        varied = {key: value for key, value in settings.items() if len(values[key]) > 1}
         name = "/".join((*_directory(varied), config.method, f"seed_{seed}"))
         if name in runs:
             raise ConfigError(
@@ -111,17 +117,34 @@ def expand(options: SweepOptions) -> list[Run]:
         config = dataclasses.replace(
             config, name=options.name or base.name, run_dir=str(folder / name)
         )
-        runs[name] = Run(name, folder, config)
+        settled = json.dumps(_settings(config), sort_keys=True, default=str)
+        if settled not in known:  # a method's preset may make two settings one
+            known.add(settled)
+            runs[name] = Run(name, folder, config)
     return list(runs.values())
 
 
-def combinations(settings: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
-    """{"a": [1, 2], "b": [3]} -> {"a": 1, "b": 3}, {"a": 2, "b": 3}"""
+def distinct(base: Config, settings: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    """The values of each setting, as the configuration reads them, and equal ones once.
+
+    0.0001 and 1e-4 are one value. ConfigError for what the configuration does not take.
+    """
+    found: dict[str, list[Any]] = {}
     for key, values in settings.items():
         if key in ELSEWHERE:
             raise ConfigError(f"set {key}", values, ELSEWHERE[key])
         if not values:
             raise ConfigError(f"set {key}", values, "must have at least one value")
+        found[key] = []
+        for value in values:
+            read = _value(base, key, value)
+            if read not in found[key]:
+                found[key].append(read)
+    return found
+
+
+def combinations(settings: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    """{"a": [1, 2], "b": [3]} -> {"a": 1, "b": 3}, {"a": 2, "b": 3}"""
     for values in itertools.product(*settings.values()):
         yield dict(zip(settings, values, strict=True))
 
@@ -130,8 +153,25 @@ def _directory(varied: Mapping[str, Any]) -> tuple[str, ...]:
     """The folder of one combination of the settings that vary; none if none does."""
     if not varied:
         return ()
-    words = [f"{key}={value}" for key, value in varied.items()]
+    words = [f"{key}={_word(value)}" for key, value in varied.items()]
     return (re.sub(r"[^\w.=,+-]+", "_", ",".join(words)),)
+
+
+def _word(value: Any) -> str:
+    """One word for one value, however it was written."""
+    if isinstance(value, list | tuple):
+        return "+".join(map(_word, value))
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _value(base: Config, key: str, value: Any) -> Any:
+    """What `key` of the configuration becomes."""
+    inner: Any = dataclasses.asdict(
+        _replace(base, {"agent.smto.name": base.agent.smto.name, key: value})
+    )
+    for part in key.split("."):
+        inner = inner[part]
+    return inner
 
 
 def _configure(base: Config, settings: dict[str, Any]) -> Config:
@@ -158,20 +198,97 @@ def _replace(config: Config, settings: Mapping[str, Any]) -> Config:
     return result
 
 
-def refuse_changes(run: Run) -> None:
-    """ConfigError if the run's directory holds a run of another configuration.
+def _settings(config: Config) -> dict[str, Any]:
+    """What the run computes; flat."""
+    return {key: value for key, value in flatten(config).items() if key not in WHERE}
+
+
+def _changed(wanted: Mapping[str, Any], stored: Mapping[str, Any]) -> str | None:
+    """The first setting in which they differ; None if they are the same run.
 
     `auto` in the sweep stands for whatever was decided when the run began.
     """
+    pairs = ((key, value, stored[key]) for key, value in wanted.items())
+    return next((key for key, value, before in pairs if value not in (before, "auto")), None)
+
+
+def refuse_changes(run: Run) -> None:
+    """ConfigError if the run's directory holds a run of another configuration."""
     stored_file = run.path / "config.yaml"
     if not stored_file.is_file():
         return
-    stored = flatten(load_yaml(stored_file))
-    for key, value in flatten(run.config).items():
-        if key not in ("run_dir", "name", "overwrite") and value not in (stored[key], "auto"):
-            raise ConfigError(
-                key,
-                value,
-                f"{run.path} was started with {stored[key]!r}; give the sweep another --name or "
-                "move that directory away",
-            )
+    wanted, stored = _settings(run.config), _settings(load_yaml(stored_file))
+    if (key := _changed(wanted, stored)) is not None:
+        raise ConfigError(
+            key,
+            wanted[key],
+            f"{run.path} was started with {stored[key]!r}; give the sweep another --name or "
+            "move that directory away",
+        )
+
+
+def find_stored(runs: Sequence[Run]) -> tuple[list[Run], dict[str, str]]:
+    """The runs, each at the directory that holds it already, wherever below the sweep's folder.
+
+    They are recognised by the values of their settings: folders are named after the settings that
+    vary, which are others once the grid has grown. Second: {directory below the folder: why its
+    config.yaml cannot be used}.
+
+    Raises ConfigError where a directory of the grid holds a run of another configuration.
+    """
+    stored = _Stored(runs[0].folder)
+    found = []
+    for run in runs:
+        if (path := stored.find(run)) is not None:
+            config = dataclasses.replace(run.config, run_dir=str(path))
+            run = Run(str(path.relative_to(run.folder)), run.folder, config)
+        elif run.path not in stored.broken:
+            refuse_changes(run)
+        found.append(run)
+    return found, {str(path.relative_to(stored.folder)): r for path, r in stored.broken.items()}
+
+
+class _Stored:
+    """The runs below a sweep's folder; each is read once, when it is needed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.broken: dict[Path, str] = {}
+        """Why a configuration that was read cannot be used."""
+        self._read: dict[Path, dict[str, Any]] = {}
+        self._taken: set[Path] = set()
+
+    def find(self, run: Run) -> Path | None:
+        """Where the run is: in its own directory, or else where it came furthest."""
+        wanted = _settings(run.config)
+        for path in itertools.chain([run.path], self._by_progress()):
+            if path not in self._taken:
+                stored = self._settings(path)
+                if stored and _changed(wanted, stored) is None:
+                    self._taken.add(path)
+                    return path
+        return None
+
+    def _settings(self, path: Path) -> dict[str, Any]:
+        """{} where there is no configuration, or none that a sweep could have made."""
+        if path not in self._read:
+            self._read[path] = {}
+            file = path / "config.yaml"
+            try:
+                if file.is_file() and "problem" not in (content := read_config(file)):
+                    self._read[path] = _settings(build(Config, content))
+            except ConfigError as error:
+                self.broken[path] = str(error)
+        return self._read[path]
+
+    def _by_progress(self) -> Iterator[Path]:
+        """A generator: nothing is searched for as long as runs lie where the grid has them."""
+        yield from self._all
+
+    @functools.cached_property
+    def _all(self) -> list[Path]:
+        def order(path: Path) -> tuple[bool, int, Path]:
+            status = read_json(path / "status.json")
+            return (status.get("status") != "finished", -int(status.get("step") or 0), path)
+
+        return sorted(runs_below(self.folder), key=order)

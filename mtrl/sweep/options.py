@@ -12,7 +12,7 @@ import tyro
 import yaml
 from tyro.constructors import ConstructorRegistry
 
-from mtrl.command_line import pairs_registry
+from mtrl.command_line import gather, pairs_registry
 from mtrl.schema import ConfigError, build, read_yaml
 
 
@@ -32,15 +32,16 @@ class SweepOptions:
     """Seeds, e.g. 0..9 or 1 2 5..7 (ends included); the configuration's if empty."""
     set: dict[str, Any] = field(default_factory=dict)
     """Settings of the configuration, each with one value or several, e.g. agent.gamma=0.98
-    agent.actor_l2=0,1e-4; every combination is run. A value that is a list stands in brackets."""
+    agent.actor_l2=0,1e-4; every combination is run, once. A value that is a list stands in
+    brackets."""
     engine: Literal["local", "ray"] = "local"
     """local: processes on this machine. ray: tasks on a Ray cluster (extra [cluster])."""
     parallel: int | Literal["auto"] = "auto"
     """Runs at a time, local engine; auto = as many as cpus_per_run and gpus_per_run allow."""
     cpus_per_run: int = 2
-    """Cores that a run wants. Its simulation workers and learner threads, where they are auto."""
+    """Cores that a run needs. Its simulation workers and learner threads, where they are auto."""
     gpus_per_run: float | Literal["auto"] = "auto"
-    """Share of a GPU that a run wants, e.g. 0.25 for four runs on each GPU, or whole GPUs.
+    """Share of a GPU that a run needs, e.g. 0.25 for four runs on each GPU, or whole GPUs.
     auto = 0.25 if there is one and learner.device allows it, else 0."""
     address: str = "local"
     """Ray cluster: local (started for this sweep), auto (the one this machine is part of),
@@ -75,7 +76,7 @@ def parse_options(arguments: list[str]) -> SweepOptions:
         SweepOptions,
         default=options,
         prog=f"mtrl sweep {name}",
-        args=_gather(rest, "--set"),
+        args=gather(options, rest),
         registry=_settings_as_pairs(),
     )
     options = dataclasses.replace(given, set=options.set | given.set)
@@ -100,32 +101,20 @@ def _lists(content: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
-def _gather(words: list[str], option: str) -> list[str]:
-    """`--set a=1 --set b=2` -> `--set a=1 b=2`; argparse would silently keep only the last."""
-    others: list[str] = []
-    gathered: list[str] = []
-    target = others
-    for word in words:
-        if word == option:
-            target = gathered
-            continue
-        if word.startswith("--"):
-            target = others
-        target.append(word)
-    return [*others, option, *gathered] if option in words else others
-
-
 def _settings_as_pairs() -> ConstructorRegistry:
-    """key=value,value: what stands after the equals sign is a YAML list without its brackets."""
+    """key=value,value: what stands after the equals sign is a YAML list without its brackets.
+
+    A key that stands twice has the values of both places.
+    """
 
     def parse(words: list[str]) -> dict[str, Any]:
-        settings = {}
+        settings: dict[str, Any] = {}
         for word in words:
             key, equals, text = word.partition("=")
             if not (key and equals and text):
                 raise ValueError(f"{word!r} is not key=value or key=value,value")
             try:
-                settings[key] = yaml.safe_load(f"[{text}]")
+                settings.setdefault(key, []).extend(yaml.safe_load(f"[{text}]"))
             except yaml.YAMLError:
                 raise ValueError(f"{text!r} is not a list of YAML values") from None
         return settings

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import signal
 import subprocess
@@ -18,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from mtrl.runs import read_json
 from mtrl.sweep.grid import Run
 
-State = Literal["new", "running", "interrupted", "finished", "failed"]
+State = Literal["new", "running", "interrupted", "finished", "failed", "broken"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Outlook:
     """Where a run stands."""
 
     state: State
-    """new; running: a process holds it; interrupted: can go on; finished; failed: by itself."""
+    """new; running: a process holds it; interrupted: can be resumed; finished; failed: by itself;
+    broken: its config.yaml cannot be used."""
     reason: str = ""
     step: int = 0
     total: int = 0
@@ -51,9 +52,7 @@ def look(path: Path) -> Outlook:
 def read_status(path: Path) -> Outlook:
     """What the run last said of itself. A process that was killed said no last word: interrupted,
     or running still."""
-    status: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError):
-        status = json.loads((path / "status.json").read_text())
+    status = read_json(path / "status.json")
     state = status.get("status")
     return Outlook(
         state if state in ("finished", "failed") else "interrupted",

@@ -1,0 +1,13 @@
+"""The console: what mtrl prints is never markup, so paths and names appear as they are.
+
+Otherwise rich takes [brackets] for styles and :words: for emoji, in tables and captions as well.
+"""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+
+def open_console(*, errors: bool = False, width: int | None = None) -> Console:
+    """On standard output or standard error; width None = that of the terminal."""
+    return Console(stderr=errors, width=width, markup=False, emoji=False, highlight=False)
