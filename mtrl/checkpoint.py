@@ -1,13 +1,11 @@
 """Atomic, checksummed checkpoints, written beside the training.
 
-A file is written beside its final name, flushed to disk, then renamed, so a name always holds a
-whole checkpoint. Its last 40 bytes are a marker and the SHA-256 of everything before them: a
-truncated or altered file is detected and the previous one used.
+A name always holds a whole checkpoint (mtrl.atomic). Its last 40 bytes are a marker and the SHA-256
+of everything before them: a truncated or altered file is detected and the previous one used.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import pickle
@@ -19,6 +17,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from mtrl.atomic import replaced, sweep_up
 from mtrl.replay import free_memory
 
 MARKER = b"mtrlck01"
@@ -48,24 +47,13 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
     Raises CheckpointError if that fails; what was there before is then intact.
     """
-    temporary = path.with_suffix(".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+        with replaced(path) as temporary, open(temporary, "wb") as file:
             hashing = _HashingFile(file)
             torch.save(state, hashing)  # type: ignore[arg-type]  # it only writes and flushes
             file.write(MARKER + hashing.hash.digest())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
     except (OSError, RuntimeError) as error:  # torch turns a failed write into RuntimeError
-        with contextlib.suppress(OSError):  # of the same kind as the error itself
-            temporary.unlink()
         cause = error.__cause__ or error.__context__ or error
         cause = cause if isinstance(cause, OSError) else error
         raise CheckpointError(
@@ -226,17 +214,29 @@ def load_latest(directory: Path) -> tuple[dict[str, Any] | None, list[str]]:
     return None, warnings
 
 
-def rewind(path: Path, check: Callable[[dict[str, Any]], None]) -> list[Path]:
-    """Make a step checkpoint its folder's newest: later ones are deleted, and returned.
+def load_newest(directory: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """`load_latest`, to continue from; CheckpointError if there are some, all damaged."""
+    state, warnings = load_latest(directory)
+    if state is None and warnings:
+        raise CheckpointError(f"{directory}: no checkpoint can be read; the run is left as it is")
+    return state, warnings
 
-    check: raises CheckpointError, before anything is deleted, if a run cannot continue from it.
+
+def load_step(path: Path, check: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """`load`, of a checkpoint that a run can continue from.
+
+    check: raises CheckpointError if it is another.
     """
     state = load(path)
     try:
         check(state)
     except CheckpointError as error:
         raise CheckpointError(f"cannot continue from {path}: {error}") from None
-    del state  # it holds the whole replay
+    return state
+
+
+def delete_later(path: Path) -> list[Path]:
+    """Make a step checkpoint its folder's newest; -> those that were deleted."""
     later = [other for other in newest_first(path.parent) if other.name > path.name]
     for other in later:
         other.unlink()
@@ -245,5 +245,6 @@ def rewind(path: Path, check: Callable[[dict[str, Any]], None]) -> list[Path]:
 
 def prune(directory: Path, keep: int) -> None:
     """Delete all but the newest `keep` step checkpoints, and leftovers of interrupted writes."""
-    for path in [*newest_first(directory)[keep:], *directory.glob("*.tmp")]:
+    for path in newest_first(directory)[keep:]:
         path.unlink(missing_ok=True)
+    sweep_up(directory)

@@ -9,11 +9,11 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 if TYPE_CHECKING:
     from mtrl.config import Config
-    from mtrl.envs.vector import VectorEnv
+    from mtrl.evaluate import Evaluation
     from mtrl.run_directory import RunDirectory
 
 USAGE = """\
@@ -132,32 +132,39 @@ def _exit(code: int) -> NoReturn:
     raise SystemExit(code) from None
 
 
-def _parse_run(command: str, arguments: list[str]) -> Config:
-    """CONFIG [overrides] -> configuration; methods are still to be checked."""
-    from mtrl.command_line import load_config, with_overrides
+Parsed = TypeVar("Parsed")
+
+
+def _parse_run(
+    command: str, arguments: list[str], parse: Callable[[Config, str, list[str]], Parsed]
+) -> Parsed:
+    """CONFIG [overrides] -> what `parse` makes of them; methods are still to be checked."""
+    from mtrl.command_line import load_config
     from mtrl.config import Config
 
-    if not arguments or arguments[0] in ("-h", "--help"):
-        if not arguments:
-            raise UsageError(
-                f"{command} wants a configuration, e.g. `mtrl {command} configs/mt10.yaml`"
-            )
-        with_overrides(Config(), f"mtrl {command} CONFIG", ["--help"])
+    if not arguments:
+        raise UsageError(
+            f"{command} wants a configuration, e.g. `mtrl {command} configs/mt10.yaml`"
+        )
     name, *overrides = arguments
+    if name in ("-h", "--help"):
+        parse(Config(), f"mtrl {command} CONFIG", ["--help"])
     if name.startswith("-"):
         raise UsageError(f"{command} wants the configuration first, not {name!r}")
-    return with_overrides(load_config(name), f"mtrl {command} {name}", overrides)
+    return parse(load_config(name), f"mtrl {command} {name}", overrides)
 
 
 def train_command(arguments: list[str]) -> None:
-    config = _parse_run("train", arguments)
-
+    from mtrl.command_line import start_options
     from mtrl.run_directory import RunDirectory
 
-    if config.resume_if_exists and RunDirectory(config.run_path).config_file.is_file():
-        run, stored = RunDirectory.open(config.run_path)
+    config, existing = _parse_run("train", arguments, start_options)
+    run = RunDirectory(config.run_path, overwrite=existing.overwrite)
+    if existing.resume_if_exists and run.holds_run:
+        run, stored = RunDirectory.open(run.path)
         _resume(run, stored, config)
         return
+    run.check_free()
     if config.train.video_every:
         from mtrl.videos import check_rendering
 
@@ -166,18 +173,18 @@ def train_command(arguments: list[str]) -> None:
     from mtrl.envs.vector import make_vector_env
 
     with make_vector_env(config, config.train.envs_per_task) as envs:
-        # The workers start meanwhile: torch alone takes seconds. What it is needed for is
-        # refused before anything is written.
-        from mtrl.learner import choose_device
+        # The workers start meanwhile: torch alone takes seconds.
         from mtrl.methods import check_methods
+        from mtrl.train import train
 
-        choose_device(config.learner.device)
         config = check_methods(config)
-        _train(config, RunDirectory.create(config), envs, resume=False)
+        _show(config, run, train(config, run, envs))
 
 
 def bench_command(arguments: list[str]) -> None:
-    config = _parse_run("bench", arguments)
+    from mtrl.command_line import with_overrides
+
+    config = _parse_run("bench", arguments, with_overrides)
 
     from mtrl.envs.vector import make_vector_env
 
@@ -194,6 +201,7 @@ def bench_command(arguments: list[str]) -> None:
 def resume_command(arguments: list[str]) -> None:
     from mtrl.command_line import with_overrides
     from mtrl.run_directory import RunDirectory
+    from mtrl.schema import user_path
 
     if not arguments:
         raise UsageError("resume wants a run directory or a checkpoint")
@@ -207,58 +215,40 @@ def resume_command(arguments: list[str]) -> None:
         )
         return
     name, *overrides = arguments
-    path = Path(name)
+    path = user_path(name)
     if RunDirectory(path.parent.parent if path.is_file() else path).is_supervised:
         from mtrl.supervised import command
 
         command.resume(arguments)
         return
-    run, stored = RunDirectory.open(Path(name))
+    run, stored = RunDirectory.open(path)
     wanted = with_overrides(stored, f"mtrl resume {name}", overrides)
-    _resume(run, stored, wanted, Path(name) if Path(name).is_file() else None)
+    _resume(run, stored, wanted, path if path.is_file() else None)
 
 
-def _resume(
-    run: RunDirectory, stored: Config, wanted: Config, checkpoint: Path | None = None
-) -> None:
-    """Go on with `run`; checkpoint: not from the newest, but from this one."""
-    import dataclasses
-    import functools
-
+def _resume(run: RunDirectory, stored: Config, wanted: Config, start: Path | None = None) -> None:
+    """Continue `run`; start: not from the newest checkpoint, but from this one."""
     from mtrl.command_line import continued
     from mtrl.envs.vector import make_vector_env
-    from mtrl.run_directory import write_atomically
-    from mtrl.schema import dump_yaml
 
     config = continued(stored, wanted)
-    run.lock()
     with make_vector_env(config, config.train.envs_per_task) as envs:
         from mtrl.learner import choose_device, settle
         from mtrl.methods import check_methods
+        from mtrl.train import train
 
         config = check_methods(config)
-        device = choose_device(config.learner.device)
         if config.learner != stored.learner:  # another device: decided again
-            config, _ = settle(config, device)
-        if checkpoint is not None:
-            from mtrl.checkpoint import rewind
-            from mtrl.trained import check_checkpoint
-
-            for later in rewind(checkpoint, functools.partial(check_checkpoint, config, envs)):
-                print(f"mtrl: {later} is later and was deleted", file=sys.stderr)
-        write_atomically(run.config_file, dump_yaml(config))
-        config = dataclasses.replace(config, run_dir=str(run.path))
-        _train(config, run, envs, resume=True)
+            config, _ = settle(config, choose_device(config.learner.device))
+        _show(config, run, train(config, run, envs, resume=True, start=start))
 
 
-def _train(config: Config, run: RunDirectory, envs: VectorEnv, *, resume: bool) -> None:
+def _show(config: Config, run: RunDirectory, result: Evaluation) -> None:
     import dataclasses
 
     from mtrl.console import open_console
     from mtrl.recorder import success_table
-    from mtrl.train import train
 
-    result = train(config, run, envs, resume=resume)
     episodes = result.success.shape[1]
     title = f"final evaluation, {episodes} episodes per task, protocol {config.protocol_stamp}"
     print(title)
@@ -336,6 +326,7 @@ def supervised_command(arguments: list[str]) -> None:
 
 
 def weights_command(arguments: list[str]) -> None:
+    from mtrl.schema import user_path
     from mtrl.weights import as_yaml
 
     if len(arguments) != 1:
@@ -343,7 +334,7 @@ def weights_command(arguments: list[str]) -> None:
     if arguments[0] in ("-h", "--help"):
         print("mtrl weights RUN_DIR\n\nAn SMTO's mean weights, as a configuration for `fixed`.")
         return
-    print(as_yaml(Path(arguments[0])), end="")
+    print(as_yaml(user_path(arguments[0])), end="")
 
 
 def list_command(arguments: list[str]) -> None:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
-import tyro
-import yaml
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
-
+from mtrl.command_words import Existing, read_words, spelled
 from mtrl.config import Config, load_yaml
-from mtrl.schema import ConfigError, coerce, flatten, nearest
+from mtrl.schema import ConfigError, flatten, nearest, user_path
 from mtrl.validation import validate
+
+SMTOS = ("smto", "critic_smto", "actor_smto", "temperature_smto")
+"""The sections of `agent` that name a method."""
 
 
 def preset_folders() -> list[Path]:
@@ -31,7 +30,7 @@ def presets() -> dict[str, Path]:
 
 def find_config(name: str) -> Path:
     """A YAML file, or a preset by its name."""
-    path = Path(name)
+    path = user_path(name)
     if not path.is_file():
         known = presets()
         if path.stem not in known or path.parent not in (Path(), Path("configs")):
@@ -56,11 +55,22 @@ def with_overrides(default: Config, program: str, arguments: list[str]) -> Confi
 
     Validated but for the methods: `mtrl.methods.check_methods` does that.
     """
-    config = _parse(default, program, arguments)
+    return _resolve(default, program, arguments, starts=False)[0]
+
+
+def start_options(default: Config, program: str, arguments: list[str]) -> tuple[Config, Existing]:
+    """`with_overrides`, for a command that starts a run."""
+    return _resolve(default, program, arguments, starts=True)
+
+
+def _resolve(
+    default: Config, program: str, arguments: list[str], *, starts: bool
+) -> tuple[Config, Existing]:
+    config, existing = _parse(default, program, arguments, starts)
     if config.agent.smto.preset:
         from mtrl.method_presets import with_preset  # late: it imports torch
 
-        config = _parse(with_preset(default, config), program, arguments)
+        config, _ = _parse(with_preset(default, config), program, arguments, starts)
         smto = dataclasses.replace(config.agent.smto, preset="")
         config = dataclasses.replace(config, agent=dataclasses.replace(config.agent, smto=smto))
     if config.plugins:  # they may register the environments that env.tasks names
@@ -68,11 +78,11 @@ def with_overrides(default: Config, program: str, arguments: list[str]) -> Confi
 
         config = load_plugins(config)
     validate(config)
-    return config
+    return config, existing
 
 
 Setting = TypeVar("Setting", bound=str)
-MAY_DIFFER = ("overwrite", "resume_if_exists", "run_dir")  # say nothing of what is computed
+MAY_DIFFER = ("run_dir",)  # says nothing of what is computed
 OF_THE_MACHINE = ("learner.device", "plugins")  # a resumed run may be on another
 DECIDED = ("learner.compile", "learner.precision", "learner.capture")  # when the run started
 
@@ -116,81 +126,19 @@ def _again(wanted: Setting, decided: Setting) -> Setting | Literal["auto"]:
     return "auto" if wanted == decided else wanted
 
 
-def _parse(default: Config, program: str, arguments: list[str]) -> Config:
-    config = tyro.cli(
-        Config,
-        default=default,
-        prog=program,
-        args=gather(default, arguments),
-        registry=mappings_as_pairs(),
-    )
-    given = {word.replace("_", "-").split("=")[0] for word in arguments}
+_OPTIONS = tuple(f"--agent.{key}.options" for key in SMTOS)
+
+
+def _parse(
+    default: Config, program: str, arguments: list[str], starts: bool
+) -> tuple[Config, Existing]:
+    config, existing = read_words(default, program, arguments, starts=starts)
+    given = {spelled(word) for word in arguments}
     agent = config.agent
-    for key in ("smto", "critic_smto", "actor_smto", "temperature_smto"):
+    for key, option in zip(SMTOS, _OPTIONS, strict=True):
         before, now = getattr(default.agent, key), getattr(agent, key)
-        options = now.options if f"--agent.{key}.options".replace("_", "-") in given else {}
+        options = now.options if spelled(option) in given else {}
         if now.name == before.name:  # another method's options mean nothing to this one
             options = before.options | options
         agent = dataclasses.replace(agent, **{key: dataclasses.replace(now, options=options)})
-    return dataclasses.replace(config, agent=agent)
-
-
-def gather(default: Any, words: list[str]) -> list[str]:
-    """`--options a=1 --options=b=2` -> `--options a=1 b=2`, for lists and mappings of `default`.
-
-    argparse would silently keep only the last.
-    """
-    several = {key for key, value in flatten(default).items() if isinstance(value, tuple | dict)}
-    others: list[str] = []
-    gathered: dict[str, list[str]] = {}
-    target = others
-    for word in words:
-        option, equals, value = word.partition("=")
-        if option.startswith("--"):
-            key = option[2:].replace("-", "_")
-            if key in several:
-                target = gathered.setdefault(f"--{key}", [])
-                target += [value] if equals else []
-                continue
-            target = others
-        target.append(word)
-    return others + [word for option, values in gathered.items() for word in (option, *values)]
-
-
-def mappings_as_pairs() -> ConstructorRegistry:
-    """How mappings (a method's options) are written on the command line: key=value ..."""
-
-    def parse(words: list[str]) -> dict[str, Any]:
-        pairs = [word.partition("=") for word in words]
-        for key, equals, _ in pairs:
-            if not (key and equals):
-                raise ValueError(f"{key!r} is not key=value")
-        try:
-            values = {key: yaml.safe_load(value) for key, _, value in pairs}
-        except yaml.YAMLError as error:
-            raise ValueError(f"not a YAML value: {' '.join(str(error).split())}") from None
-        options: dict[str, Any] = coerce(values, dict[str, Any])
-        return options
-
-    return pairs_registry("KEY=VALUE ...", parse)
-
-
-def pairs_registry(
-    metavar: str, parse: Callable[[list[str]], dict[str, Any]]
-) -> ConstructorRegistry:
-    """Mappings as words of the command line, which `parse` reads (ValueError if it cannot)."""
-    registry = ConstructorRegistry()
-
-    @registry.primitive_rule
-    def pairs(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, Any]] | None:
-        if info.type != dict[str, Any]:
-            return None
-        return PrimitiveConstructorSpec(
-            nargs="*",
-            metavar=metavar,
-            instance_from_str=parse,
-            is_instance=lambda value: isinstance(value, dict),
-            str_from_instance=lambda value: [f"{key}={item}" for key, item in value.items()],
-        )
-
-    return registry
+    return dataclasses.replace(config, agent=agent), existing

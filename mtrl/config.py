@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mtrl.envs import tasks as env_tasks
-from mtrl.schema import build, flatten, read_yaml
+from mtrl.schema import build, flatten, read_config, user_path
 
 PROTOCOLS: dict[str, dict[str, object]] = {
     "mw-plus": {"env.reward_version": "v2", "env.num_goals": 50, "env.horizon": 500},
@@ -310,11 +310,6 @@ class Config:
     """Seed of goals, networks, exploration and sampling."""
     run_dir: str = ""
     """Where the run is written; runs/<name>/<method>/seed_<seed> if empty."""
-    overwrite: bool = False
-    """Delete an existing run directory first."""
-    resume_if_exists: bool = False
-    """Go on with the run directory if it is there already, else start: the same command serves the
-    first start and every restart (containers, clusters)."""
     plugins: tuple[str, ...] = ()
     """Python files that register methods (docs/smto.md) or environments (docs/extending.md)."""
     env: EnvConfig = field(default_factory=EnvConfig)
@@ -380,7 +375,7 @@ class Config:
     @property
     def run_path(self) -> Path:
         if self.run_dir:
-            return Path(self.run_dir)
+            return user_path(self.run_dir)
         return Path("runs") / (self.name or "run") / self.method / f"seed_{self.seed}"
 
     @property
@@ -399,5 +394,5 @@ class Config:
 
 def load_yaml(path: Path) -> Config:
     """Read a configuration; missing keys take the defaults, unknown or ill-typed ones raise."""
-    config: Config = build(Config, read_yaml(path))
+    config: Config = build(Config, read_config(path))
     return config

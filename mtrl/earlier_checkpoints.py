@@ -18,11 +18,13 @@ def upgraded(state: Mapping[str, Any], networks: Mapping[str, nn.Module]) -> dic
     """
     state = dict(state)
     for key, network in networks.items():
-        before = state.get(key, {})
+        before = state.get(key)
+        if not isinstance(before, Mapping) or "mlp.weights.0" not in before:
+            continue
         today = [name for name, _ in network.named_parameters()]
         renamed = {name: _mlp_name(name, today) for name in before}
-        if "mlp.weights.0" not in before or sorted(renamed.values()) != sorted(today):
-            continue
+        if sorted(renamed.values()) != sorted(today):
+            continue  # of another size: whoever loads it says so
         state[key] = {renamed[name]: value for name, value in before.items()}
         optimizer = state.get(f"{key}_optimizer")
         if optimizer is not None:

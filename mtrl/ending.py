@@ -5,9 +5,10 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
-from mtrl.run_directory import RunDirectory
+from mtrl.run_directory import RunDirectory, Status
+from mtrl.stop_signals import handled
 
 
 class TrainingError(RuntimeError):
@@ -24,22 +25,38 @@ class Stopped(Exception):
 
 
 @contextmanager
-def outcome(run: RunDirectory) -> Iterator[None]:
-    """Write down how the block ended, unless it ended by itself."""
+def outcome(run: RunDirectory, trainer: Stepping, *, new: bool) -> Iterator[None]:
+    """Write down how the block ended, unless it ended by itself.
+
+    A new run that ends before its first step leaves no directory: it has nothing to go on from,
+    and would be in the way of the corrected command.
+    """
     try:
         yield
-    except Stopped as stopped:
-        run.update_status("stopped", stopped.reason)
-        raise
-    except KeyboardInterrupt:
-        run.update_status("stopped", "stopped at once by Ctrl-C")
-        raise
-    except SystemExit:  # rich's answer to a closed pipe
-        run.update_status("failed", "nobody reads its output any more")
-        raise
     except BaseException as error:
-        run.update_status("failed", f"{type(error).__name__}: {error}".splitlines()[0])
+        if new and trainer.step == 0:
+            run.discard()
+        else:
+            run.update_status(*_status_after(error))
         raise
+
+
+def _status_after(error: BaseException) -> tuple[Status, str]:
+    """-> status and reason"""
+    if isinstance(error, Stopped):
+        return "stopped", error.reason
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped", "stopped at once by Ctrl-C"
+    if isinstance(error, SystemExit):  # rich's answer to a closed pipe
+        return "failed", "nobody reads its output any more"
+    return "failed", f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+class Stepping(Protocol):
+    """Has made `step` steps."""
+
+    @property
+    def step(self) -> int: ...
 
 
 class Messages(Protocol):
@@ -57,9 +74,9 @@ class Stoppable(Protocol):
 
 @contextmanager
 def signals(trainer: Stoppable, where: str) -> Iterator[None]:
-    """SIGTERM or Ctrl-C: stop at the next `where`. A second Ctrl-C: at once."""
+    """SIGTERM, SIGHUP or Ctrl-C: stop at the next `where`. A second Ctrl-C: at once."""
 
-    def handle(signum: int, frame: Any) -> None:
+    def handle(signum: int) -> None:
         if signum == signal.SIGINT and trainer.stop_signal == signal.SIGINT:
             raise KeyboardInterrupt
         trainer.stop_signal = signum
@@ -68,9 +85,5 @@ def signals(trainer: Stoppable, where: str) -> Iterator[None]:
             "Ctrl-C twice stops at once"
         )
 
-    previous = {s: signal.signal(s, handle) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with handled(handle):
         yield
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)

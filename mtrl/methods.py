@@ -74,18 +74,23 @@ def check_method(
                 f"{', '.join(defaults) or 'none'}{nearest(key, defaults)}",
             )
         kind = _kind(defaults[key])
-        try:
-            coerce(value, kind)
-        except ValueError:
-            raise ConfigError(
-                f"{options_key}.{key}", value, f"must be {describe_type(kind)}"
-            ) from None
+        if not _is_of(value, kind):
+            raise ConfigError(f"{options_key}.{key}", value, f"must be {describe_type(kind)}")
     try:
         run = {"total_steps": max(total_updates, 1)}
         set_by_run = {k: v for k, v in run.items() if k in describe(method).options}
         create(method, num_tasks, **set_by_run, **options)
     except ValueError as error:
         raise ConfigError(options_key, dict(options), f"method {name}: {error}") from None
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether an option, which is handed on as it is, is of this type already."""
+    try:
+        plain = tuple(value) if isinstance(value, list) else value
+        return kind is Any or bool(coerce(value, kind) == plain)
+    except ValueError:
+        return False
 
 
 def _kind(default: Any) -> Any:

@@ -11,7 +11,7 @@ import gymnasium
 
 from mtrl.envs.rendering import without_renderer
 from mtrl.plugin_files import import_file
-from mtrl.schema import ConfigError
+from mtrl.schema import ConfigError, user_path
 from mtrl.smto import available
 
 Configured = TypeVar("Configured", bound=Any)
@@ -28,12 +28,12 @@ def load_plugins(config: Configured) -> Configured:
     """
     paths = []
     for given in config.plugins:
-        path = Path(given).expanduser().resolve()
+        path = user_path(given).resolve()
         if not path.is_file():
             raise ConfigError(
                 "plugins",
                 given,
-                f"no such file (looked for {path}); if it has moved: --plugins FILE",
+                f"no such file (looked for {path}); if it has moved, name its new place",
             )
         if path not in _loaded:
             _loaded[path] = _import(path, given)

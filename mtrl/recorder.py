@@ -20,15 +20,15 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
+from mtrl.atomic import write_atomically
 from mtrl.console import open_console
 from mtrl.dashboard import layout
 from mtrl.evaluate import Evaluation
-from mtrl.run_directory import RunConfig, RunDirectory, write_atomically
+from mtrl.run_directory import EVENTS, RunConfig, RunDirectory
 from mtrl.runs import read_metrics
 from mtrl.schema import dump_yaml
-from mtrl.sinks import Stays, open_sinks
-
-EVALUATION = ("eval/", "time/eval_s")  # how an evaluation's tags begin
+from mtrl.sinks import open_sinks
+from mtrl.stop_signals import leave_dead_terminal
 
 
 class Recorder:
@@ -38,26 +38,22 @@ class Recorder:
         config: RunConfig,
         step: int,
         total: int,
-        *,
-        evaluated_again: bool = False,
     ) -> None:
         """Continue at `step`: later lines of an interrupted run are dropped.
 
-        evaluated_again: this step's evaluation was under way, and is made again; its lines, if
-        there are any, are dropped too. (TensorBoard shows the same point twice then.)
+        What was measured at `step` itself is not logged again: an evaluation that was under way
+        is made again from the same agent.
         """
         self.names, self.total = config.task_names, total
-
-        def stays(at: int, tag: str) -> bool:
-            again = evaluated_again and tag.startswith(EVALUATION)
-            return at < step or (at == step and not again)
-
-        self._sinks = open_sinks(run, config, stays)  # first: one may refuse, and nothing is lost
-        self._keep(run, stays)
+        self._first = step
+        self._sinks = open_sinks(run, config, step)  # first: one may refuse, and nothing is lost
+        self._logged = self._keep(run, step)
         self._file = open(run.metrics_file, "a", buffering=1)  # noqa: SIM115 - closed in close()
-        self._tensorboard = SummaryWriter(
-            str(run.tensorboard), purge_step=step + 1 if step else None
-        )
+        # TensorBoard drops what earlier files of the run have from this step on; from zero on,
+        # everything, where the run was killed before its first checkpoint.
+        again = any(run.tensorboard.glob(f"{EVENTS}*"))
+        purged = step + 1 if step else 0 if again else None
+        self._tensorboard = SummaryWriter(str(run.tensorboard), purge_step=purged)
         if not step:
             text = f"protocol: **{config.protocol_stamp}**\n\n```yaml\n{dump_yaml(config)}```"
             self._tensorboard.add_text("config", text)
@@ -76,19 +72,30 @@ class Recorder:
             self._bar = self._progress.add_task(config.method, total=total, completed=step)
 
     @staticmethod
-    def _keep(run: RunDirectory, stays: Stays) -> None:
+    def _keep(run: RunDirectory, step: int) -> set[str]:
+        """Drop what metrics.jsonl has after `step`; -> the tags that it has at `step`."""
         if not run.metrics_file.exists():
-            return
-        kept = [
-            json.dumps(record) + "\n"
-            for record in read_metrics(run.metrics_file)
-            if all(stays(int(record["step"]), tag) for tag in record)
-        ]
+            return set()
+        kept: list[str] = []
+        tags: set[str] = set()
+        for record in read_metrics(run.metrics_file):
+            if record["step"] <= step:
+                kept.append(json.dumps(record) + "\n")
+            if record["step"] == step:
+                tags |= record.keys()
         write_atomically(run.metrics_file, "".join(kept))
+        return tags
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One line of metrics.jsonl and one point per tag; NaN (not applicable) is left out."""
-        finite = {tag: float(value) for tag, value in values.items() if value == value}
+        known = self._logged if step == self._first else ()
+        finite = {
+            tag: float(value)
+            for tag, value in values.items()
+            if value == value and tag not in known
+        }
+        if not finite:
+            return
         self._file.write(json.dumps({"step": step, **finite}) + "\n")
         for tag, value in finite.items():
             self._tensorboard.add_scalar(tag, value, step)
@@ -158,9 +165,14 @@ class Recorder:
             self.message(f"step {step:,} ({100 * step / self.total:.0f}%)  {text}")
 
     def message(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True)
+        try:
+            self.console.print(text, soft_wrap=True)
+        except OSError:  # a full disk under a log file is an error, a terminal that is gone is not
+            if not leave_dead_terminal():
+                raise
 
     def close(self) -> None:
+        leave_dead_terminal()
         if self._progress is not None:
             self._progress.stop()
         self._file.close()

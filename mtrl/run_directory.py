@@ -21,6 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
+from mtrl.atomic import sweep_up, write_atomically
 from mtrl.config import Config, load_yaml
 from mtrl.schema import ConfigError, dump_yaml, read_yaml
 
@@ -29,6 +30,18 @@ if TYPE_CHECKING:
 
 Status = Literal["running", "finished", "stopped", "failed"]
 Loaded = TypeVar("Loaded")
+EVENTS = "events.out.tfevents."
+"""How TensorBoard's files begin."""
+BEFORE_THE_FIRST_STEP = (
+    "config.yaml",
+    "environment.json",
+    "status.json",
+    "metrics.jsonl",
+    "metrics.csv",
+    "wandb",
+    "wandb_id",
+)
+"""What a run writes before its first step."""
 
 
 class Sinks(Protocol):
@@ -44,8 +57,6 @@ class RunConfig(Protocol):
     """What a run of any kind, reinforcement learning or supervised, says of itself."""
 
     @property
-    def overwrite(self) -> bool: ...
-    @property
     def run_path(self) -> Path: ...
     @property
     def method(self) -> str: ...
@@ -58,46 +69,92 @@ class RunConfig(Protocol):
 
 
 class RunDirectory:
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, overwrite: bool = False) -> None:
+        """overwrite: a run that is there already may be deleted, by `make`."""
+        self.path, self.overwrite = path, overwrite
         self.config_file = path / "config.yaml"
         self.metrics_file = path / "metrics.jsonl"
         self.status_file = path / "status.json"
         self.tensorboard = path  # beside the rest: TensorBoard names a run by its events' folder
         self.checkpoints = path / "checkpoints"
         self._lock: Any = None
+        self._new_folders: list[Path] = []
 
     @classmethod
-    def create(cls, config: RunConfig) -> RunDirectory:
-        """A new directory; refuses an existing one unless config.overwrite says to replace it."""
-        run = cls(config.run_path)
-        if run.path.exists() and (not run.path.is_dir() or run._holds_anything()):
-            if not config.overwrite:
-                raise ConfigError(
-                    "run_dir",
-                    str(run.path),
-                    f"exists already; use --overwrite, --resume-if-exists, another --run-dir, "
-                    f"or `mtrl resume {run.path}`",
-                )
-            if not run.config_file.exists():
-                raise ConfigError(
-                    "run_dir",
-                    str(run.path),
-                    "is not a run directory; --overwrite will not delete it",
-                )
-            run.lock()
-            shutil.rmtree(run.path)
-        try:
-            run.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError("run_dir", str(run.path), f"cannot be made: {error}") from None
-        run.lock()
-        write_atomically(run.config_file, dump_yaml(config))
+    def create(cls, config: RunConfig, *, overwrite: bool = False) -> RunDirectory:
+        """A new directory with this configuration; see `make`."""
+        run = cls(config.run_path, overwrite=overwrite)
+        run.make()
+        run.write(config)
         return run
 
-    def _holds_anything(self) -> bool:
-        """Beyond the lock of a run that was killed before it wrote its configuration."""
-        return any(path.name != ".lock" for path in self.path.iterdir())
+    def check_free(self) -> None:
+        """ConfigError, before anything is written, where a new run cannot be made."""
+        shown = str(self.path)
+        if not self.path.exists() or (self.path.is_dir() and not self._is_worth_keeping()):
+            return
+        if not self.config_file.is_file():
+            raise ConfigError("run_dir", shown, "is not a run directory; it is left as it is")
+        if not self.overwrite:
+            raise ConfigError(
+                "run_dir",
+                shown,
+                f"exists already; use --overwrite, --resume-if-exists, another --run-dir, "
+                f"or `mtrl resume {self.path}`",
+            )
+
+    def make(self) -> None:
+        """Make, lock and empty the directory of a new run.
+
+        One that is there already is refused, unless `overwrite` says to delete it or it never came
+        to its first step.
+        """
+        self.check_free()
+        folders = (self.path, *self.path.parents)
+        self._new_folders += [folder for folder in folders if not folder.exists()]
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError("run_dir", str(self.path), f"cannot be made: {error}") from None
+        self.lock()
+        self.check_free()  # another process may have been faster
+        self._empty()
+
+    def discard(self) -> None:
+        """Undo `make`: leave nothing that would be in the way of the next command."""
+        with contextlib.suppress(OSError):  # whatever led here is the error to be told
+            self._empty()
+            (self.path / ".lock").unlink()
+            for folder in self._new_folders:
+                folder.rmdir()
+
+    def _empty(self) -> None:
+        for path in self._content():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    def _content(self) -> list[Path]:
+        """What is there beyond the lock."""
+        return [path for path in self.path.iterdir() if path.name != ".lock"]
+
+    @property
+    def holds_run(self) -> bool:
+        """Whether there is a run that has come further than its start."""
+        return self.config_file.is_file() and self._is_worth_keeping()
+
+    def _is_worth_keeping(self) -> bool:
+        """Whether there is more than a run that was killed has left before its first step."""
+        content = self._content()
+        names = {
+            path.name
+            for path in content
+            if not path.name.startswith(EVENTS) and path.suffix != ".tmp"
+        }
+        ours = not content or "environment.json" in names  # or somebody's own config.yaml
+        logged = self.metrics_file.exists() and self.metrics_file.stat().st_size > 0
+        return logged or not ours or not names.issubset(BEFORE_THE_FIRST_STEP)
 
     @classmethod
     def open(cls, path: Path) -> tuple[RunDirectory, Config]:
@@ -113,6 +170,8 @@ class RunDirectory:
                 raise ConfigError("RUN", str(path), "no such checkpoint")
             what = "the checkpoint of a run" if path.is_file() else "a run directory"
             raise ConfigError("RUN_DIR", str(path), f"is not {what}: no {run.config_file}")
+        if not run.config_file.stat().st_size:  # which would mean: all defaults
+            raise ConfigError("RUN_DIR", str(path), f"cannot be used: {run.config_file} is empty")
         return run, load(run.config_file)
 
     @property
@@ -124,14 +183,31 @@ class RunDirectory:
         return isinstance(content, dict) and "problem" in content
 
     def lock(self) -> None:
-        """Hold the run for this process; the system releases it however the process ends."""
-        if self._lock is not None:
-            self._lock.close()
+        """Hold the run for this process, to `release`; the system does that however it ends."""
+        self.release()
         self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - open as long as the run is
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ConfigError("run_dir", str(self.path), "is in use by another process") from None
+        sweep_up(self.path)
+
+    def release(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def write(self, config: RunConfig) -> None:
+        """What a new run is started with, and on: before that, the directory holds no run."""
+        write_atomically(self.path / "environment.json", json.dumps(environment(), indent=1))
+        self.write_config(config)
+
+    def write_config(self, config: RunConfig) -> None:
+        write_atomically(self.config_file, dump_yaml(config))
+
+    @property
+    def is_finished(self) -> bool:
+        return self._read_status().get("status") == "finished"
 
     def video_folder(self, step: int) -> Path:
         return self.path / "videos" / f"step_{step:012d}"
@@ -145,8 +221,15 @@ class RunDirectory:
     def update_status(self, status: Status, reason: str) -> None:
         """Change status and reason; keep the progress last written. Never hides another error."""
         with contextlib.suppress(OSError, ValueError):
-            details = json.loads(self.status_file.read_text()) if self.status_file.exists() else {}
-            self.write_status(**(details | {"status": status, "reason": reason}))
+            self.write_status(**(self._read_status() | {"status": status, "reason": reason}))
+
+    def _read_status(self) -> dict[str, Any]:
+        """What the run last said; empty if nothing that can be read."""
+        try:
+            content = json.loads(self.status_file.read_text())
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
 
 
 def is_held(path: Path) -> bool:
@@ -159,12 +242,6 @@ def is_held(path: Path) -> bool:
     except OSError:  # held; or the file system has no locks, then status.json is believed
         return True
     return False
-
-
-def write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def peak_memory_mib(device: torch.device) -> float:

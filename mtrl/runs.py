@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtrl.run_directory import is_held
-from mtrl.schema import ConfigError, read_yaml
+from mtrl.schema import ConfigError, read_config, user_path
 
 # Where a configuration says it, the first that is there.
 METHOD_KEYS = ("agent.smto.name", "smto.name", "method")
@@ -103,7 +103,7 @@ def is_run(path: Path) -> bool:
 
 def find_runs(paths: Iterable[Path]) -> list[Path]:
     """Run directories among and below `paths`, each once, sorted; ConfigError if there is none."""
-    asked = list(paths)
+    asked = [user_path(path) for path in paths]
     for path in asked:
         if not path.is_dir():
             raise ConfigError("RUNS", str(path), "no such directory")
@@ -148,9 +148,9 @@ def read_run(path: Path, prefixes: tuple[str, ...] = ()) -> Run:
     return Run(path, config, status, state, environment, series)
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def read_stored(path: Path) -> dict[str, Any]:
     """A run's config.yaml, whatever the kind of run; ConfigError if it is damaged."""
-    content = read_yaml(path)
+    content = read_config(path)
     if not (isinstance(content, dict) and content):
         raise ConfigError("CONFIG", str(path), "is empty or no mapping of keys to values")
     return content
@@ -159,7 +159,7 @@ def read_config(path: Path) -> dict[str, Any]:
 def _read_settings(path: Path) -> dict[str, Any]:
     """Flat; ConfigError if it is no configuration of a run."""
     flat: dict[str, Any] = {}
-    _flatten(read_config(path), "", flat)
+    _flatten(read_stored(path), "", flat)
     if not isinstance(flat.get("seed", 0), int):
         raise ConfigError("seed", flat["seed"], f"must be an integer, in {path}")
     tasks = flat.get("env.tasks", [])
@@ -239,7 +239,7 @@ def runs_command(arguments: list[str]) -> None:
         return
     if len(arguments) > 1:
         raise ConfigError("DIR", " ".join(arguments), "runs takes one directory at most")
-    root = Path(arguments[0] if arguments else "runs").expanduser()
+    root = user_path(arguments[0] if arguments else "runs")
 
     from rich.table import Table
     from rich.text import Text

@@ -12,12 +12,28 @@ from typing import Any, Literal
 
 import yaml
 
+from mtrl import yaml12
+
+NOTHING = ("null", "none", "~")
+"""How people write that there is no value; in lower case."""
+SWITCH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+"""How people write a switch; in lower case."""
+
 
 class ConfigError(ValueError):
     """A bad option: says the key, the value and what is allowed, in one line."""
 
     def __init__(self, key: str, value: object, allowed: str) -> None:
-        super().__init__(f"{key} = {value!r}: {allowed}")
+        shown = str(value).lower() if isinstance(value, bool) else repr(value)
+        super().__init__(f"{key} = {'null' if value is None else shown}: {allowed}")
+
+
+def user_path(text: str | Path) -> Path:
+    """A path as a user writes it, in a file or on the command line: `~` is the home folder."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # ~nobody: taken literally, as a shell does
+        return Path(text)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -40,7 +56,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def describe_type(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
-        return "one of " + ", ".join(map(str, typing.get_args(kind)))
+        return "one of " + ", ".join(str(word) or "''" for word in typing.get_args(kind))
     if typing.get_origin(kind) in (tuple, Sequence):
         return f"a list of {typing.get_args(kind)[0].__name__}"
     if typing.get_origin(kind) is dict:
@@ -52,24 +68,19 @@ def describe_type(kind: Any) -> str:
     )
 
 
-def number_or_as_is(value: Any) -> Any:
-    """3e-4, which YAML reads as text, as a number."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
-
-
 def coerce(value: Any, kind: Any) -> Any:
-    """`value` as type `kind`, or ValueError. YAML reads 3e-4 as text, so floats accept text."""
+    """`value` as type `kind`, or ValueError.
+
+    `value` is what YAML 1.2 makes of a word, or the word itself. Switches and missing values may
+    be written in each of the usual ways; floats as text.
+    """
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value
     if origin is Literal:
-        if value in args and not isinstance(value, bool):
-            return value
-    elif origin in (types.UnionType, typing.Union):
-        for option in args:
+        return _choose(value, args)
+    if origin in (types.UnionType, typing.Union):
+        for option in sorted(args, key=lambda option: option is not type(None)):
             try:
                 return coerce(value, option)
             except ValueError:
@@ -79,19 +90,49 @@ def coerce(value: Any, kind: Any) -> Any:
             return tuple(coerce(v, args[0]) for v in value)
     elif origin is dict:
         if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-            return {key: number_or_as_is(item) for key, item in value.items()}
+            return dict(value)
+    elif kind is bool:
+        if (switch := _switch(value)) is not None:
+            return switch
     elif kind is float:
         if isinstance(value, int | float | str) and not isinstance(value, bool):
-            return float(value)
+            try:
+                return float(value)
+            except OverflowError:  # an integer beyond all floats
+                raise ValueError from None
     elif kind is int:
         if isinstance(value, int) and not isinstance(value, bool):
             return value
     elif kind is type(None):
-        if value is None:
+        if _is_nothing(value):
             return None
     elif isinstance(value, kind):
         return value
     raise ValueError
+
+
+def _choose(value: Any, choices: Sequence[Any]) -> Any:
+    """The choice that `value` names: on and off by any word for a switch, none by null."""
+    if value in choices and not isinstance(value, bool):
+        return value
+    meant: tuple[str, ...] = ("none", "")
+    if not _is_nothing(value):
+        meant = {True: ("on",), False: ("off",), None: ()}[_switch(value)]
+    for choice in meant:
+        if choice in choices:
+            return choice
+    raise ValueError
+
+
+def _is_nothing(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and value.lower() in NOTHING)
+
+
+def _switch(value: Any) -> bool | None:
+    """What a word for a switch means; None: it is none."""
+    if isinstance(value, str):
+        return SWITCH.get(value.lower())
+    return value if isinstance(value, bool) else None
 
 
 def build(cls: Any, data: Any, prefix: str = "") -> Any:
@@ -123,12 +164,25 @@ def build(cls: Any, data: Any, prefix: str = "") -> Any:
 def read_yaml(path: Path) -> Any:
     """What a YAML file holds; ConfigError if it cannot be read."""
     try:
-        return yaml.safe_load(path.read_text())
+        return yaml12.parse(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError("CONFIG", str(path), f"cannot be read: {error}") from None
     except yaml.YAMLError as error:
         problem = " ".join(str(error).split())
         raise ConfigError("CONFIG", str(path), f"is not valid YAML: {problem}") from None
+
+
+NOT_STORED = ("overwrite", "resume_if_exists")
+"""What a run may do to a directory that is there already is said anew with each command. Files that
+earlier versions wrote have these keys, too; they mean nothing."""
+
+
+def read_config(path: Path) -> Any:
+    """`read_yaml`, of a configuration, without what is none of it."""
+    content = read_yaml(path)
+    if isinstance(content, dict):
+        return {key: value for key, value in content.items() if key not in NOT_STORED}
+    return content
 
 
 def dump_yaml(config: Any) -> str:
@@ -139,4 +193,4 @@ def dump_yaml(config: Any) -> str:
             return {key: plain(item) for key, item in value.items()}
         return list(value) if isinstance(value, tuple) else value
 
-    return yaml.safe_dump(plain(dataclasses.asdict(config)), sort_keys=False)
+    return yaml12.dump(plain(dataclasses.asdict(config)))

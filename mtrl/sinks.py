@@ -7,18 +7,16 @@ import dataclasses
 import functools
 import io
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
+from mtrl.atomic import write_atomically
 from mtrl.ending import TrainingError
-from mtrl.run_directory import RunConfig, RunDirectory, Sinks, write_atomically
+from mtrl.run_directory import RunConfig, RunDirectory, Sinks
 from mtrl.schema import ConfigError
 
 NOT_INSTALLED = "wandb is not installed; `pip install wandb`, or leave it off"
 MAX_NAME = 128  # characters of a run's name, which W&B's server accepts
-
-Stays = Callable[[int, str], bool]
-"""(step, tag) -> whether what an interrupted run had logged there stays."""
 
 
 class Sink(Protocol):
@@ -33,27 +31,27 @@ def check_sinks(logging: Sinks) -> None:
         import_wandb()
 
 
-def open_sinks(run: RunDirectory, config: RunConfig, stays: Stays) -> list[Sink]:
-    """Those that `logging` asks for; each continues after what stays."""
+def open_sinks(run: RunDirectory, config: RunConfig, step: int) -> list[Sink]:
+    """Those that `logging` asks for; each continues after `step`."""
     sinks: list[Sink] = []
     if config.logging.wandb:  # first: it may fail, and then nothing has changed on disk
         sinks.append(WeightsAndBiases(run, config))
     if config.logging.csv:
-        sinks.append(Csv(run, stays))
+        sinks.append(Csv(run, step))
     return sinks
 
 
 class Csv:
     """metrics.csv, one value a line: step, tag, value."""
 
-    def __init__(self, run: RunDirectory, stays: Stays) -> None:
+    def __init__(self, run: RunDirectory, step: int) -> None:
         path = run.path / "metrics.csv"
         # A killed process, or a power cut, may leave anything in the last line.
         lines = path.read_text(errors="replace").splitlines() if path.exists() else []
         rows = [row for row in csv.reader(lines) if len(row) == 3 and row[0].isdecimal()]
         kept = io.StringIO(newline="")
         csv.writer(kept).writerows(
-            [("step", "tag", "value"), *(row for row in rows if stays(int(row[0]), row[1]))]
+            [("step", "tag", "value"), *(row for row in rows if int(row[0]) <= step)]
         )
         write_atomically(path, kept.getvalue())
         self._file = open(path, "a", newline="", buffering=1)  # noqa: SIM115 - closed in close()

@@ -2,40 +2,51 @@
 
 from __future__ import annotations
 
-import json
+import functools
+import sys
 from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 from mtrl import checkpoint
-from mtrl.config import Config
+from mtrl.config import Config, load_yaml
 from mtrl.ending import outcome, signals
 from mtrl.envs.vector import VectorEnv
 from mtrl.evaluate import Evaluation
 from mtrl.learner import set_up_learner, settle
-from mtrl.run_directory import RunDirectory, environment, write_atomically
-from mtrl.schema import dump_yaml
+from mtrl.run_directory import RunDirectory
+from mtrl.trained import check_checkpoint
 from mtrl.trainer import Trainer
 
 
 def train(
-    config: Config, run: RunDirectory, envs: VectorEnv, *, resume: bool = False
+    config: Config,
+    run: RunDirectory,
+    envs: VectorEnv,
+    *,
+    resume: bool = False,
+    start: Path | None = None,
 ) -> Evaluation:
     """Run to the end (or to a signal); -> the final evaluation.
 
     envs: `make_vector_env(config, config.train.envs_per_task)`, closed by the caller.
-    Raises TrainingError, WorkerError, CheckpointError, MemoryError or Stopped; status.json
-    says why in every case.
+    resume: go on with the run that `run` holds; start: not from its newest checkpoint, but from
+    this one. A run that is finished stays as it is, and is only evaluated.
+
+    Raises ConfigError, TrainingError, WorkerError, CheckpointError, MemoryError or Stopped. Nothing
+    is written until all is set up. From then on, status.json says how the run ended; a new run that
+    fails before its first step leaves nothing.
     """
     device = set_up_learner(config)
+    asked = config
     config, warnings = settle(config, device)
-    if not resume:
-        write_atomically(run.config_file, dump_yaml(config))  # a resumed run keeps the decision
-        write_atomically(run.path / "environment.json", json.dumps(environment(), indent=1))
-    with outcome(run), ExitStack() as stack:
-        trainer = Trainer(config, run, envs, device, stack)
-        state = None
+    with ExitStack() as stack:
+        stack.callback(run.release)
         if resume:
-            state, damaged = checkpoint.load_latest(run.checkpoints)
-            warnings += damaged
+            run.lock()
+        trainer = Trainer(config, run, envs, device, stack)
+        state, damaged = _last_state(config, run, envs, start) if resume else (None, [])
+        warnings += damaged
         if state is not None:
             trainer.load(state)
             if trainer.agent.moved:
@@ -43,6 +54,16 @@ def train(
                     "the checkpoint is from another kind of device: from here on the run is not "
                     "bitwise what it would have been there"
                 )
+        if resume and trainer.finished and run.is_finished:
+            print(f"mtrl: {run.path} is finished: only evaluated again", file=sys.stderr)
+            return trainer.final_evaluation()
+        if not resume:
+            run.make()
+        stack.enter_context(outcome(run, trainer, new=not resume))
+        if resume:
+            warnings += _go_on(run, asked, trainer, start)
+        else:
+            run.write(config)  # a resumed run keeps what was settled
         trainer.open_recorder()
         stack.enter_context(signals(trainer, "episode end"))
         if config.total_updates and not trainer.finished:
@@ -66,3 +87,24 @@ def train(
         result = trainer.final_evaluation()
         trainer.status("finished")
         return result
+
+
+def _last_state(
+    config: Config, run: RunDirectory, envs: VectorEnv, start: Path | None
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """What the run goes on from (None: it never came to a checkpoint), and warnings."""
+    if start is not None:
+        return checkpoint.load_step(start, functools.partial(check_checkpoint, config, envs)), []
+    return checkpoint.load_newest(run.checkpoints)
+
+
+def _go_on(run: RunDirectory, config: Config, trainer: Trainer, start: Path | None) -> list[str]:
+    """Make the directory that of the resumed run; -> warnings."""
+    warnings = []
+    if longer := trainer.longer_than(load_yaml(run.config_file).train.total_steps):
+        warnings.append(longer)
+    if start is not None:
+        later = checkpoint.delete_later(start)
+        warnings += [f"{path} is later and was deleted" for path in later]
+    run.write_config(config)
+    return warnings

@@ -17,7 +17,7 @@ from mtrl.envs.vector import VectorEnv
 from mtrl.plugins import load_plugins
 from mtrl.policy import DeterministicPolicy, make_policy, stored_dimensions
 from mtrl.run_directory import RunDirectory
-from mtrl.schema import ConfigError
+from mtrl.schema import ConfigError, user_path
 from mtrl.validation import check_gym_tasks
 
 
@@ -71,7 +71,7 @@ def open_trained(path: Path, chosen: str) -> Trained:
     elif chosen == "best":
         state = checkpoint.load(run.checkpoints / "best.pt")
     else:
-        state = checkpoint.load(Path(chosen).expanduser())
+        state = checkpoint.load(user_path(chosen))
     with _misfit(chosen):
         checkpoint.check_kind(state)
     return Trained(run, config, chosen, state["step"], state["agent"])

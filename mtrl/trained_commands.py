@@ -11,7 +11,7 @@ from pathlib import Path
 import tyro
 
 from mtrl.console import open_console
-from mtrl.schema import ConfigError
+from mtrl.schema import ConfigError, user_path
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def evaluate_command(arguments: list[str]) -> None:
 
     if options.episodes_per_task < 1:
         raise ConfigError("episodes_per_task", options.episodes_per_task, "must be at least 1")
-    _evaluate(Path(name).expanduser(), options)
+    _evaluate(user_path(name), options)
 
 
 def _evaluate(path: Path, options: EvaluateOptions) -> None:
@@ -109,12 +109,12 @@ def export_command(arguments: list[str]) -> None:
     from mtrl.export import export_policy
     from mtrl.trained import open_trained
 
-    out = options.out.expanduser()
+    out = user_path(options.out)
     if out.is_dir():
         raise ConfigError("out", str(out), f"is a folder; name a file, e.g. {out / 'policy.pt2'}")
     if blocking := next((folder for folder in out.parents if folder.is_file()), None):
         raise ConfigError("out", str(out), f"{blocking} is a file, not a folder")
-    trained = open_trained(Path(name).expanduser(), options.checkpoint)
+    trained = open_trained(user_path(name), options.checkpoint)
     config = trained.config
     export_policy(trained.policy(*trained.dimensions), config, *trained.dimensions, out)
     print(f"{out}: policy of {name} at step {trained.step:,}, for {config.num_tasks} tasks")

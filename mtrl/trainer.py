@@ -36,8 +36,13 @@ SUCCESS_WINDOW = 10  # episodes per task in train/episode_success
 
 def schedule(config: AgentConfig, left: float) -> float:
     """Factor of all step sizes where `left` (0..1) of the run is still to come."""
-    left = min(1.0, left / config.lr_decay)
+    left = min(1.0, left / config.lr_decay) if config.lr_decay else 1.0
     return 0.5 - 0.5 * math.cos(math.pi * left) if config.lr_schedule == "cosine" else left
+
+
+def _whole_episodes(config: Config, steps: int) -> int:
+    """Environment steps of a run of `steps`, rounded up to whole episodes."""
+    return math.ceil(steps / config.episode_steps) * config.episode_steps
 
 
 class Trainer:
@@ -75,9 +80,7 @@ class Trainer:
         self.transfer = Transfer(device)
         self.per_task_batch = config.replay.batch_size // config.num_tasks
         # Whole episodes only: the end is a place where every environment has just been reset.
-        self.total = (
-            math.ceil(config.train.total_steps / config.episode_steps) * config.episode_steps
-        )
+        self.total = _whole_episodes(config, config.train.total_steps)
         self.step = 0
         self.episodes = np.zeros(config.num_envs, dtype=np.int64)
         self.recent_success: list[list[float]] = [[] for _ in config.task_names]
@@ -95,15 +98,27 @@ class Trainer:
 
     def open_recorder(self) -> None:
         """Once the step is known (zero, or a checkpoint's)."""
-        again = self.evaluator.under_way is not None
-        self.recorder = Recorder(
-            self.run, self.config, self.step, self.total, evaluated_again=again
-        )
+        self.recorder = Recorder(self.run, self.config, self.step, self.total)
         self.stack.callback(self.recorder.close)
 
     @property
     def finished(self) -> bool:
         return self.step >= self.total
+
+    def longer_than(self, total_steps: int) -> str:
+        """A warning, where step sizes had begun to fall towards the end of a shorter run."""
+        before = _whole_episodes(self.config, total_steps)
+        settings = self.config.agent
+        was, now = (
+            schedule(settings, (total - self.step) / total) for total in (before, self.total)
+        )
+        if was == now:
+            return ""
+        return (
+            f"agent.lr_decay = {settings.lr_decay:g} follows the new length: step sizes had fallen "
+            f"to {was:.0%} and continue from {now:.0%}; a run of this length from the start is "
+            "another one"
+        )
 
     def prepare_updates(self) -> None:
         """Compile them, in a thread while the warm-up goes on, and capture them, as configured."""

@@ -24,6 +24,18 @@ def check_gym_tasks(config: Config) -> None:
         raise ConfigError("env.tasks", config.env.tasks, reason) from error
 
 
+META_WORLD_SEED = 2**32 - 1
+"""The largest that Meta-World takes: NumPy's global generator draws its goals."""
+LARGEST_SEED = 2**63 - 1
+"""PyTorch's generators take twice as much, but some get the seed plus a small number."""
+
+
+def check_seed(seed: int, largest: int = LARGEST_SEED) -> None:
+    """ConfigError for a seed that a generator would not take."""
+    if not 0 <= seed <= largest:
+        raise ConfigError("seed", seed, f"must be zero or positive, and at most {largest}")
+
+
 def validate(config: Config) -> None:
     """Raise ConfigError at the first impossible value."""
     env, train, replay, agent = config.env, config.train, config.replay, config.agent
@@ -40,7 +52,7 @@ def validate(config: Config) -> None:
             "env.benchmark",
             f"must be one of MT1, {', '.join(known)}{nearest(env.benchmark, known)}",
         )
-        need(env.benchmark != "MT1", "env.tasks", "MT1 wants one task, e.g. --env.tasks reach-v3")
+        need(env.benchmark != "MT1", "env.tasks", "MT1 wants one task, e.g. reach-v3")
     need(env.benchmark != "MT1" or len(env.tasks) == 1, "env.tasks", "MT1 wants exactly one task")
     for task in env.tasks:
         known_tasks = env_tasks.all_tasks()
@@ -155,10 +167,6 @@ def validate(config: Config) -> None:
         f"must be a multiple of env.horizon * environments = {episode}, "
         f"e.g. {max(1, round(every / episode)) * episode}",
     )
-    need(config.seed >= 0, "seed", "must be zero or positive")
-    need(
-        not (config.overwrite and config.resume_if_exists),
-        "resume_if_exists",
-        "cannot be combined with overwrite, which deletes what exists",
-    )
+    meta_world = env_tasks.kind(config.task_names[0]) == "Meta-World"
+    check_seed(config.seed, META_WORLD_SEED if meta_world else LARGEST_SEED)
     check_sinks(config.logging)

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
+from mtrl import yaml12
 from mtrl.command_line import MAY_DIFFER
 from mtrl.config import Config
 from mtrl.run_directory import RunDirectory
-from mtrl.runs import read_config, read_metrics
+from mtrl.runs import read_metrics, read_stored
 from mtrl.schema import ConfigError, dump_yaml
 from mtrl.supervised.config import SupervisedConfig
 
@@ -28,7 +28,7 @@ def as_yaml(path: Path) -> str:
     run = RunDirectory(path)
     if not run.config_file.is_file() or not run.metrics_file.is_file():
         raise ConfigError("RUN_DIR", str(path), "is not a run directory with metrics.jsonl")
-    content = read_config(run.config_file)
+    content = read_stored(run.config_file)
     supervised = run.is_supervised
     records = list(read_metrics(run.metrics_file))
     found = {
@@ -54,11 +54,9 @@ def as_yaml(path: Path) -> str:
             agent.pop("smto", None)
     for key in MAY_DIFFER:  # of another run's own
         content.pop(key, None)
-    default = yaml.safe_load(dump_yaml(SupervisedConfig() if supervised else Config()))
+    default = yaml12.parse(dump_yaml(SupervisedConfig() if supervised else Config()))
     names = ", ".join(next(iter(found.values())))
-    return f"# tasks: {names}\n" + yaml.safe_dump(
-        _departures(content, default), sort_keys=False, default_flow_style=None
-    )
+    return f"# tasks: {names}\n" + yaml12.dump(_departures(content, default), flow=None)
 
 
 def _departures(content: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,8 @@ The real loop of `mt10.yaml` and real worker processes, over environments of Met
 stand still. Microseconds of a vector step, medians (of goals and episodes' ends, which come once in
 500 steps: means); what a stage calls of another is counted there. On CUDA these are the host's,
 which waits for the device only where actions come back. `receive` waits for the busiest worker,
-whose own time stands in the row below; what is left of it is the hand-over.
+whose own time stands beside it; what is left of it is the hand-over. A row is printed as soon as it
+is measured.
 """
 
 from __future__ import annotations
@@ -34,6 +35,11 @@ if TYPE_CHECKING:  # the workers import this file: what they do not need is impo
     from mtrl.envs.vector import VectorEnv
 
 OBSERVATION, ACTION, HORIZON = 39, 4, 500
+COLUMNS = (
+    *("all but receive", "act", "to the host", "finite checks", "send", "to the device"),
+    *("reward scale", "store", "goals", "episodes' ends", "everything else"),
+    *("receive", "the busiest worker"),
+)
 
 
 class Still(gymnasium.Env):
@@ -127,35 +133,30 @@ def measure(config: Config, envs: VectorEnv, steps: int) -> dict[str, float]:
         trainer = Watched(config, RunDirectory.create(config), envs, device, stack)
         for owner, name, stage in (
             (trainer.agent, "act", "act"),
-            (trainer.transfer, "to_host", "actions to the host"),
+            (trainer.transfer, "to_host", "to the host"),
             (trainer, "_finite", "finite checks"),
             (envs, "send", "send"),
-            (envs, "receive", "receive"),
+            (trainer.transfer, "to_device", "to the device"),
             (trainer.reward_scale, "observe", "reward scale"),
             (trainer.reward_scale, "stored", "reward scale"),
-            (trainer.transfer, "to_device", "to the device"),
             (trainer.replay, "add", "store"),
             (trainer, "_goals", "goals"),
             (trainer, "_finish_episodes", "episodes' ends"),
+            (envs, "receive", "receive"),
         ):
             stages.watch(owner, name, stage)
         with suppress(_Enough):
             trainer.loop()
     spent = {stage: 1e6 * seconds for stage, seconds in stages.summary().items()}
-    received = spent.pop("receive")
     worker = statistics.median(np.diff(worked, axis=0).max(1).tolist())
-    return {
-        "all but receive": sum(spent.values()),
-        **spent,
-        "receive": received,
-        "the busiest worker": 1e6 * worker,
-    }
+    host = sum(spent.values()) - spent["receive"]
+    return {**spent, "all but receive": host, "the busiest worker": 1e6 * worker}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--envs-per-task", type=int, nargs="+", default=[1, 8, 32, 160])
-    parser.add_argument("--steps", type=int, default=1000, help="vector steps of a column")
+    parser.add_argument("--steps", type=int, default=1000, help="vector steps of a row")
     parser.add_argument("--workers", type=int, help="processes; default: all cores")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
@@ -167,8 +168,18 @@ def main() -> None:
 
     from mtrl.command_line import load_config
     from mtrl.envs.vector import VectorEnv, auto_workers
+    from mtrl.learner import choose_device
 
-    columns: dict[int, dict[str, float]] = {}
+    device = choose_device(options.device)
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    count = options.workers or "auto"
+    lines = [
+        f"torch {torch.__version__}, {where}, {auto_workers(count, 1 << 20)} workers.",
+        "",
+        f"| environments | {' | '.join(COLUMNS)} |",
+        "|---" * (1 + len(COLUMNS)) + "|",
+    ]
+    print("\n".join(lines), flush=True)
     for copies in options.envs_per_task:
         config = load_config("mt10")
         learner = dataclasses.replace(
@@ -180,22 +191,14 @@ def main() -> None:
         config = dataclasses.replace(config, learner=learner, agent=agent, train=train)
         lanes = config.num_envs
         names = [name for name in config.task_names for _ in range(copies)]
-        workers = auto_workers(options.workers or "auto", lanes)
+        workers = auto_workers(count, lanes)
         with VectorEnv(names, [Still] * lanes, OBSERVATION, ACTION, workers=workers) as envs:
-            columns[lanes] = measure(config, envs, options.steps)
-        print(f"{lanes} environments: {columns[lanes]['all but receive']:,.0f} us", flush=True)
-    device = options.device
-    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-    where = torch.cuda.get_device_name() if on_gpu else platform.machine()
-    head = " | ".join(f"{lanes:,}" for lanes in columns)
-    lines = [f"| us, environments: | {head} |", "|---" * (1 + len(columns)) + "|"]
-    for stage in next(iter(columns.values())):
-        cells = " | ".join(f"{column[stage]:,.0f}" for column in columns.values())
-        lines.append(f"| {stage} | {cells} |")
-    text = f"torch {torch.__version__}, {where}, {workers} workers.\n\n" + "\n".join(lines)
-    print(f"\n{text}")
+            spent = measure(config, envs, options.steps)
+        cells = " | ".join(f"{spent.get(column, 0):,.0f}" for column in COLUMNS)
+        lines.append(f"| {lanes:,} | {cells} |")
+        print(lines[-1], flush=True)
     if options.markdown:
-        replace_table(options.markdown, "bench_host", text)
+        replace_table(options.markdown, "bench_host", "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -20,13 +20,13 @@
 # TRAIN     configuration and options of the run (mt10.yaml, eight environments of each task)
 # METHOD    of the run (unitary); SEED (1)
 # RUNS      where runs and their checkpoints are kept (runs/gpu)
-# PYTHON    the interpreter (python); where it lacks what mtrl needs, .venv is set up
+# PYTHON    the interpreter (python or python3); where it lacks what mtrl needs, .venv is set up
 set -euo pipefail
 out=$(realpath -m "${1:-results}")
 runs=$(realpath -m "${RUNS:-$(dirname "${BASH_SOURCE[0]}")/../runs/gpu}")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
-python=${PYTHON:-python}
+python=${PYTHON:-$(command -v python || command -v python3 || true)}
 if ! "$python" -c 'import mtrl.trainer, metaworld, pytest' 2>/dev/null; then
   source scripts/setup.sh dev
   python=$PWD/.venv/bin/python
@@ -36,6 +36,7 @@ fi
 budget=${BUDGET_S:-3600}
 steps=${STEPS:-tests learner loop host simulation train}
 device=${DEVICE:-cuda}
+cores=$(env -u OMP_NUM_THREADS nproc) # it would say that number instead
 method=${METHOD:-unitary} seed=${SEED:-1}
 read -ra methods <<<"${METHODS:-unitary pcgrad mgda famo nash_mtl fairgrad aligned_mtl graddrop}"
 # One update for ten transitions, as in the preset.
@@ -103,10 +104,13 @@ run_step() {
       table "Whole loop" scripts/bench_train.py --device "$device" --methods unitary pcgrad \
         --envs-per-task 8 32 --seconds $((limit / 16 + 1))
       ;;
-    host) table "Host, without simulation and updates" scripts/bench_host.py --device "$device" ;;
+    host)
+      table "Host, without simulation and updates" scripts/bench_host.py --device "$device" \
+        --steps 600 --envs-per-task 32 8 1 160
+      ;;
     simulation)
       table "Simulation" scripts/bench_env.py --steps 0 --vector-steps 500 \
-        --envs-per-task 32 8 --workers "$(nproc)"
+        --envs-per-task 32 8 --workers "$cores"
       ;;
     supervised)
       table "Supervised" scripts/bench_supervised.py --device "$device" --minutes "$minutes"
@@ -123,7 +127,7 @@ run_step() {
   echo "# GPU results"
   echo
   nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null || true
-  echo "$(nproc) cores, budget $budget s"
+  echo "$cores cores, budget $budget s"
 } >"$out/results.md"
 for step in $steps; do
   limit=$(((budget - pack_s - SECONDS) * share[$step] / shares))

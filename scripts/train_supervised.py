@@ -33,7 +33,7 @@ def configure(name: str, method: str, seed: int, root: Path, more: list[str]) ->
     line = ["--smto.name", "unitary" if method == ROTOGRAD else method, "--seed", str(seed)]
     if method == ROTOGRAD:
         line += ["--rotograd.enabled"]
-    line += ["--run-dir", str(root / method / f"seed_{seed}"), "--overwrite", *more]
+    line += ["--run-dir", str(root / method / f"seed_{seed}"), *more]
     return with_overrides(load_config(name), "train_supervised", line)
 
 
@@ -61,7 +61,7 @@ def main() -> None:
     started = time.monotonic()
     for number, config in enumerate(left, start=1):
         splits = load_data(config)
-        train(config, RunDirectory.create(config), splits)
+        train(config, RunDirectory(config.run_path, overwrite=True), splits)
         minutes = (time.monotonic() - started) / 60
         print(f"{number} of {len(left)} runs, {minutes:.1f} min", flush=True)
 

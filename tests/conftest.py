@@ -56,6 +56,13 @@ TINY_OPTIONS: dict[str, object] = {
 TINY = [word for key, value in TINY_OPTIONS.items() for word in (f"--{key}", str(value))]
 
 
+def tiny_settings(*words: object) -> list[str]:
+    """The same for `mtrl sweep --set`, and `words` in their place where they set a key too."""
+    given = {str(word).partition("=")[0] for word in words}
+    tiny = {key.replace("-", "_"): value for key, value in TINY_OPTIONS.items()}
+    return [f"{k}={v}" for k, v in tiny.items() if k not in given] + list(map(str, words))
+
+
 @dataclass(frozen=True)
 class Mtrl:
     """Runs `mtrl ARGUMENTS`."""

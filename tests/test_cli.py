@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -16,7 +17,8 @@ from conftest import REPOSITORY, TINY, Mtrl, succeeded
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mtrl import checkpoint, cli
-from mtrl.config import load_yaml
+from mtrl.command_line import with_overrides
+from mtrl.config import Config, load_yaml
 from mtrl.gradients.diagnostics import GradientMetrics
 from mtrl.smto import available, create
 
@@ -156,6 +158,28 @@ BAD_OPTIONS = {
     "infinite lr": ("--agent.critic-lr inf", ["agent.critic_lr = inf", "finite"]),
     "nan l2": ("--agent.actor-l2 nan", ["agent.actor_l2 = nan", "finite"]),
     "negative seed": ("--seed -1", ["seed = -1", "zero or positive"]),
+    "seed of 64 bits": (f"--seed {2**64 - 1}", [f"seed = {2**64 - 1}", f"at most {2**63 - 1}"]),
+    "seed of 33 bits on Meta-World": (
+        f"--env.tasks reach-v3 --seed {2**32} --replay.batch-size 32",
+        [f"seed = {2**32}", f"at most {2**32 - 1}"],
+    ),
+    "neither on nor off": (
+        "--learner.compile maybe",
+        ["--learner.compile", "'maybe' must be one of auto, on, off"],
+    ),
+    "neither true nor false": ("--env.fast=maybe", ["env.fast = 'maybe'", "true or false"]),
+    "an option's value twice": (
+        "--agent.smto.name rgd --agent.smto.options p=0.1 --agent.smto.options p=0.2",
+        ["--agent.smto.options", "'p' stands twice"],
+    ),
+    "a switch as a word": (
+        "--agent.smto.name fixed --agent.smto.options weights=[1,on,1,1]",
+        ["agent.smto.options.weights = [1, 'on', 1, 1]", "a list of float"],
+    ),
+    "both ways at once": (
+        "--overwrite --resume-if-exists",
+        ["resume_if_exists = true", "cannot be combined with overwrite"],
+    ),
     "device of another machine": (
         "--learner.device cuda:77",
         ["learner.device = 'cuda:77'", "CUDA devices"],
@@ -168,6 +192,32 @@ BAD_OPTIONS = {
 def test_bad_option(case: str, no_run: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     options, expected = BAD_OPTIONS[case]
     refused(["train", TOY, *TINY, *no_run, *options.split()], capsys, *expected)
+
+
+def test_values_on_the_command_line_are_those_of_a_file() -> None:
+    def parsed(line: str) -> Config:
+        return with_overrides(Config(), "test", line.split())
+
+    options = "--agent.smto.name fixed --agent.smto.options weights=[1e-3,[1e-4,010]]"
+    assert parsed(options).agent.smto.options == {"weights": [0.001, [0.0001, 10]]}
+    twice = "--agent.smto.options a=1 --agent.tau 0.1 --agent.smto.options=b=off"
+    assert parsed(twice).agent.smto.options == {"a": 1, "b": "off"}
+    for word in ("off", "False", "no"):
+        line = f"--learner.compile {word} --env.fast {word} --network.layer_norm={word}"
+        config = parsed(line)
+        assert config.learner.compile == "off"
+        assert not config.env.fast
+        assert not config.network.layer_norm
+    config = parsed("--learner.compile true --network.layer-norm yes --env.no-fast --logging.csv")
+    assert config.learner.compile == "on"
+    assert config.network.layer_norm
+    assert not config.env.fast
+    assert config.logging.csv
+    for word in ("None", "null", "~"):
+        line = f"--agent.max-grad-norm {word} --agent.critic-smto.name {word} --protocol {word}"
+        assert parsed(line) == dataclasses.replace(Config(), protocol="none")
+    config = parsed("--agent.max-grad-norm 1e-3 --env.workers 3 --agent.actor-smto.name pcgrad")
+    assert (config.agent.max_grad_norm, config.env.workers) == (0.001, 3)
 
 
 @pytest.mark.parametrize("case", ["horizon 0", "unknown method", "unknown device"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import textwrap
 from pathlib import Path
@@ -12,6 +13,7 @@ from conftest import REPOSITORY, Mtrl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mtrl import yaml12
 from mtrl.config import Config, load_yaml
 from mtrl.schema import ConfigError, dump_yaml, flatten
 from mtrl.validation import validate
@@ -139,9 +141,9 @@ def test_preset_is_valid_minimal_and_commented(path: Path) -> None:
         ("agent: {smto: {nmae: x}}", "agent.smto.nmae = 'x'", ["did you mean 'name'"]),
         ("train: {total_steps: abc}", "train.total_steps = 'abc'", ["an integer"]),
         ("train: {total_steps: 1.5}", "train.total_steps = 1.5", ["an integer"]),
-        ("train: {total_steps: true}", "train.total_steps = True", ["an integer"]),
-        ("train: {total_steps: null}", "train.total_steps = None", ["an integer"]),
-        ("agent: {gamma: true}", "agent.gamma = True", ["a number"]),
+        ("train: {total_steps: true}", "train.total_steps = true", ["an integer"]),
+        ("train: {total_steps: null}", "train.total_steps = null", ["an integer"]),
+        ("agent: {gamma: true}", "agent.gamma = true", ["a number"]),
         ("agent: {gamma: fast}", "agent.gamma = 'fast'", ["a number"]),
         ("network: {layer_norm: 1}", "network.layer_norm = 1", ["true or false"]),
         ("env: {reward_version: v3}", "env.reward_version = 'v3'", ["v1, v2"]),
@@ -171,6 +173,78 @@ def test_numbers_as_people_write_them(tmp_path: Path) -> None:
     assert config.agent.tau == 1.0
     assert type(config.agent.tau) is float
     assert config.train.total_steps == 20_000
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 0.001), ("1E5", 1e5), ("-.5e-3", -0.0005), ("1.", 1.0), ("+3", 3), ("0x1F", 31),
+        ("0o17", 15), ("010", 10), ("20_000_000", 20_000_000), ("1_000.5", 1000.5),
+        (".inf", math.inf), ("-.INF", -math.inf), ("true", True), ("FALSE", False), ("~", None),
+        ("1:30", "1:30"), ("2024-01-01", "2024-01-01"), ("off", "off"), ("yes", "yes"),
+        ("None", "None"), ("1__0", "1__0"), ("_1", "_1"), ("1e", "1e"), ("'1e-3'", "1e-3"),
+    ],
+)  # fmt: skip
+def test_plain_words_are_those_of_yaml_1_2_at_any_depth(text: str, value: Any) -> None:
+    read = yaml12.parse(f"a: {text}\nb: [[{text}], {{c: {text}}}]\n")
+    assert read == {"a": value, "b": [[value], {"c": value}]}
+    assert type(read["a"]) is type(value)
+    written = yaml12.dump(read)
+    assert yaml12.parse(written) == read
+    assert yaml.safe_load(written) == read, "readers of YAML 1.1 understand what we write"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "train: {total_steps: 100}\nseed: 2\ntrain: {envs_per_task: 1}",
+        "agent: {smto: {options: {c: 0.2, 'c': 0.4}}}",
+        "agent:\n  gamma: 0.9\n  tau: 0.1\n  gamma: 0.8",
+        "env: &env {horizon: 20}\n<<: *env\n<<: *env",
+    ],
+)
+def test_no_key_may_stand_twice(text: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"config\.yaml.* stands twice, in line \d and in line"):
+        load(tmp_path, text)
+    merged = "env: &env {horizon: 20, fast: true}\ntrain: {<<: *env, horizon: 30}"
+    assert yaml12.parse(merged)["train"] == {"horizon": 30, "fast": True}, "merging is no clash"
+
+
+@pytest.mark.parametrize("text", ["!!timestamp x", "!!int x", "[" * 3000, "1" * 5000, "? [a]\n: b"])
+def test_strange_yaml_is_one_line(text: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load(tmp_path, text)
+
+
+def test_switches_and_missing_values_as_people_write_them(tmp_path: Path) -> None:
+    for word in ("off", "Off", "false", "no", "False"):
+        config = load(tmp_path, f"learner: {{compile: {word}}}\nnetwork: {{layer_norm: {word}}}")
+        assert (config.learner.compile, config.network.layer_norm) == ("off", False)
+    for word in ("on", "ON", "true", "yes"):
+        config = load(tmp_path, f"learner: {{capture: {word}}}\nnetwork: {{layer_norm: {word}}}")
+        assert (config.learner.capture, config.network.layer_norm) == ("on", True)
+    for word in ("null", "None", "~", "none", ""):
+        config = load(
+            tmp_path,
+            f"protocol: {word}\nagent: {{max_grad_norm: {word}, chunk_size: {word}, "
+            f"critic_smto: {{name: {word}}}, smto: {{preset: {word}}}}}",
+        )
+        assert config == dataclasses.replace(Config(), protocol="none")
+
+
+@pytest.mark.parametrize("word", ["maybe", "null", "1", "None"])
+def test_a_wrong_switch_is_told_as_it_was_written(word: str, tmp_path: Path) -> None:
+    shown = word if word in ("null", "1") else f"'{word}'"
+    with pytest.raises(ConfigError, match=rf"^learner\.compile = {shown}: .*auto, on, off"):
+        load(tmp_path, f"learner: {{compile: {word}}}")
+
+
+def test_what_a_run_may_do_to_a_directory_is_no_part_of_its_configuration(tmp_path: Path) -> None:
+    """Files of earlier versions hold it; it means nothing."""
+    old = "seed: 3\noverwrite: true\nresume_if_exists: false\n"
+    config = load(tmp_path, old)
+    assert config == dataclasses.replace(Config(), seed=3)
+    assert not {"overwrite", "resume_if_exists"} & flatten(config).keys()
 
 
 @pytest.mark.parametrize("key", ["actor_lr", "tau", "gamma", "max_grad_norm", "actor_l2"])
@@ -234,7 +308,6 @@ def test_override_of_the_method_alone_keeps_no_foreign_weights(tmp_path: Path) -
 
 SAMPLE_KEYS = [
     "run-dir",
-    "overwrite",
     "seed",
     "env.benchmark",
     "env.tasks",

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
 import resource
+import select
 import signal
 import subprocess
+import termios
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +32,7 @@ from conftest import (
 )
 
 from mtrl import checkpoint
+from mtrl.stop_signals import handled
 
 LONG = ("--train.total-steps", 400_000, "--learner.compile", "off")
 
@@ -139,6 +144,58 @@ def test_ctrl_c_reaches_all_processes_and_stops_the_same_way(running: Any) -> No
     assert run.status()["status"] == "stopped"
     assert checkpoint.load_latest(run.path / "checkpoints")[0]["step"] == run.status()["step"]
     run.assert_no_child_left()
+
+
+def test_closed_terminal_saves_and_stops(run_mtrl: Mtrl, tmp_path: Path) -> None:
+    """As when an ssh connection breaks: SIGHUP to all processes, and every further word fails."""
+    master, slave = os.openpty()
+    path = tmp_path / "run"
+
+    def own_terminal() -> None:
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    process = subprocess.Popen(
+        run_mtrl.line(run_mtrl.toy_line(path, *LONG, "--logging.every", 80)),
+        cwd=run_mtrl.folder,
+        env=ENVIRONMENT,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        preexec_fn=own_terminal,
+    )
+    os.close(slave)
+    read_until_checkpoint(master, path / "checkpoints")
+    os.killpg(process.pid, signal.SIGHUP)  # as the shell does, workers included
+    assert checkpoint.newest_first(path / "checkpoints"), "the terminal was closed in training"
+    try:
+        assert process.wait(30) == 128 + signal.SIGHUP
+    finally:
+        process.kill()
+    status = json.loads((path / "status.json").read_text())
+    assert (status["status"], status["reason"]) == ("stopped", "stopped by SIGHUP")
+    state, _ = checkpoint.load_latest(path / "checkpoints")
+    assert state is not None
+    assert state["step"] == status["step"]
+
+
+def read_until_checkpoint(terminal: int, checkpoints: Path) -> None:
+    """Show what is written to a terminal, until there is a checkpoint; then close it."""
+    deadline = time.monotonic() + 60
+    while not checkpoint.newest_first(checkpoints) and time.monotonic() < deadline:
+        if select.select([terminal], [], [], 0.1)[0]:
+            os.read(terminal, 4096)
+    os.close(terminal)
+
+
+def test_a_hang_up_that_nohup_ignores_is_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with handled(lambda signum: pytest.fail("not ignored")):
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_dead_worker_ends_the_run(running: Any) -> None:

@@ -1,4 +1,4 @@
-"""Every method trains the toy environment: the whole loop in this process, 300 updates each."""
+"""Every method trains the toy environment: the whole loop in this process, 600 updates each."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ EPISODES = 20
 ON_THE_CRITIC_ALONE = ("cdtt",)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def base() -> Config:
     toy, change = load_yaml(REPOSITORY / "configs/toy.yaml"), dataclasses.replace
     return change(
         toy,
         env=change(toy.env, workers=1),
-        train=change(toy.train, total_steps=1_600, warmup_steps=400),
-        replay=change(toy.replay, batch_size=64),
-        agent=change(toy.agent, tau=0.1, actor_lr=1e-2, critic_lr=1e-2, temperature_lr=1e-2),
+        train=change(toy.train, total_steps=2_800, warmup_steps=400),
+        replay=change(toy.replay, batch_size=128),
+        agent=change(
+            toy.agent,
+            tau=0.1,
+            gamma=0.8,
+            actor_lr=1e-2,
+            critic_lr=1e-2,
+            temperature_lr=1e-2,
+            lr_decay=0.5,  # large steps to learn fast, small ones to end near the optimum
+        ),
         learner=change(toy.learner, device="cpu", threads=1),
         evaluation=change(toy.evaluation, every=0, final_episodes_per_task=1),
         diagnostics=change(toy.diagnostics, every=0),
@@ -93,15 +93,20 @@ def test_method_learns_all_tasks(
         agent = dataclasses.replace(base.agent, smto=SmtoConfig(method, options))
     shares = learn(dataclasses.replace(base, agent=agent), envs, tmp_path)
     assert max(shares) <= 1 + 1e-6
-    assert np.mean(shares) >= 0.7, shares
-    assert min(shares) >= 0.5, shares
+    # Mean, and worst task, with 5 seeds; all other methods have more room:
+    #   stch    0.955, standard deviation 0.045    0.928, 0.092
+    #   imtl_g  0.966, 0.030                       0.917, 0.115
+    #   rgd     0.940, 0.021                       0.908, 0.056
+    assert np.mean(shares) >= 0.8, shares
+    assert min(shares) >= 0.55, shares
 
 
 def test_learns_with_bf16_products(base: Config, envs: VectorEnv, tmp_path: Path) -> None:
     learner = dataclasses.replace(base.learner, precision="bf16")
     shares = learn(dataclasses.replace(base, learner=learner), envs, tmp_path)
-    assert np.mean(shares) >= 0.8, shares
-    assert min(shares) >= 0.7, shares
+    # 5 seeds: 0.979, standard deviation 0.005; worst task 0.970, 0.007.
+    assert np.mean(shares) >= 0.9, shares
+    assert min(shares) >= 0.9, shares
 
 
 @pytest.fixture
@@ -124,5 +129,6 @@ def test_learns_on_cuda_with_captured_updates(
     learner = change(base.learner, device="cuda", precision=precision, capture="on")
     agent = change(base.agent, smto=SmtoConfig(method))
     shares = learn(change(base, learner=learner, agent=agent), envs, tmp_path)
-    assert np.mean(shares) >= 0.8, shares
-    assert min(shares) >= 0.7, shares
+    # Both methods with 5 seeds, on CPUs: 0.978, standard deviation 0.005; worst task 0.970, 0.012.
+    assert np.mean(shares) >= 0.9, shares
+    assert min(shares) >= 0.85, shares

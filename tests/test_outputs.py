@@ -164,7 +164,7 @@ def test_a_resumed_run_has_every_step_once(run: Path, capsys: pytest.CaptureFixt
         file.write(b"560,train/alpha/toy-east,0.5\n560,trai\xff\0")
     with open(run / "metrics.jsonl", "ab") as file:
         file.write(b'{"step": 560, "train/alpha/toy-east": 0.5}\n{"step": 560, "tr\xff\0')
-    cli.main(["resume", str(run)])
+    cli.main(["resume", str(run), "--train.total-steps", "720"])  # a finished run stays as it is
     capsys.readouterr()
     test_csv_equals_metrics(run)
 
@@ -332,6 +332,19 @@ def test_exported_policy_acts_as_the_agent_and_loads_as_documented(
     expected = agent.act(observations, deterministic=True).flatten(0, 1)
     torch.testing.assert_close(actions, expected)
     assert (actions[:3] - actions[3:6]).abs().max() > 1e-4, "the task matters"
+
+    policy = names["policy"]
+    for kind in (torch.float64, torch.float16, torch.bfloat16):
+        given = observations.flatten(0, 1).to(kind)
+        same = policy(given.float(), tasks.flatten())
+        for index in (torch.int64, torch.int32):
+            converted = policy(given, tasks.flatten().to(index))
+            assert converted.dtype == torch.float32
+            assert torch.equal(converted, same)
+    assert policy(torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64)).shape == (0, toy.ACTION_DIM)
+    for wrong in (-1, 4):
+        with pytest.raises(RuntimeError, match=r"tasks must be in 0\.\.3"):
+            policy(torch.zeros(2, 2), torch.tensor([0, wrong]))
 
 
 @pytest.fixture(scope="module")

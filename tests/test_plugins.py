@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
+import gymnasium
 import pytest
 import torch
-from conftest import REPOSITORY, TINY, Mtrl
+from conftest import REPOSITORY, TINY, Mtrl, succeeded
 from test_cli import TOY, refused
 
 from mtrl.config import Config, load_yaml
@@ -85,6 +89,144 @@ def test_bad_plugin(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
     arguments = ["--plugins", str(path), "--run-dir", str(tmp_path / "run")]
     refused(["train", TOY, *arguments], capsys, f"plugins = '{path}'".split("/")[0], *expected)
     assert not (tmp_path / "run").exists()
+
+
+METHOD = """
+from helpers import NAME
+from mtrl.smto import register
+from mtrl.smto.base import SMTO
+
+@register(NAME)
+class Mine(SMTO):
+    needs = "losses"
+
+    def weights(self, *, losses=None, gramian=None):
+        return losses.new_ones(self.num_tasks, dtype=float) / self.num_tasks
+"""
+
+
+def test_plugins_import_files_beside_them_and_neighbours_of_one_name_stay_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, found = list(sys.path), set(sys.modules)
+    for folder in ("first", "second"):
+        (tmp_path / folder / "parts").mkdir(parents=True)
+        (tmp_path / folder / "parts/__init__.py").write_text(f"NAME = '{folder}'\n")
+        (tmp_path / folder / "helpers.py").write_text("from parts import NAME\n")
+        (tmp_path / folder / "method.py").write_text(METHOD)
+    # A module of this process that happens to have the name, too.
+    elsewhere = ModuleType("parts")
+    monkeypatch.setitem(sys.modules, "parts", elsewhere)
+    load_plugins(config(*(tmp_path / folder / "method.py" for folder in ("first", "second"))))
+    assert {"first", "second"} <= set(available())
+    assert sys.path == before
+    assert sys.modules["parts"] is elsewhere
+    new = set(sys.modules) - found - {"parts"}
+    assert not any(name.split(".")[0] in ("helpers", "method") for name in new)
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("helpers")
+
+
+def test_two_plugins_share_the_file_beside_them(tmp_path: Path) -> None:
+    """It registers something, so it must not be imported twice."""
+    (tmp_path / "helpers.py").write_text(METHOD.replace("from helpers import NAME", "NAME = 'own'"))
+    for name in ("one", "two"):
+        text = METHOD.replace("from helpers import NAME", f"import helpers\nNAME = '{name}'")
+        (tmp_path / f"{name}.py").write_text(text)
+    load_plugins(config(tmp_path / "one.py", tmp_path / "two.py"))
+    assert {"one", "two", "own"} <= set(available())
+
+
+def test_a_plugin_whose_neighbour_fails_leaves_nothing_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = list(sys.path)
+    (tmp_path / "helpers.py").write_text("x = 1 / 0\n")
+    (tmp_path / "method.py").write_text(METHOD)
+    with pytest.raises(ConfigError, match="ZeroDivisionError: division by zero, line 2"):
+        load_plugins(config(tmp_path / "method.py"))
+    assert sys.path == before
+    assert "helpers" not in sys.modules
+
+
+def test_a_method_with_a_neighbour_is_compiled(tmp_path: Path) -> None:
+    """The compiler looks for the module of every function that a method calls."""
+    (tmp_path / "helpers.py").write_text(
+        "HALF = 0.5\n\ndef even(losses):\n    return losses.new_full(losses.shape, HALF).double()\n"
+    )
+    text = METHOD.replace("import NAME", "import even").replace(
+        "register(NAME)", "register('half')"
+    )
+    (tmp_path / "method.py").write_text(
+        text.replace(
+            "losses.new_ones(self.num_tasks, dtype=float) / self.num_tasks", "even(losses)"
+        )
+    )
+    load_plugins(config(tmp_path / "method.py"))
+    weights = torch.compile(create("half", num_tasks=2).weights, backend="eager", fullgraph=True)
+    assert weights(losses=torch.ones(2)).tolist() == [0.5, 0.5]
+
+
+def test_a_methods_plugin_that_has_moved(
+    example: Path, run_mtrl: Mtrl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A policy acts without its method; a resumed run is told where it is."""
+    run, moved = tmp_path / "run", tmp_path / "elsewhere.py"
+    short = ("--train.total-steps", 480, "--network.width", 8, "--evaluation.every", 0)
+    line = (
+        "train",
+        TOY,
+        *TINY,
+        "--run-dir",
+        run,
+        "--plugins",
+        example,
+        "--agent.smto.name",
+        "mine",
+    )
+    succeeded(run_mtrl(*line, *short))
+    example.rename(moved)
+    without = {name: method for name, method in smto_base._METHODS.items() if name != "mine"}
+    monkeypatch.setattr(smto_base, "_METHODS", without)  # as in another process
+    succeeded(run_mtrl("evaluate", run, "--checkpoint", "latest", "--episodes-per-task", 1))
+    policy = tmp_path / "policy.pt2"
+    succeeded(run_mtrl("export", run, "--checkpoint", "latest", "--out", policy))
+    longer = ("resume", run, "--train.total-steps", 560)
+    before = (run / "config.yaml").read_bytes()
+    done = run_mtrl(*longer)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert f"plugins = '{example}': no such file" in done.stderr
+    assert (run / "config.yaml").read_bytes() == before
+    succeeded(run_mtrl(*longer, "--plugins", moved))
+    assert load_yaml(run / "config.yaml").plugins == (str(moved),)
+    assert load_yaml(run / "config.yaml").train.total_steps == 560
+
+
+ENVIRONMENT = """
+import gymnasium
+from gymnasium.envs.classic_control.pendulum import PendulumEnv
+gymnasium.register("moved-pendulum-v0", PendulumEnv)
+"""
+
+
+def test_an_environments_plugin_that_has_moved(run_mtrl: Mtrl, tmp_path: Path) -> None:
+    """It is needed to evaluate, not to export."""
+    path, moved, run = tmp_path / "pendulum.py", tmp_path / "elsewhere.py", tmp_path / "run"
+    path.write_text(ENVIRONMENT)
+    short = ("--train.total-steps", 200, "--train.warmup-steps", 100, "--checkpoint.every", 100)
+    name = "moved-pendulum-v0"
+    line = ("train", TOY, *TINY, "--run-dir", run, "--plugins", path, "--env.tasks", name)
+    succeeded(run_mtrl(*line, *short, "--env.horizon", 20, "--protocol", "none"))
+    path.rename(moved)
+    del gymnasium.registry[name]  # as in another process
+    succeeded(run_mtrl("export", run, "--out", tmp_path / "policy.pt2"))
+    evaluate = ("evaluate", run, "--checkpoint", "latest", "--episodes-per-task", 1)
+    done = run_mtrl(*evaluate)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert f"plugins = '{path}': no such file" in done.stderr
+    succeeded(run_mtrl(*evaluate, "--plugins", moved))
 
 
 def test_missing_plugin_of_a_stored_run(tmp_path: Path) -> None:

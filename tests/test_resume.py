@@ -133,10 +133,14 @@ def test_the_fast_simulation_gives_the_same_training(runs: Path) -> None:
 
 def test_tensorboard_of_a_resumed_run_has_every_step_once(runs: Path, reference: Path) -> None:
     for run in (runs / "half", reference):
-        events = EventAccumulator(str(run))
-        events.Reload()
-        logged = [event.step for event in events.Scalars("train/reward_std/toy-east")]
-        assert logged == [400, 800, 1200, 1600]
+        assert steps_shown(run, "train/reward_std/toy-east") == [400, 800, 1200, 1600]
+
+
+def steps_shown(run: Path, tag: str) -> list[int]:
+    """In TensorBoard."""
+    events = EventAccumulator(str(run))
+    events.Reload()
+    return [event.step for event in events.Scalars(tag)]
 
 
 def test_killed_run_resumes_to_the_same_end(
@@ -243,6 +247,7 @@ def test_an_evaluation_under_way_is_made_again_from_the_checkpoint_of_its_step(
     assert_equal_runs(run, reference)
     best = "checkpoints/best.pt"
     assert differences(checkpoint.load(run / best), checkpoint.load(reference / best)) == []
+    assert steps_shown(run, "eval/success_mean") == [800, 1600], "once each"
 
 
 def test_resume_if_exists_starts_then_goes_on_and_refuses_other_settings(

@@ -603,7 +603,7 @@ def test_weights_of_the_run_are_a_configuration(
     validate(config)
     before = load_yaml(finished / "config.yaml")
     assert config.smto.name == "fixed"
-    assert config == dataclasses.replace(before, smto=config.smto, run_dir="", overwrite=False)
+    assert config == dataclasses.replace(before, smto=config.smto, run_dir="")
     assert sum(config.smto.options["weights"]) == pytest.approx(1.0, abs=1e-5)
     refused(["weights", str(tmp_path)], capsys, "not a run directory")
 

@@ -16,11 +16,11 @@ import pytest
 from conftest import (
     ENVIRONMENT,
     REPOSITORY,
-    TINY_OPTIONS,
     Mtrl,
     differences,
     evaluations,
     final_state,
+    tiny_settings,
     wait_for,
 )
 
@@ -34,7 +34,6 @@ from mtrl.sweep.options import SweepOptions, parse_options
 from mtrl.sweep.process import Outlook, look, outcome
 
 TOY = str(REPOSITORY / "configs/toy.yaml")
-TINY_SET = [f"{key.replace('-', '_')}={value}" for key, value in TINY_OPTIONS.items()]
 LONG = "train.total_steps=40_000"  # too short to be compiled
 
 
@@ -59,7 +58,7 @@ def test_grid_is_methods_times_settings_times_seeds() -> None:
     for run in runs:
         config = run.config
         assert config.agent.gamma == 0.8
-        assert config.agent.actor_l2 == (1e-4 if "0.0001" in run.name else 0.0)
+        assert config.agent.actor_l2 == (1e-4 if "=0.0001" in run.name else 0.0)
         assert (config.method, f"seed_{config.seed}") == tuple(run.name.split("/")[1:])
         assert Path(config.run_dir) == run.path == Path("out/study", run.name).resolve()
     assert len({run.path for run in runs}) == len(runs)
@@ -353,7 +352,7 @@ def sweep(
 
 
 def sweep_line(root: Path, *words: object) -> list[str]:
-    line = [TOY, "--root", root, "--no-estimate", "--set", *TINY_SET, *words]
+    line = [TOY, "--root", root, "--no-estimate", "--set", *tiny_settings(*words)]
     return list(map(str, line))
 
 

@@ -15,10 +15,10 @@ import pytest
 from conftest import (
     ENVIRONMENT,
     REPOSITORY,
-    TINY_OPTIONS,
     differences,
     evaluations,
     final_state,
+    tiny_settings,
     wait_for,
 )
 
@@ -29,7 +29,6 @@ from mtrl.sweep.ray_engine import fits, share
 
 pytest.importorskip("ray", reason="ray is not installed: pip install 'mtrl-smto[cluster]'")
 
-TINY_SET = [f"{key.replace('-', '_')}={value}" for key, value in TINY_OPTIONS.items()]
 OBJECT_STORE = 80 * 2**20  # little more than the least that Ray accepts
 
 
@@ -62,7 +61,7 @@ def sweep(
     def run(*words: object) -> tuple[int, str]:
         line = [REPOSITORY / "configs/toy.yaml", "--root", tmp_path, "--no-estimate"]
         line += ["--engine", "ray", "--address", cluster.address, "--cpus-per-run", 1]
-        line += ["--methods", "pcgrad", "--set", *TINY_SET, *words]
+        line += ["--methods", "pcgrad", "--set", *tiny_settings(*words)]
         with pytest.raises(SystemExit) as caught:
             cli.main(["sweep", *map(str, line)])
         streams = capfd.readouterr()

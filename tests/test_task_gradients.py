@@ -422,4 +422,6 @@ def test_every_method_fits_conflicting_regressions(name):
         optimizer.step()
         losses.append(combined.losses)
     before, after = torch.stack(losses[:5]).mean(0), torch.stack(losses[-20:]).mean(0)
-    assert (after < 0.5 * before).all(), f"{before.tolist()} -> {after.tolist()}"
+    # The worst task's ratio with ten seeds: 0.15 for RLW with normal weights, standard deviation
+    # 0.12; at most 0.09 for every other method, standard deviation 0.06. Untrained: 1.
+    assert (after < 0.6 * before).all(), f"{before.tolist()} -> {after.tolist()}"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 from conftest import ENVIRONMENT, REPOSITORY, Mtrl, differences, final_state, succeeded
 
+from mtrl import checkpoint
 from mtrl.config import AgentConfig, load_yaml
 from mtrl.trainer import schedule
 
@@ -30,6 +32,30 @@ def test_failed_compilation_falls_back_to_the_same_run(
     assert "Traceback" not in done.stderr
     one, two = (final_state(tmp_path / name, 800) for name in ("eager", "run"))
     assert differences(one, two) == []
+
+
+def test_step_sizes_of_a_lengthened_run_are_those_of_its_new_length(
+    run_mtrl: Mtrl, tmp_path: Path
+) -> None:
+    decay = ("--agent.lr-decay", 0.25, "--checkpoint.keep", 9, "--evaluation.every", 0)
+    short, full = tmp_path / "short", tmp_path / "full"
+    succeeded(run_mtrl.toy(short, *decay))
+    succeeded(run_mtrl.toy(full, *decay, "--train.total-steps", 2000))
+    # Before step 1200, where the short run's step sizes begin to fall: as if it never was short.
+    early = tmp_path / "early"
+    shutil.copytree(short, early)
+    start = checkpoint.step_path(early / "checkpoints", 1200)
+    done = run_mtrl("resume", start, "--train.total-steps", 2000)
+    succeeded(done)
+    assert "lr_decay" not in done.stderr
+    assert differences(final_state(early, 2000), final_state(full, 2000)) == []
+    # After it: they rise again, and the run says so.
+    done = run_mtrl("resume", short, "--train.total-steps", 2000)
+    succeeded(done)
+    said = "agent.lr_decay = 0.25 follows the new length: step sizes had fallen to 0% and go on"
+    assert f"{said} from 80%" in done.stderr
+    rate = final_state(short, 2000)["agent"]["actor_optimizer"]["param_groups"][0]["lr"]
+    assert rate == pytest.approx(TOY.actor_lr * 4 / 500)
 
 
 def test_step_sizes_fall_linearly_to_zero(run_mtrl: Mtrl, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from mtrl.weights import as_yaml
 def test_the_run_with_fixed_weights_in_place_of_its_method(tmp_path: Path) -> None:
     config = Config(protocol="none", env=EnvConfig(benchmark="toy", horizon=20), seed=3)
     agent = dataclasses.replace(config.agent, smto=SmtoConfig("mgda", {"update_every": 2}))
-    config = dataclasses.replace(config, agent=agent, run_dir=str(tmp_path), overwrite=True)
+    config = dataclasses.replace(config, agent=agent, run_dir=str(tmp_path))
     (tmp_path / "config.yaml").write_text(dump_yaml(config))
     weights = {"critic": [1.0, 1.0, 2.0, 4.0], "actor": [0.0, 1.0, 1.0, 0.0]}
     record = {
@@ -35,7 +35,7 @@ def test_the_run_with_fixed_weights_in_place_of_its_method(tmp_path: Path) -> No
     plain = dataclasses.replace(
         fixed.agent, critic_smto=LossSmtoConfig(), actor_smto=LossSmtoConfig()
     )
-    before = dataclasses.replace(config, run_dir="", overwrite=False)
+    before = dataclasses.replace(config, run_dir="")
     assert dataclasses.replace(fixed, agent=plain) == dataclasses.replace(
         before, agent=dataclasses.replace(config.agent, smto=SmtoConfig())
     )

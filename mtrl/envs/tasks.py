@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import os
 import pickle
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -19,6 +18,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from mtrl.atomic import replaced
 from mtrl.cache import cache_folder
 from mtrl.envs import gym_tasks, toy
 from mtrl.envs.fast_metaworld.versions import is_verified
@@ -260,14 +260,10 @@ def goal_vectors(names: tuple[str, ...], seed: int) -> dict[str, NDArray[np.floa
     except Exception:  # missing or damaged, for which NumPy raises many kinds: drawn again
         pass
     goals = _draw_goals(names, seed)
-    temporary = path.with_name(f"{key}.{os.getpid()}.npz")
-    try:
+    with contextlib.suppress(OSError):  # a full or read-only cache costs time, nothing else
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(temporary, **goals)  # type: ignore[arg-type]  # stub: a flag could hide in **
-        os.replace(temporary, path)
-    except OSError:  # a full or read-only cache costs time, nothing else
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        with replaced(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, **goals)  # type: ignore[arg-type]  # stub: a flag could hide in **
     return goals
 
 

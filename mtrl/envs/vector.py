@@ -32,6 +32,7 @@ from mtrl.config import Config
 from mtrl.envs import tasks
 from mtrl.envs.rendering import DISABLED, set_up_process
 from mtrl.envs.success import TaskError, is_solved
+from mtrl.stop_signals import STOP_SIGNALS
 
 IDLE, STEP, RESET = 0, 1, 2
 READY, GO, DONE, ERROR = b"ready", b"go", b"done", b"error"
@@ -110,8 +111,8 @@ def _worker(
     renderer: str,
 ) -> None:
     # The parent decides when to stop; a signal to the whole group must not break an episode.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for signum in STOP_SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
     try:
         set_up_process(renderer)
         shared = _Shared(*arguments, block)
@@ -307,7 +308,7 @@ def _inherited_by_workers() -> Iterator[None]:
     saved = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, "1"))
     resource_tracker.ensure_running()  # its own start would unblock the signals
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:

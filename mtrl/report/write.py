@@ -29,7 +29,7 @@ from mtrl.report.groups import (
 from mtrl.report.looks import plain, styles
 from mtrl.report.results import Comparison, Scores
 from mtrl.runs import Run, find_runs, read_run, read_series
-from mtrl.schema import ConfigError, nearest
+from mtrl.schema import ConfigError, nearest, user_path
 
 DPI = 200
 DEFAULT_BASELINE = "unitary"
@@ -52,7 +52,7 @@ class ReportOptions:
 
 def report_command(arguments: list[str]) -> None:
     options = tyro.cli(ReportOptions, prog="mtrl report", args=arguments)
-    print(write_report(options))
+    print(write_report(dataclasses.replace(options, out=user_path(options.out))))
 
 
 def write_report(options: ReportOptions) -> Path:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
-import tyro
-
-from mtrl.command_line import find_config, gather, mappings_as_pairs
+from mtrl.command_line import MAY_DIFFER, find_config
+from mtrl.command_words import Existing, read_words, spelled
 from mtrl.plugins import load_plugins
 from mtrl.run_directory import RunDirectory
-from mtrl.schema import ConfigError, flatten
+from mtrl.schema import ConfigError, flatten, user_path
 from mtrl.supervised.config import SupervisedConfig, load_yaml, validate, with_smto
-from mtrl.supervised.data import Splits
 from mtrl.supervised.method_presets import with_preset
 
 
@@ -27,13 +24,26 @@ def with_overrides(
     default: SupervisedConfig, program: str, arguments: list[str]
 ) -> SupervisedConfig:
     """Preset of the method on top of the file, command line on top of both; validated."""
-    config = _parse(default, program, arguments)
+    return _resolve(default, program, arguments, starts=False)[0]
+
+
+def start_options(
+    default: SupervisedConfig, program: str, arguments: list[str]
+) -> tuple[SupervisedConfig, Existing]:
+    """`with_overrides`, for a command that starts a run."""
+    return _resolve(default, program, arguments, starts=True)
+
+
+def _resolve(
+    default: SupervisedConfig, program: str, arguments: list[str], *, starts: bool
+) -> tuple[SupervisedConfig, Existing]:
+    config, existing = _parse(default, program, arguments, starts)
     if config.smto.preset:
-        config = _parse(with_preset(default, config), program, arguments)
+        config, _ = _parse(with_preset(default, config), program, arguments, starts)
         config = with_smto(config, preset="")
     config = load_plugins(_with_absolute_paths(config))
     validate(config)
-    return config
+    return config, existing
 
 
 def _with_absolute_paths(config: SupervisedConfig) -> SupervisedConfig:
@@ -43,39 +53,33 @@ def _with_absolute_paths(config: SupervisedConfig) -> SupervisedConfig:
 
 
 def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute()) if path else ""
+    return str(user_path(path).absolute()) if path else ""
 
 
-def _parse(default: SupervisedConfig, program: str, arguments: list[str]) -> SupervisedConfig:
-    config = tyro.cli(
-        SupervisedConfig,
-        default=default,
-        prog=program,
-        args=gather(default, arguments),
-        registry=mappings_as_pairs(),
-    )
-    given = any(word.split("=")[0] == "--smto.options" for word in arguments)
+def _parse(
+    default: SupervisedConfig, program: str, arguments: list[str], starts: bool
+) -> tuple[SupervisedConfig, Existing]:
+    config, existing = read_words(default, program, arguments, starts=starts)
+    given = any(spelled(word) == "--smto.options" for word in arguments)
     options = config.smto.options if given else {}
     if config.smto.name == default.smto.name:  # another method's options mean nothing to this one
         options = default.smto.options | options
-    return with_smto(config, options=options)
+    return with_smto(config, options=options), existing
 
 
 def supervised(arguments: list[str]) -> None:
     """`mtrl supervised CONFIG [--key value ...]`"""
-    from mtrl.supervised.train import check_start_weights, load_data
-
     if arguments[0] in ("-h", "--help"):
-        with_overrides(SupervisedConfig(), "mtrl supervised CONFIG", ["--help"])
+        start_options(SupervisedConfig(), "mtrl supervised CONFIG", ["--help"])
     name, *overrides = arguments
-    config = with_overrides(load_config(name), f"mtrl supervised {name}", overrides)
-    if config.learner.device not in ("auto", "cpu"):
-        from mtrl.learner import choose_device
-
-        choose_device(config.learner.device)  # refused before anything is written
-    check_start_weights(config)  # likewise, and so are the data
-    splits = load_data(config)
-    _train(config, RunDirectory.create(config), splits, resume=False)
+    config, existing = start_options(load_config(name), f"mtrl supervised {name}", overrides)
+    run = RunDirectory(config.run_path, overwrite=existing.overwrite)
+    if existing.resume_if_exists and run.holds_run:
+        run, stored = RunDirectory.open_as(run.path, load_yaml)
+        _train(continued(stored, config), run, resume=True)
+        return
+    run.check_free()
+    _train(config, run, resume=False)
 
 
 MACHINE = ("data_dir", "network.weights", "learner.device")
@@ -85,39 +89,51 @@ MACHINE = ("data_dir", "network.weights", "learner.device")
 def resume(arguments: list[str]) -> None:
     """`mtrl resume RUN_DIR [--train.epochs N] [--data-dir FOLDER] [--network.weights FILE]
     [--learner.device NAME]` of a supervised run."""
-    from mtrl.supervised.train import load_data
-
     name, *overrides = arguments
-    if Path(name).is_file():
+    path = user_path(name)
+    if path.is_file():
         raise ConfigError(
             "RUN", name, "a supervised run continues from its newest checkpoint; name its directory"
         )
-    run, stored = RunDirectory.open_as(Path(name), load_yaml)
+    run, stored = RunDirectory.open_as(path, load_yaml)
     config = with_overrides(stored, f"mtrl resume {name}", overrides)
+    _train(continued(stored, config), run, resume=True)
+
+
+def continued(stored: SupervisedConfig, wanted: SupervisedConfig) -> SupervisedConfig:
+    """Configuration with which a run goes on: the stored one, longer if so wanted.
+
+    Raises ConfigError for the first setting in which `wanted` differs otherwise.
+    """
     before = flatten(stored)
-    for key, value in flatten(config).items():
-        if value != before[key] and key not in ("train.epochs", *MACHINE):
+    for key, value in flatten(wanted).items():
+        if value != before[key] and key not in ("train.epochs", *MACHINE, *MAY_DIFFER):
             raise ConfigError(key, value, f"a resumed run keeps {key} = {before[key]!r}")
-    if bool(config.network.weights) != bool(stored.network.weights):
+    if bool(wanted.network.weights) != bool(stored.network.weights):
         how = "from a file, which may lie elsewhere" if stored.network.weights else "without one"
-        raise ConfigError("network.weights", config.network.weights, f"the run started {how}")
-    if config.train.epochs < stored.train.epochs:
+        raise ConfigError("network.weights", wanted.network.weights, f"the run started {how}")
+    if wanted.train.epochs < stored.train.epochs:
         raise ConfigError(
             "train.epochs",
-            config.train.epochs,
+            wanted.train.epochs,
             f"may only be raised; the run has {stored.train.epochs}",
         )
-    splits = load_data(config)
-    run.lock()
-    _train(config, run, splits, resume=True)
+    return dataclasses.replace(wanted, run_dir=stored.run_dir)
 
 
-def _train(config: SupervisedConfig, run: RunDirectory, splits: Splits, *, resume: bool) -> None:
+def _train(config: SupervisedConfig, run: RunDirectory, *, resume: bool) -> None:
     from rich.table import Table
 
     from mtrl.console import open_console
-    from mtrl.supervised.train import train
+    from mtrl.supervised.train import check_start_weights, load_data, train
 
+    if config.learner.device not in ("auto", "cpu"):
+        from mtrl.learner import choose_device
+
+        choose_device(config.learner.device)  # before the data, which may take minutes
+    if not resume:
+        check_start_weights(config)
+    splits = load_data(config)
     scores = train(config, run, splits, resume=resume)
     table = Table(title=f"test, {config.protocol_stamp}, {config.method}, selected on validation")
     for column in ("task", "metric", "value"):

@@ -9,10 +9,11 @@ from typing import Any, Literal, get_args
 
 from mtrl import config as shared
 from mtrl.methods import check_method
-from mtrl.schema import ConfigError, build, flatten, read_yaml
+from mtrl.schema import ConfigError, build, flatten, read_config, user_path
 from mtrl.sinks import check_sinks
 from mtrl.smto import describe
 from mtrl.supervised import methods
+from mtrl.validation import check_seed
 
 ProblemName = Literal[
     "digits",
@@ -144,8 +145,6 @@ class SupervisedConfig:
     """Folder of the official files; MTRL_DATA if empty. See docs/supervised.md."""
     run_dir: str = ""
     """Where the run is written; runs/<name>/<method>/seed_<seed> if empty."""
-    overwrite: bool = False
-    """Delete an existing run directory first."""
     plugins: tuple[str, ...] = ()
     """Python files that register methods of your own; see docs/smto.md."""
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -189,7 +188,7 @@ class SupervisedConfig:
     @property
     def run_path(self) -> Path:
         if self.run_dir:
-            return Path(self.run_dir)
+            return user_path(self.run_dir)
         return Path("runs") / (self.name or self.problem) / self.method / f"seed_{self.seed}"
 
     @property
@@ -199,7 +198,7 @@ class SupervisedConfig:
 
 def load_yaml(path: Path) -> SupervisedConfig:
     """Read a configuration; missing keys take the defaults, unknown or ill-typed ones raise."""
-    config: SupervisedConfig = build(SupervisedConfig, read_yaml(path))
+    config: SupervisedConfig = build(SupervisedConfig, read_config(path))
     return config
 
 
@@ -225,7 +224,7 @@ def validate(config: SupervisedConfig) -> None:
         "is for cityscapes alone; the others were published without",
     )
     need(config.diagnostics.every >= 0, "diagnostics.every", "must be zero (off) or positive")
-    need(config.seed >= 0, "seed", "must be zero or positive")
+    check_seed(config.seed)
     threads = config.learner.threads
     need(threads == "auto" or threads >= 1, "learner.threads", "must be auto or at least 1")
     rate = config.network.dropout

@@ -10,7 +10,6 @@ import functools
 import hashlib
 import multiprocessing
 import os
-import secrets
 import sys
 import zipfile
 import zlib
@@ -23,6 +22,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from mtrl.atomic import replaced
 from mtrl.cache import cache_folder
 
 WORTH_PROCESSES = 2000
@@ -170,26 +170,17 @@ def _cached(
     make: Callable[[], Content],
 ) -> Content:
     """The file of this name in the cache folder, written again where it is missing or damaged;
-    `make()` where none can be written, and a line that says so.
-
-    Written beside its name, flushed, then renamed: an interruption leaves nothing that is used.
-    """
+    `make()` where none can be written, and a line that says so."""
     folder = cache_folder() / "supervised"
     path = folder / name
     # Whatever a damaged file makes NumPy and zipfile raise: all their own errors are of these.
     with contextlib.suppress(OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
         return read(path)
-    temporary = path.with_name(f"{name}.{secrets.token_hex(4)}.tmp")
     try:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        with replaced(path) as temporary:
             write(temporary)
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            return read(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        return read(path)
     except OSError as error:
         _say_once(
             f"mtrl: what is read cannot be kept in {folder}: {error.strerror or error}; "

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from mtrl.schema import user_path
 from mtrl.smto import SMTO, create
 from mtrl.smto.base import options_of
 from mtrl.supervised import methods
@@ -56,7 +56,7 @@ class Learner:
     def load_start_weights(self) -> None:
         """Where there is no checkpoint: what `network.weights` names, if anything."""
         if self.config.network.weights:
-            load_encoder(self.network, Path(self.config.network.weights).expanduser())
+            load_encoder(self.network, user_path(self.config.network.weights))
 
     def _create_smto(self, total_steps: int) -> SMTO:
         config = self.config

@@ -5,10 +5,9 @@ x axis of all logs: iterations (mini-batches).
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 import os
+import sys
 import textwrap
 import time
 from collections.abc import Iterator
@@ -26,14 +25,8 @@ from mtrl.ending import Stopped, TrainingError, outcome, signals
 from mtrl.gradients.diagnostics import Diagnostics
 from mtrl.learner import choose_device
 from mtrl.recorder import Recorder
-from mtrl.run_directory import (
-    RunDirectory,
-    Status,
-    environment,
-    peak_memory_mib,
-    write_atomically,
-)
-from mtrl.schema import ConfigError, dump_yaml
+from mtrl.run_directory import RunDirectory, Status, peak_memory_mib
+from mtrl.schema import ConfigError, user_path
 from mtrl.supervised.auto_lambda import HELD_OUT
 from mtrl.supervised.config import SupervisedConfig
 from mtrl.supervised.data import Batches, Loader, Split, Splits, cut
@@ -48,7 +41,7 @@ def load_data(config: SupervisedConfig) -> Splits:
     Before a run directory is made or changed.
     """
     folder = config.data_dir or os.environ.get("MTRL_DATA", "")
-    splits = make_problem(config).load(Path(folder).expanduser() if folder else None)
+    splits = make_problem(config).load(user_path(folder) if folder else None)
     _training_split(config, splits)
     return splits
 
@@ -58,7 +51,7 @@ def check_start_weights(config: SupervisedConfig) -> None:
     if config.network.weights:
         with torch.device("meta"):  # shapes alone
             encoder = make_problem(config).network().encoder
-        read_encoder(encoder, Path(config.network.weights).expanduser())
+        read_encoder(encoder, user_path(config.network.weights))
 
 
 def _training_split(config: SupervisedConfig, splits: Splits) -> tuple[Split, Split | None]:
@@ -146,7 +139,11 @@ class Trainer:
             if self.stop_signal and not self.finished:
                 self.save()
                 raise Stopped(self.stop_signal, self.run)
-        return self._test()
+        scores = self.test_scores()
+        values = self._values("test", scores)
+        self.scores |= {tag: value for tag, value in values.items() if tag.endswith("_mean")}
+        self.recorder.scalars(self.step, values)
+        return scores
 
     def _end_epoch(self, epoch: int) -> None:
         self.recorder.scalars(self.step, {"epoch": epoch, "time/epoch_s": self._epoch_s})
@@ -185,8 +182,8 @@ class Trainer:
         name = "best" if self.problem.selects_by_mean else f"best_{criterion}"
         return self.run.checkpoints / f"{name}.pt"
 
-    def _test(self) -> list[Score]:
-        """Every metric by the model that was selected for it."""
+    def test_scores(self) -> list[Score]:
+        """Every metric on the test split, by the model that was selected for it."""
         last = self.learner.network.state_dict()
         last = {name: value.clone() for name, value in last.items()}
         scores: list[Score] = []
@@ -202,9 +199,6 @@ class Trainer:
                 if self.problem.selects_by_mean or name == f"{score.metric}_{score.task}"
             ]
         self.learner.network.load_state_dict(last)
-        values = self._values("test", scores)
-        self.scores |= {tag: value for tag, value in values.items() if tag.endswith("_mean")}
-        self.recorder.scalars(self.step, values)
         return scores
 
     @staticmethod
@@ -324,33 +318,40 @@ def train(
 ) -> list[Score]:
     """Run to the end (or to a signal); -> test scores of the selected models.
 
-    splits: `load_data(config)`. Raises ConfigError, TrainingError, CheckpointError, MemoryError or
-    Stopped; status.json says why, unless there is no checkpoint that a run could continue from:
-    then nothing has been written.
+    splits: `load_data(config)`. A run that is finished stays as it is, and is only tested.
+
+    Raises ConfigError, TrainingError, CheckpointError, MemoryError or Stopped. Nothing is written
+    until all is set up. From then on, status.json says how the run ended; a new run that fails
+    before its first step leaves nothing.
     """
     torch.set_flush_denormal(True)  # l2 lets unused weights decay into denormal numbers
     if config.learner.threads != "auto":
         torch.set_num_threads(config.learner.threads)
     device = choose_device(config.learner.device)
     with ExitStack() as stack:
-        if not resume:
-            stack.enter_context(outcome(run))
-            write_atomically(run.path / "environment.json", json.dumps(environment(), indent=1))
-        here = dataclasses.replace(config, run_dir=str(run.path))
-        trainer = Trainer(here, run, splits, device, stack)
-        state, warnings = checkpoint.load_latest(run.checkpoints) if resume else (None, [])
+        stack.callback(run.release)
+        if resume:
+            run.lock()
+        trainer = Trainer(config, run, splits, device, stack)
+        state, warnings = checkpoint.load_newest(run.checkpoints) if resume else (None, [])
         if state is not None:
             trainer.load(state)
-        elif warnings:
-            raise CheckpointError(f"{warnings[0]}, but none can be read")
         else:
             trainer.learner.load_start_weights()
-        if resume:  # not before it is known that it can
-            stack.enter_context(outcome(run))
-            write_atomically(run.config_file, dump_yaml(config))
+        if resume and trainer.finished and run.is_finished:
+            print(f"mtrl: {run.path} is finished: only tested again", file=sys.stderr)
+            return trainer.test_scores()
+        if not resume:
+            run.make()
+        stack.enter_context(outcome(run, trainer, new=not resume))
+        if resume:
+            run.write_config(config)
+        else:
+            run.write(config)
         trainer.open_recorder()
         stack.enter_context(signals(trainer, "iteration"))
-        if config.problem.startswith("cityscapes") and not config.network.weights:
+        fresh = not resume and not config.network.weights
+        if fresh and config.problem.startswith("cityscapes"):
             warnings.append(
                 "the encoder starts from RANDOM weights, the published ones from ImageNet: "
                 "give a file with --network.weights to compare"

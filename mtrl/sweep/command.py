@@ -21,7 +21,7 @@ MOST_SHOWN = 20  # seeds or values in a line of the plan
 
 
 def sweep(arguments: list[str]) -> int:
-    """-> exit code: 0 = every run finished; 1 = not; 130, 143 = stopped by a signal.
+    """-> exit code: 0 = every run finished; 1 = not; 129, 130, 143 = stopped by a signal.
 
     Raises ConfigError, before anything is started, for an impossible sweep.
     """

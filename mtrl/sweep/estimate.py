@@ -33,7 +33,6 @@ def estimate_hours(config: Config) -> float:
     episode = horizon * n
     short = dataclasses.replace(
         config,
-        overwrite=False,
         env=dataclasses.replace(config.env, horizon=horizon),
         train=dataclasses.replace(
             config.train,

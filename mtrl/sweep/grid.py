@@ -17,10 +17,12 @@ from mtrl.config import Config, load_yaml
 from mtrl.method_presets import with_preset
 from mtrl.methods import check_methods
 from mtrl.run_directory import write_atomically
-from mtrl.runs import read_config, read_json, runs_below
-from mtrl.schema import ConfigError, build, dump_yaml, flatten
+from mtrl.runs import read_json, read_stored, runs_below
+from mtrl.schema import ConfigError, build, dump_yaml, flatten, user_path
 from mtrl.sweep.options import SweepOptions
-from mtrl.validation import validate
+from mtrl.validation import LARGEST_SEED, validate
+
+MOST_SEEDS = 10_000
 
 WHERE = ("name", *MAY_DIFFER)  # say where a run is and how it is started, not what it computes
 ELSEWHERE = {
@@ -82,11 +84,15 @@ def parse_seeds(words: Sequence[str]) -> list[int]:
     """["0..2", "7"] -> [0, 1, 2, 7]; ConfigError for anything else, and for a seed twice."""
     seeds: list[int] = []
     for word in itertools.chain.from_iterable(word.split(",") for word in words):
-        if not (match := re.fullmatch(r"(\d+)(?:\.\.(\d+))?", word)):
+        if not (match := re.fullmatch(r"(\d{1,30})(?:\.\.(\d{1,30}))?", word, re.ASCII)):
             raise ConfigError("seeds", word, "must be numbers or ranges, e.g. 0..9 or 1 2 5..7")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise ConfigError("seeds", word, "the range ends before it begins")
+        if last > LARGEST_SEED:
+            raise ConfigError("seeds", word, f"must be at most {LARGEST_SEED}")
+        if last - first >= MOST_SEEDS:
+            raise ConfigError("seeds", word, f"must be at most {MOST_SEEDS:,} seeds")
         seeds += range(first, last + 1)
     for seed in seeds:
         if seeds.count(seed) > 1:
@@ -102,7 +108,7 @@ def expand(options: SweepOptions) -> list[Run]:
     base = load_config(options.config)
     seeds = parse_seeds(options.seeds) or [base.seed]
     methods = options.methods or (base.agent.smto.name,)
-    folder = Path(options.root, options.name or base.name).expanduser().resolve()
+    folder = (user_path(options.root) / (options.name or base.name)).resolve()
     values = distinct(base, options.set)
     runs: dict[str, Run] = {}
     known: set[str] = set()
@@ -275,7 +281,7 @@ class _Stored:
             self._read[path] = {}
             file = path / "config.yaml"
             try:
-                if file.is_file() and "problem" not in (content := read_config(file)):
+                if file.is_file() and "problem" not in (content := read_stored(file)):
                     self._read[path] = _settings(build(Config, content))
             except ConfigError as error:
                 self.broken[path] = str(error)

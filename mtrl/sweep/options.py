@@ -5,15 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import tyro
-import yaml
 from tyro.constructors import ConstructorRegistry
 
-from mtrl.command_line import gather, pairs_registry
-from mtrl.schema import ConfigError, build, read_yaml
+from mtrl.command_words import gather, pairs_registry, yaml_value
+from mtrl.schema import ConfigError, build, read_yaml, user_path
 
 
 @dataclass(frozen=True)
@@ -64,12 +62,14 @@ def parse_options(arguments: list[str]) -> SweepOptions:
     """
     name, *rest = arguments if arguments[0] not in ("-h", "--help") else ("CONFIG", "--help")
     options = SweepOptions(config=name)
-    path = Path(name)
+    path = user_path(name)
     if path.is_file():
         content = read_yaml(path)
         if isinstance(content, dict) and "config" in content:
             options = build(SweepOptions, _lists(content))
-            beside = path.parent / options.config  # a file beside the sweep's, or as everywhere
+            beside = path.parent / user_path(
+                options.config
+            )  # a file beside the sweep's, or as everywhere
             if beside.is_file():
                 options = dataclasses.replace(options, config=str(beside))
     given = tyro.cli(
@@ -114,8 +114,8 @@ def _settings_as_pairs() -> ConstructorRegistry:
             if not (key and equals and text):
                 raise ValueError(f"{word!r} is not key=value or key=value,value")
             try:
-                settings.setdefault(key, []).extend(yaml.safe_load(f"[{text}]"))
-            except yaml.YAMLError:
+                settings.setdefault(key, []).extend(yaml_value(f"[{text}]"))
+            except ValueError:
                 raise ValueError(f"{text!r} is not a list of YAML values") from None
         return settings
 

@@ -15,9 +15,10 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from mtrl.runs import read_json
+from mtrl.stop_signals import STOP_SIGNALS, handled
 from mtrl.sweep.grid import Run
 
 State = Literal["new", "running", "interrupted", "finished", "failed", "broken"]
@@ -100,7 +101,7 @@ def outcome(run: Run, code: int) -> Outlook:
     if after.state in ("finished", "running"):
         return after
     signum = -code if code < 0 else code - 128
-    if signum in (signal.SIGINT, signal.SIGTERM) or code < 0:
+    if signum in STOP_SIGNALS or code < 0:
         reason = f"ended by {signal.Signals(signum).name}"
         return Outlook(**(vars(after) | {"state": "interrupted", "reason": reason}))
     if after.state == "failed" and after.reason:
@@ -150,21 +151,21 @@ def attempt(run: Run, retry_failed: bool = False) -> Outlook:
 
 
 class StopRequest:
-    """Ctrl-C or SIGTERM, counted while the context is open: 1 = stop, 2 = at once."""
+    """Ctrl-C, SIGTERM or SIGHUP, counted while the context is open: 1 = stop, 2 = at once."""
 
     def __init__(self) -> None:
         self.count = 0
         self.signum = 0
 
-    def _handle(self, signum: int, frame: Any) -> None:
+        self._handled = handled(self._handle)
+
+    def _handle(self, signum: int) -> None:
         self.count += 1
         self.signum = self.signum or signum
 
     def __enter__(self) -> StopRequest:
-        signals = (signal.SIGINT, signal.SIGTERM)
-        self._previous = {s: signal.signal(s, self._handle) for s in signals}
+        self._handled.__enter__()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for signum, handler in self._previous.items():
-            signal.signal(signum, handler)
+        self._handled.__exit__(None, None, None)

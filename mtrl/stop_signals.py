@@ -1,0 +1,51 @@
+"""The signals that ask a process to stop, and the terminal that may be gone when one comes."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C; a scheduler or `kill`; a terminal or an ssh connection that was closed."""
+
+
+@contextmanager
+def handled(handle: Callable[[int], None]) -> Iterator[None]:
+    """Call `handle` with the number of each that comes while the block runs."""
+
+    def hear(signum: int, frame: Any) -> None:
+        if signum == signal.SIGHUP:
+            leave_dead_terminal()
+        handle(signum)
+
+    # `nohup mtrl ...` has SIGHUP ignored, and wants it to stay so.
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    heard = [s for s in STOP_SIGNALS if not (ignored and s == signal.SIGHUP)]
+    previous = {s: signal.signal(s, hear) for s in heard}
+    try:
+        yield
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+
+
+def leave_dead_terminal() -> bool:
+    """Write to nowhere from now on where the terminal is gone; -> whether that was so.
+
+    Every word to it would be an error, and end what is to be saved.
+    """
+    dead = []
+    for descriptor in (1, 2):
+        try:
+            os.write(descriptor, b"")
+        except OSError:
+            dead.append(descriptor)
+    if dead:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in dead:
+            os.dup2(nowhere, descriptor)
+        os.close(nowhere)
+    return bool(dead)
