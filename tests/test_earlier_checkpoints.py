@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from mtrl.agent import Agent
 from mtrl.config import load_yaml
 from mtrl.envs import toy
+from mtrl.trained import open_trained
 
 RUN, STEP = REPOSITORY / "tests/data/earlier_run", 600
 
@@ -50,7 +51,11 @@ def test_the_networks_and_moments_are_those_that_were_saved() -> None:
                 assert torch.equal(state[parameter]["exp_avg"], moments[name]["exp_avg"])
 
 
-def test_the_run_continues(run_mtrl: Mtrl, tmp_path: Path) -> None:
-    shutil.copytree(RUN, tmp_path / "run")
-    succeeded(run_mtrl("resume", tmp_path / "run"))
-    assert final_state(tmp_path / "run", 800)["step"] == 800
+def test_the_run_continues_and_its_policy_can_be_used(run_mtrl: Mtrl, tmp_path: Path) -> None:
+    run = shutil.copytree(RUN, tmp_path / "run")
+    trained = open_trained(run, "latest")
+    assert trained.dimensions == (toy.OBSERVATION_DIM, toy.ACTION_DIM)
+    actions = trained.policy(*trained.dimensions)(torch.zeros(2, toy.OBSERVATION_DIM))
+    assert actions.shape == (2, toy.ACTION_DIM)
+    succeeded(run_mtrl("resume", run))
+    assert final_state(run, 800)["step"] == 800
