@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.gradients.buffer import Buffer
-from mtrl.gradients.layers import GRAMIAN_CHUNK, Layers, TaskGradients
+from mtrl.gradients.layers import GRAMIAN_CHUNK, Layers, TaskGradients, TaskLoss
 from mtrl.smto.base import SMTO, gram_matrix
 
 
@@ -69,3 +69,15 @@ def combine(
         # In memory of its own: a larger shared buffer would move, under a captured update.
         matrix = rows.gramian(chunk_size or GRAMIAN_CHUNK, Buffer())
     return Direction(losses, layers.auxiliary, gradients, weights, matrix)
+
+
+def plain_direction(
+    smto: SMTO, task_loss: TaskLoss, network: nn.Module, *inputs: Tensor
+) -> Direction:
+    """Of a method that needs the losses alone: one ordinary backward of their weighted sum."""
+    losses, auxiliary = task_loss(network, *inputs)
+    weights = smto.weights(losses=losses.detach())
+    gradients = torch.autograd.grad(
+        losses, list(network.parameters()), weights.to(losses.dtype), materialize_grads=True
+    )
+    return Direction(losses.detach(), auxiliary.detach(), gradients, weights)

@@ -9,15 +9,23 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.gradients.buffer import Buffer
-from mtrl.gradients.combine import Direction, combine
+from mtrl.gradients.combine import Direction, combine, plain_direction
 from mtrl.gradients.general import general_gradients
-from mtrl.gradients.layers import Layers, TaskLoss, is_recorded, layer_gradients
+from mtrl.gradients.layers import (
+    GRAMIAN_CHUNK,
+    Layers,
+    TaskGradients,
+    TaskLoss,
+    is_recorded,
+    layer_gradients,
+)
+from mtrl.networks.layers import layers_of
 from mtrl.optimizer import Optimizer
 from mtrl.smto import SMTO
 
 
 class Objective:
-    """`step` is layers -> combine -> optimiser."""
+    """`step` is layers -> combine -> optimiser, or an ordinary backward where that is enough."""
 
     def __init__(
         self,
@@ -42,17 +50,20 @@ class Objective:
             task_loss, network, *inputs(*given)
         )
         """The pure part, compiled or not."""
-        self.whole: Callable[..., Direction] | None = None
-        """`direction`, compiled, where the method is pure too."""
+        self.plain: Callable[..., Direction] | None = None
+        """The shorter way where the method needs the losses alone: an ordinary backward, or all of
+        it compiled. None: there is none, and `direction` is taken."""
+        if not any(layer.of_one_task for layer in layers_of(network)):
+            self.plain = lambda *given: plain_direction(smto, task_loss, network, *inputs(*given))
 
     def step(self, *given: Any, gramian: bool = False) -> Direction:
         """gramian: give the Gramian whatever the method; changes nothing else."""
-        if self.whole is None:
+        if self.plain is None or self.smto.needs != "losses":
             found = self.direction(*given, gramian=gramian)
         else:
-            found = self.whole(*given)
+            found = self.plain(*given)
             if gramian:
-                found = found._replace(gramian=self.direction(*given, gramian=True).gramian)
+                found = found._replace(gramian=self._gramian(*given))
         self.optimizer.step(found.gradients, self.max_grad_norm)
         return found
 
@@ -65,6 +76,11 @@ class Objective:
             chunk_size=self.chunk_size,
             gramian=gramian,
         )
+
+    def _gramian(self, *given: Any) -> Tensor:
+        # In memory of its own: a larger shared buffer would move, under a captured update.
+        rows = TaskGradients(self.network, self.layers(*given))
+        return rows.gramian(self.chunk_size or GRAMIAN_CHUNK, Buffer())
 
     def compile(self, *example: Any) -> None:
         """Compile `layers`, and what follows it where the method's weights are constant.
@@ -80,6 +96,6 @@ class Objective:
         compiled = with_backward(torch.compile(pure, fullgraph=True))
         compiled(*example)
         if self.smto.compilable:
-            self.whole = compiled
+            self.plain = compiled
         else:
-            self.layers = compiled
+            self.layers, self.plain = compiled, None
