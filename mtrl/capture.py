@@ -2,8 +2,8 @@
 
 A graph reads and writes the addresses it was captured with, and Python does not run again. What
 changes from one update to the next must therefore be a tensor on the device that changes in place:
-the networks, log temperatures and observation statistics; Adam's moments, step counts and step
-sizes (`Agent.make_capturable`); the replay's transitions, their number, reward moments and maxima;
+the networks, log temperatures and observation statistics; moments, step counts and step sizes
+(`Optimizer.make_capturable`); the replay's transitions, their number, reward moments and maxima;
 the tensors that a multi-task optimiser keeps. Random numbers come from generators that the graph
 knows: every replay goes on in their streams.
 """

@@ -89,12 +89,15 @@ class ReplayConfig:
 class NetworkConfig:
     """Actor and critics."""
 
+    body: Literal["mlp", "residual"] = "mlp"
+    """mlp: hidden layers with ReLU. residual: a first layer, then blocks that are added to their
+    input, each of two layers, all with LayerNorm (BRC)."""
     width: int = 400
     """Units per hidden layer, actor and critics."""
     depth: int = 3
-    """Hidden layers, actor and critics."""
+    """Hidden layers of an mlp, or residual blocks; actor and critics."""
     layer_norm: bool = False
-    """LayerNorm (no gain) before every ReLU."""
+    """LayerNorm (no gain) before every ReLU of an mlp; residual networks always have their own."""
     observation_norm: bool = False
     """Standardise observations by the mean and deviation of the warm-up data, then clip to +-5."""
     task_encoding: Literal["one_hot", "none"] = "one_hot"
@@ -124,10 +127,12 @@ class CriticConfig:
     ensemble: Literal["min", "mean"] = "min"
     """Which value of the critics the target and the actor use: min (Fujimoto et al. 2018), or the
     mean (BRC). Categorical: the distribution with the smallest mean, or the mean distribution."""
+    body: Literal["mlp", "residual"] | None = None
+    """mlp or residual; None = network.body."""
     width: int | None = None
     """Units per hidden layer of the critics; None = network.width."""
     depth: int | None = None
-    """Hidden layers of the critics; None = network.depth."""
+    """Hidden layers or residual blocks of the critics; None = network.depth."""
 
 
 @dataclass(frozen=True)
@@ -240,7 +245,7 @@ class LearnerConfig(DeviceConfig):
     auto = tf32 on CUDA, fp32 on a CPU."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the update with torch.compile: on a CPU half the time per update, after half a minute
-    (a few seconds once cached). Wants a C++ compiler; for most SMTOs, PyTorch 2.11.
+    (a few seconds once cached). Needs a C++ compiler and PyTorch 2.11.
     auto = on a CPU, where possible, for runs of 20,000 updates or more."""
     capture: Literal["auto", "on", "off"] = "auto"
     """Capture the update, sampling included, as a CUDA graph: one launch instead of hundreds.

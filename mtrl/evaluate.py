@@ -61,13 +61,12 @@ def goals_at(config: Config, step: int, *, final: bool) -> NDArray[np.int64]:
 
 def agent_policy(agent: Agent) -> Policy:
     """The deterministic policy on NumPy arrays [task, dim]; follows the agent's training."""
-    return numpy_policy(DeterministicPolicy(agent.encoder, agent.actor), agent.device)
+    return numpy_policy(agent.policy, agent.device)
 
 
 def frozen_policy(agent: Agent) -> Policy:
     """As `agent_policy`, of the policy as it is now, and on the CPU."""
-    policy = DeterministicPolicy(agent.encoder, agent.actor)
-    return numpy_policy(copy.deepcopy(policy).cpu(), torch.device("cpu"))
+    return numpy_policy(copy.deepcopy(agent.policy).cpu(), torch.device("cpu"))
 
 
 def numpy_policy(network: DeterministicPolicy, device: torch.device) -> Policy:

@@ -10,13 +10,11 @@ from typing import Literal
 
 import torch
 
-from mtrl.config import Config, Loss
+from mtrl.config import Config
 from mtrl.schema import ConfigError
-from mtrl.smto.base import is_compilable
 
 COMPILE_FROM = 20_000  # updates of a run that are worth half a minute of compilation
 COMPILES_BACKWARD = (2, 11)  # the first PyTorch that compiles a function with a backward in it
-NETWORKS: tuple[Loss, ...] = ("critic", "actor")
 
 
 def choose_device(name: str, key: str = "learner.device") -> torch.device:
@@ -101,10 +99,7 @@ def _decide_compile(config: Config, device: torch.device) -> Literal["on", "off"
     possible = (
         device.type == "cpu"
         and config.total_updates >= COMPILE_FROM
-        and (
-            all(is_compilable(config.smto_of(loss).name) for loss in NETWORKS)
-            or _torch_version() >= COMPILES_BACKWARD
-        )
+        and _torch_version() >= COMPILES_BACKWARD
         and shutil.which(os.environ.get("CXX", "g++")) is not None
     )
     return "on" if possible else "off"

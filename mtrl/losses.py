@@ -12,7 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mtrl.networks import sample_action
+from mtrl.config import CriticConfig
+from mtrl.networks.actor import sample_action
 
 Network = Callable[..., Any]
 
@@ -107,6 +108,12 @@ class CategoricalValue:
 
 
 Value = ScalarValue | CategoricalValue
+
+
+def create_value(config: CriticConfig, device: torch.device) -> Value:
+    if config.kind == "categorical":
+        return CategoricalValue(config.bins, config.support, device, config.ensemble)
+    return ScalarValue(config.ensemble)
 
 
 def bellman_target(

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.config import Config
-from mtrl.networks import Actor, InputEncoder
+from mtrl.networks.actor import Actor
+from mtrl.networks.bodies import create_body
+from mtrl.networks.encoder import InputEncoder
 
 
 def make_encoder(config: Config, observation_dim: int) -> InputEncoder:
@@ -23,17 +25,16 @@ def make_encoder(config: Config, observation_dim: int) -> InputEncoder:
 
 def make_actor(config: Config, input_dim: int, action_dim: int) -> Actor:
     net = config.network
-    return Actor(
+    body = create_body(
+        net.body,
         input_dim,
-        action_dim,
-        net.width,
-        net.depth,
-        net.layer_norm,
-        net.log_std_min,
-        net.log_std_max,
-        net.log_std_bound,
+        2 * action_dim,
+        width=net.width,
+        depth=net.depth,
+        layer_norm=net.layer_norm,
         bf16=config.learner.precision == "bf16",
     )
+    return Actor(body, net.log_std_min, net.log_std_max, net.log_std_bound)
 
 
 class DeterministicPolicy(nn.Module):
@@ -55,5 +56,5 @@ def make_policy(config: Config, observation_dim: int, action_dim: int) -> Determ
 
 def stored_dimensions(state: Mapping[str, Any]) -> tuple[int, int]:
     """Observation and action dimensions of an agent's state, which has `encoder` and `actor`."""
-    *_, last_bias = (value for name, value in state["actor"].items() if "biases" in name)
+    *_, last_bias = (value for name, value in state["actor"].items() if "bias" in name)
     return len(state["encoder"]["mean"]), last_bias.shape[-1] // 2

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mtrl import checkpoint
 from mtrl.config import Config
+from mtrl.earlier_checkpoints import upgraded
 from mtrl.envs import tasks
 from mtrl.envs.vector import VectorEnv
 from mtrl.plugins import load_plugins
@@ -38,12 +39,10 @@ class Trained(NamedTuple):
     def policy(self, observation_dim: int, action_dim: int) -> DeterministicPolicy:
         """On the CPU. ConfigError if the checkpoint has another size."""
         policy = make_policy(self.config, observation_dim, action_dim)
-        parts = {"encoder": policy.encoder, "actor": policy.actor}
-        own = {name: part.state_dict() for name, part in parts.items()}
         with _misfit(self.checkpoint):
-            checkpoint.check_fit(own, self.agent_state)
-        for name, part in parts.items():
-            part.load_state_dict(self.agent_state[name])
+            state = fitting(policy, self.agent_state)
+        policy.encoder.load_state_dict(state["encoder"])
+        policy.actor.load_state_dict(state["actor"])
         return policy.eval()
 
 
@@ -87,12 +86,18 @@ def _misfit(chosen: str) -> Iterator[None]:
         raise ConfigError("checkpoint", chosen, f"does not fit this run: {error}") from None
 
 
+def fitting(policy: DeterministicPolicy, agent_state: Mapping[str, Any]) -> dict[str, Any]:
+    """The agent's state with the names of today; CheckpointError unless the policy fits it."""
+    state = upgraded(agent_state, {"actor": policy.actor})
+    own = {"encoder": policy.encoder.state_dict(), "actor": policy.actor.state_dict()}
+    checkpoint.check_fit(own, state)
+    return state
+
+
 def check_checkpoint(config: Config, envs: VectorEnv, state: Any) -> None:
     """Raise CheckpointError unless a run of this configuration can continue from `state`."""
     checkpoint.check_resumable(state, config.num_envs)
-    policy = make_policy(config, envs.observation_dim, envs.action_dim)
-    own = {"encoder": policy.encoder.state_dict(), "actor": policy.actor.state_dict()}
-    checkpoint.check_fit(own, state["agent"])
+    fitting(make_policy(config, envs.observation_dim, envs.action_dim), state["agent"])
 
 
 def with_environments(config: Config, moved: Sequence[str] = ()) -> Config:

@@ -17,11 +17,11 @@ from mtrl.agent import Agent
 from mtrl.capture import CapturedUpdate
 from mtrl.compilation import Compilation
 from mtrl.config import AgentConfig, Config
-from mtrl.diagnostics import Diagnostics
 from mtrl.ending import Stopped, TrainingError
 from mtrl.envs.goals import lane_goals
 from mtrl.envs.vector import Step, VectorEnv
 from mtrl.evaluate import Evaluation, Evaluator, agent_policy, goals_at
+from mtrl.gradients.diagnostics import Diagnostics
 from mtrl.log_window import LogWindow
 from mtrl.recorder import Recorder
 from mtrl.replay import ReplayBuffer
@@ -120,10 +120,11 @@ class Trainer:
             batch = self.replay.sample(self.per_task_batch, torch.Generator(self.device))
             self._compiling = Compilation(agent, batch, self._return_bound())
         if settings.capture == "on":
-            agent.make_capturable()
+            for part in agent.parts.values():
+                part.optimizer.make_capturable()
             self._captured = CapturedUpdate(
                 self._update,
-                agent.smtos,
+                [part.smto for part in agent.parts.values()],
                 agent.generators,
                 self.device,
                 lambda text: self.recorder.message(f"warning: {text}"),
@@ -204,7 +205,9 @@ class Trainer:
     def _learn(self, updates: int) -> None:
         if self.config.agent.lr_decay:
             left = (self.total - self.step) / self.total
-            self.agent.scale_learning_rates(schedule(self.config.agent, left))
+            factor = schedule(self.config.agent, left)
+            for part in self.agent.parts.values():
+                part.optimizer.scale(factor)
         every = self.config.diagnostics.every
         for _ in range(updates):
             look = every > 0 and self.updates % every == 0
@@ -220,14 +223,16 @@ class Trainer:
 
     def _update(self, *, gramians: bool = False) -> Tensor:
         """One update on a fresh sample; -> its metrics [quantity, task]."""
-        batch = self.replay.sample(self.per_task_batch, self.agent.generator, self.agent.alpha())
+        agent = self.agent
+        alpha = agent.temperature.alpha()
+        batch = self.replay.sample(self.per_task_batch, agent.generator, alpha)
         self.timer.lap("sample")
-        return torch.stack(self.agent.update(batch, self._return_bound(), gramians=gramians))
+        return torch.stack(agent.update(batch, self._return_bound(), gramians=gramians))
 
     def _return_bound(self) -> Tensor | None:
         if not self.config.agent.target_clip:
             return None
-        return self.replay.return_bound(self.agent.alpha())
+        return self.replay.return_bound(self.agent.temperature.alpha())
 
     # -- around it ------------------------------------------------------------------------------
 
@@ -291,7 +296,7 @@ class Trainer:
         self.elapsed += window.seconds
         success = [float(np.mean(recent)) if recent else math.nan for recent in self.recent_success]
         sigma = self.reward_scale.moments.sigma.cpu().numpy()
-        divisor = self.reward_scale.divisor(self.agent.alpha())
+        divisor = self.reward_scale.divisor(self.agent.temperature.alpha())
         values = window.times(self.step) | self.diagnostics.flush()
         values |= recorder.per_task("train/episode_success", success)
         values |= recorder.per_task("train/reward_std", sigma)

@@ -40,7 +40,7 @@ from mtrl.compilation import Compilation, exit_now
 from mtrl.config import AgentConfig, Config, EnvConfig, LearnerConfig, NetworkConfig, SmtoConfig
 from mtrl.envs.tasks import benchmark_tasks
 from mtrl.learner import choose_device
-from mtrl.networks import sample_action
+from mtrl.networks.actor import sample_action
 from mtrl.replay import Batch
 from mtrl.smto import describe
 
@@ -182,11 +182,12 @@ def prepare(
 
 
 def captured(agent: Agent, batch: Batch) -> Callable[[Batch], object]:
-    agent.make_capturable()
+    for part in agent.parts.values():
+        part.optimizer.make_capturable()
     reasons: list[str] = []
     update = CapturedUpdate(
         lambda: torch.stack(agent.update(batch)),
-        agent.smtos,
+        [part.smto for part in agent.parts.values()],
         agent.generators,
         agent.device,
         warn=reasons.append,

@@ -22,16 +22,16 @@ from typing import NamedTuple
 import torch
 from marked_table import replace_table
 from peak_memory import peak_memory
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtrl.agent import Agent
-from mtrl.config import AgentConfig, Config, EnvConfig, Loss, SmtoConfig
+from mtrl.config import AgentConfig, Config, EnvConfig, SmtoConfig
 from mtrl.envs.tasks import BENCHMARKS
+from mtrl.gradients.layers import Layers, TaskLoss
 from mtrl.learner import choose_device
+from mtrl.networks.layers import Term
 from mtrl.replay import Batch
 from mtrl.smto import available, describe
-from mtrl.smto.base import gram_matrix
-from mtrl.task_gradients import Combined
 
 OBSERVATION, ACTION, SAMPLES = 39, 4, 128
 LOOP = "m backward passes"
@@ -46,22 +46,17 @@ class Cost(NamedTuple):
     """Most memory an update holds on top of the agent, MiB."""
 
 
-class LoopAgent(Agent):
-    """The slow way: one backward pass per task and loss."""
-
-    def _combine(self, loss: Loss, inputs: Sequence[Tensor]) -> Combined:
-        smto, task_loss, network = self._problem(loss)
-        losses, auxiliary = task_loss(network, *inputs)
-        parameters = list(network.parameters())
-        rows = []
-        for value in losses:
-            gradients = torch.autograd.grad(value, parameters, retain_graph=True)
-            rows.append(torch.cat([g.flatten() for g in gradients]))
-        jacobian = torch.stack(rows)
-        weights = smto.weights(losses=losses.detach(), gramian=gram_matrix(jacobian))
-        pieces = (weights.to(jacobian.dtype) @ jacobian).split([p.numel() for p in parameters])
-        direction = tuple(d.view_as(p) for d, p in zip(pieces, parameters, strict=True))
-        return Combined(losses.detach(), auxiliary.detach(), direction, weights)
+def one_backward_per_task(task_loss: TaskLoss, network: nn.Module, *inputs: Tensor) -> Layers:
+    """The slow way to `layer_gradients`."""
+    losses, auxiliary = task_loss(network, *inputs)
+    parameters = list(network.parameters())
+    rows = [torch.autograd.grad(loss, parameters, retain_graph=True) for loss in losses]
+    terms = (torch.stack([g.flatten() for g in column]) for column in zip(*rows, strict=True))
+    return Layers(
+        losses.detach(),
+        auxiliary.detach(),
+        tuple(Term(None, rows[None, :, None]) for rows in terms),
+    )
 
 
 def make_agent(method: str, m: int, device: torch.device) -> Agent:
@@ -71,7 +66,11 @@ def make_agent(method: str, m: int, device: torch.device) -> Agent:
         env=EnvConfig(tasks=BENCHMARKS["MT50"][:m]),
         agent=AgentConfig(smto=SmtoConfig(name, options)),
     )
-    return (LoopAgent if method == LOOP else Agent)(config, OBSERVATION, ACTION, device)
+    agent = Agent(config, OBSERVATION, ACTION, device)
+    if method == LOOP:
+        for objective in (agent.critic, agent.actor):
+            objective.gradients = one_backward_per_task
+    return agent
 
 
 def make_batch(m: int, device: torch.device) -> Batch:

@@ -63,9 +63,14 @@ def train(agent, updates, first=0):
 
 
 def parameters(agent):
-    networks = (agent.actor, agent.critic, agent.target_critic)
+    networks = (agent.actor.network, agent.critic.network, agent.target_critic)
     values = [p for network in networks for p in network.parameters()]
-    return torch.cat([p.detach().flatten() for p in [*values, agent.log_alpha]])
+    return torch.cat([p.detach().flatten() for p in [*values, agent.temperature.log_alpha]])
+
+
+def scale_learning_rates(agent, factor):
+    for part in agent.parts.values():
+        part.optimizer.scale(factor)
 
 
 def norm_of_gradients(network):
@@ -86,7 +91,7 @@ def textbook_update(agent, batch, adams, smto_weights):
     stream = agent.generator
 
     def policy(states):
-        mean, log_std = agent.actor(agent.encoder(states))
+        mean, log_std = agent.actor.network(agent.encoder(states))
         normal = torch.distributions.Normal(mean, log_std.exp())
         u = mean + log_std.exp() * torch.randn(mean.shape, generator=stream)
         # float64, because 1 - tanh(u)^2 loses its digits in float32
@@ -96,20 +101,20 @@ def textbook_update(agent, batch, adams, smto_weights):
     def q_values(critic, states, actions):
         return critic(agent.encoder(states), actions)
 
-    alpha = agent.log_alpha.detach().exp().expand(agent.num_tasks)[:, None].clone()
+    alpha = agent.temperature.log_alpha.detach().exp().expand(agent.num_tasks)[:, None].clone()
     with torch.no_grad():
         action, log_prob = policy(batch.next_observations)
         value = q_values(agent.target_critic, batch.next_observations, action).min(0).values
         value = value - alpha * log_prob
         target = batch.rewards + batch.discounts * (1 - batch.terminated) * value
-    q1, q2 = q_values(agent.critic, batch.observations, batch.actions)
+    q1, q2 = q_values(agent.critic.network, batch.observations, batch.actions)
     critic_losses = ((q1 - target) ** 2 + (q2 - target) ** 2).mean(1)
     adams["critic"].zero_grad()
     (smto_weights * critic_losses).sum().backward()
     adams["critic"].step()
 
     action, log_prob = policy(batch.observations)
-    value = q_values(agent.critic, batch.observations, action).min(0).values
+    value = q_values(agent.critic.network, batch.observations, action).min(0).values
     actor_losses = (alpha * log_prob - value).mean(1)
     adams["actor"].zero_grad()
     (smto_weights * actor_losses).sum().backward()
@@ -117,11 +122,13 @@ def textbook_update(agent, batch, adams, smto_weights):
 
     entropy = -log_prob.detach().mean(1)
     adams["temperature"].zero_grad()
-    (agent.log_alpha.exp() * (entropy - agent.target_entropy)).mean().backward()
+    (
+        agent.temperature.log_alpha.exp() * (entropy - agent.temperature.target_entropy)
+    ).mean().backward()
     adams["temperature"].step()
     with torch.no_grad():
         for slow, fast in zip(
-            agent.target_critic.parameters(), agent.critic.parameters(), strict=True
+            agent.target_critic.parameters(), agent.critic.network.parameters(), strict=True
         ):
             slow.copy_((1 - tau) * slow + tau * fast)
     return critic_losses.detach(), actor_losses.detach(), entropy
@@ -142,9 +149,9 @@ def test_update_equals_textbook_sac(temperature, layer_norm):
     }
     agent, twin = make_agent(**settings), make_agent(**settings)
     adams = {
-        "critic": torch.optim.Adam(twin.critic.parameters(), lr=2e-3),
-        "actor": torch.optim.Adam(twin.actor.parameters(), lr=1e-3, weight_decay=0.01),
-        "temperature": torch.optim.Adam([twin.log_alpha], lr=3e-3),
+        "critic": torch.optim.Adam(twin.critic.network.parameters(), lr=2e-3),
+        "actor": torch.optim.Adam(twin.actor.network.parameters(), lr=1e-3, weight_decay=0.01),
+        "temperature": torch.optim.Adam([twin.temperature.log_alpha], lr=3e-3),
     }
     start = parameters(agent)
     for k in range(3):
@@ -166,9 +173,9 @@ def test_update_equals_textbook_sac(temperature, layer_norm):
 
 def test_sgd_steps_along_the_direction():
     agent = make_agent(optimizer="sgd", betas=(0.0, 0.0), critic_lr=0.1)
-    before = [p.detach().clone() for p in agent.critic.parameters()]
+    before = [p.detach().clone() for p in agent.critic.network.parameters()]
     agent.update(make_batch())
-    for old, new in zip(before, agent.critic.parameters(), strict=True):
+    for old, new in zip(before, agent.critic.network.parameters(), strict=True):
         torch.testing.assert_close(new.detach(), old - 0.1 * new.grad)
 
 
@@ -177,10 +184,12 @@ def test_adamw_decays_the_weights_apart_from_the_gradient():
         make_agent(critic_lr=0.01, **settings)
         for settings in ({}, {"optimizer": "adamw", "weight_decay": 0.5})
     )
-    start = [p.detach().clone() for p in plain.critic.parameters()]
+    start = [p.detach().clone() for p in plain.critic.network.parameters()]
     for agent in (plain, decayed):
         agent.update(make_batch())
-    moved = zip(start, plain.critic.parameters(), decayed.critic.parameters(), strict=True)
+    moved = zip(
+        start, plain.critic.network.parameters(), decayed.critic.network.parameters(), strict=True
+    )
     for old, one, two in moved:
         expected = one.detach() - 0.01 * 0.5 * old
         torch.testing.assert_close(two.detach(), expected, rtol=1e-5, atol=1e-6)
@@ -202,7 +211,7 @@ def test_target_network_moves_by_tau_towards_the_critic():
         old = [p.clone() for p in agent.target_critic.parameters()]
         agent.update(make_batch())
         for before, after, goal in zip(
-            old, agent.target_critic.parameters(), agent.critic.parameters(), strict=True
+            old, agent.target_critic.parameters(), agent.critic.network.parameters(), strict=True
         ):
             expected = 0.75 * before + 0.25 * goal
             np.testing.assert_allclose(
@@ -213,7 +222,9 @@ def test_target_network_moves_by_tau_towards_the_critic():
 
 def test_target_network_starts_equal_and_separate():
     agent = make_agent()
-    pairs = list(zip(agent.target_critic.parameters(), agent.critic.parameters(), strict=True))
+    pairs = list(
+        zip(agent.target_critic.parameters(), agent.critic.network.parameters(), strict=True)
+    )
     assert all(torch.equal(a, b) for a, b in pairs)
     agent.update(make_batch())
     assert any(not torch.equal(a, b) for a, b in pairs)
@@ -223,7 +234,7 @@ def test_targets_are_clipped_from_above_per_task():
     agent = make_agent()
     batch = make_batch()._replace(rewards=torch.full((3, SAMPLES), 1e3))
     bound = torch.tensor([1.0, 5.0, 1e9])  # the last task is not clipped
-    q_values = agent.critic(agent.encoder(batch.observations), batch.actions).detach()
+    q_values = agent.critic.network(agent.encoder(batch.observations), batch.actions).detach()
     expected = (q_values - bound[:, None]).square().sum(0).mean(1)
     free = make_agent().update(batch)
     clipped = agent.update(batch, bound)
@@ -310,7 +321,9 @@ def test_fixed_weights_reach_both_networks():
     other.update(changed)
     for name in ("actor", "critic"):
         pairs = zip(
-            getattr(agent, name).parameters(), getattr(other, name).parameters(), strict=True
+            getattr(agent, name).network.parameters(),
+            getattr(other, name).network.parameters(),
+            strict=True,
         )
         assert all(torch.allclose(a, b, rtol=0.0, atol=1e-6) for a, b in pairs)
 
@@ -329,7 +342,7 @@ def test_metrics_are_detached_and_per_task(smto):
 
 def test_actor_l2_is_coupled_weight_decay_and_the_critic_has_none():
     agent = make_agent(actor_l2=0.05, actor_lr=1e-2, critic_lr=1e-2)
-    copies = {name: copy.deepcopy(getattr(agent, name)) for name in ("actor", "critic")}
+    copies = {name: copy.deepcopy(getattr(agent, name).network) for name in ("actor", "critic")}
     adams = {
         "actor": torch.optim.Adam(copies["actor"].parameters(), lr=1e-2, weight_decay=0.05),
         "critic": torch.optim.Adam(copies["critic"].parameters(), lr=1e-2),
@@ -337,12 +350,12 @@ def test_actor_l2_is_coupled_weight_decay_and_the_critic_has_none():
     for k in range(4):
         agent.update(make_batch(seed=k))
         for name, network in copies.items():
-            own = getattr(agent, name).parameters()
+            own = getattr(agent, name).network.parameters()
             for mine, theirs in zip(network.parameters(), own, strict=True):
                 mine.grad = theirs.grad.detach().clone()
             adams[name].step()
     for name, network in copies.items():
-        own = getattr(agent, name).parameters()
+        own = getattr(agent, name).network.parameters()
         for mine, theirs in zip(network.parameters(), own, strict=True):
             np.testing.assert_allclose(
                 theirs.detach().numpy(), mine.detach().numpy(), rtol=1e-4, atol=1e-6
@@ -354,11 +367,13 @@ def test_max_grad_norm_bounds_the_direction_and_keeps_its_sense(smto):
     free, clipped = make_agent(smto=smto), make_agent(smto=smto, max_grad_norm=1e-2)
     batch = make_batch()
     free.update(batch), clipped.update(batch)
-    norm = norm_of_gradients(free.critic)
+    norm = norm_of_gradients(free.critic.network)
     assert norm > 0.1
-    assert norm_of_gradients(clipped.critic) == pytest.approx(1e-2, rel=1e-5)
-    assert norm_of_gradients(clipped.actor) <= 1e-2 * (1 + 1e-5)
-    for a, b in zip(free.critic.parameters(), clipped.critic.parameters(), strict=True):
+    assert norm_of_gradients(clipped.critic.network) == pytest.approx(1e-2, rel=1e-5)
+    assert norm_of_gradients(clipped.actor.network) <= 1e-2 * (1 + 1e-5)
+    for a, b in zip(
+        free.critic.network.parameters(), clipped.critic.network.parameters(), strict=True
+    ):
         np.testing.assert_allclose(
             b.grad.numpy(), a.grad.numpy() * 1e-2 / norm, rtol=1e-5, atol=1e-9
         )
@@ -378,7 +393,8 @@ def agent_with_known_spread(log_stds, **settings):
     tasks = len(log_stds)
     agent = make_agent(tasks=tasks, network={"width": tasks, "depth": 1}, actor_lr=1e-9, **settings)
     with torch.no_grad():
-        first, last = agent.actor.mlp.weights
+        body = agent.actor.network.body
+        first, last = body.hidden[0].linear.weight, body.head.weight
         first.zero_()
         first[0, OBSERVATION:] = torch.eye(tasks)
         last.zero_()
@@ -390,24 +406,24 @@ def test_each_temperature_follows_its_own_tasks_entropy():
     # Target -2: a spread of e^-5 is far below it, a spread of 1 above it.
     agent = agent_with_known_spread([-5.0, 0.0, -5.0], temperature_lr=0.01)
     metrics = train(agent, 5)
-    assert agent.log_alpha.shape == (3,)
+    assert agent.temperature.log_alpha.shape == (3,)
     assert (metrics[0].entropy < -2.0).tolist() == [True, False, True]
-    alpha = agent.log_alpha.detach().exp()
+    alpha = agent.temperature.log_alpha.detach().exp()
     assert (alpha > 1.0).tolist() == [True, False, True]
     np.testing.assert_allclose(metrics[0].alpha.numpy(), 1.0)
     expected = [0.05, -0.05, 0.05]  # five full Adam steps from log 1
-    np.testing.assert_allclose(agent.log_alpha.detach().numpy(), expected, rtol=0.1)
+    np.testing.assert_allclose(agent.temperature.log_alpha.detach().numpy(), expected, rtol=0.1)
 
 
 @pytest.mark.parametrize(("log_stds", "up"), [([-5.0, 0.0, -5.0], True), ([0.0, -0.5, 0.0], False)])
 def test_shared_temperature_follows_the_mean_entropy(log_stds, up):
     agent = agent_with_known_spread(log_stds, temperature="shared", initial_temperature=0.5)
     metrics = agent.update(make_batch())
-    assert agent.log_alpha.shape == (1,)
+    assert agent.temperature.log_alpha.shape == (1,)
     assert bool(metrics.entropy.mean() < -2.0) == up
     expected = 0.5 * (metrics.entropy.mean().item() + 2.0)
-    assert agent.log_alpha.grad.item() == pytest.approx(expected, rel=1e-5)
-    assert (agent.log_alpha.item() > math.log(0.5)) == up
+    assert agent.temperature.log_alpha.grad.item() == pytest.approx(expected, rel=1e-5)
+    assert (agent.temperature.log_alpha.item() > math.log(0.5)) == up
     assert metrics.alpha.tolist() == pytest.approx([0.5] * 3)
 
 
@@ -416,7 +432,7 @@ def test_target_entropy_scales_with_the_action_dimensions():
     metrics = train(agent, 1)[0]
     assert (metrics.entropy > -8.0).all()
     assert (metrics.entropy < -2.0).all()
-    assert (agent.log_alpha < 0).all()
+    assert (agent.temperature.log_alpha < 0).all()
 
 
 def test_observation_norm_reaches_the_update():
@@ -441,7 +457,7 @@ def test_deterministic_action_is_tanh_of_the_mean():
     actions = agent.act(observations, deterministic=True)
     for task in range(3):
         one_hot = torch.eye(3)[task]
-        mean, _ = agent.actor(torch.cat([observations[task], one_hot]))
+        mean, _ = agent.actor.network(torch.cat([observations[task], one_hot]))
         np.testing.assert_allclose(actions[task].numpy(), np.tanh(mean.detach().numpy()), rtol=1e-5)
     assert torch.equal(actions, agent.act(observations, deterministic=True))
 
@@ -501,7 +517,7 @@ def test_learning_does_not_change_the_exploration_noise():
             "critic_smto": LossSmtoConfig("pcgrad"),
             "actor_smto": LossSmtoConfig("famo"),
             "network": {"depth": 1},
-            "critic": {"kind": "categorical", "ensemble": "mean", "bins": 11},
+            "critic": {"kind": "categorical", "ensemble": "mean", "bins": 11, "body": "residual"},
         },
     ],
     ids=["with the method", "up to the method"],
@@ -518,7 +534,7 @@ def test_compiled_equals_eager(settings):
     assert not torch.equal(parameters(compiled), parameters(make_agent(**settings)))
 
     # Standing still, on the same batch: what differs from call to call is the noise.
-    compiled.scale_learning_rates(0.0)
+    scale_learning_rates(compiled, 0.0)
     one, two = (compiled.update(make_batch()) for _ in range(2))
     assert torch.equal(one.alpha, two.alpha)
     for quantity in ("critic_loss", "actor_loss", "entropy"):
@@ -527,16 +543,18 @@ def test_compiled_equals_eager(settings):
 
 def test_learning_rates_scale():
     still, moving = make_agent(), make_agent()
-    still.scale_learning_rates(0.0)
+    scale_learning_rates(still, 0.0)
     before = parameters(still)
     train(still, 2)
     for name in ("actor", "critic"):
         pair = zip(
-            getattr(still, name).parameters(), getattr(moving, name).parameters(), strict=True
+            getattr(still, name).network.parameters(),
+            getattr(moving, name).network.parameters(),
+            strict=True,
         )
         assert all(torch.equal(a, b) for a, b in pair)
-    assert torch.equal(still.log_alpha, moving.log_alpha)
-    still.scale_learning_rates(1.0)
+    assert torch.equal(still.temperature.log_alpha, moving.temperature.log_alpha)
+    scale_learning_rates(still, 1.0)
     train(still, 1)
     assert not torch.equal(parameters(still), before)
 
@@ -617,7 +635,7 @@ def test_every_method_resumes_bitwise(name, tmp_path):
 
 def test_losses_have_methods_and_streams_of_their_own():
     agent = make_agent(smto="rlw_normal", temperature_smto=TemperatureSmtoConfig("rlw_normal"))
-    smtos = (agent.critic_smto, agent.actor_smto, agent.temperature_smto)
+    smtos = (agent.critic.smto, agent.actor.smto, agent.temperature.smto)
     draws = [smto.weights(losses=torch.ones(3)) for smto in smtos]
     assert all(not torch.equal(draws[i], draws[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
 
@@ -635,7 +653,7 @@ def test_autoscale_is_told_how_many_updates_there_are():
     assert config.total_updates == 10 + 40
     needs = []
     for k in range(config.total_updates):
-        needs.append(agent.critic_smto.needs)
+        needs.append(agent.critic.smto.needs)
         agent.update(make_batch(3, k))
     explored = needs.count("gramian")
     assert needs == ["gramian"] * explored + ["losses"] * (50 - explored)
@@ -653,11 +671,21 @@ def test_pcgrad_freezes_a_shared_temperature_whose_tasks_conflict(temperature, f
     plain = agent_with_known_spread([-5.0, 0.5], temperature=temperature)
     for one in (agent, plain):
         one.update(make_batch(2))
-    assert plain.log_alpha.grad.abs().min() > 0.01
+    assert plain.temperature.log_alpha.grad.abs().min() > 0.01
     if frozen:
-        assert agent.log_alpha.grad.abs().max() < 1e-6
+        assert agent.temperature.log_alpha.grad.abs().max() < 1e-6
     else:
-        np.testing.assert_allclose(agent.log_alpha.grad, plain.log_alpha.grad, rtol=1e-6)
+        np.testing.assert_allclose(
+            agent.temperature.log_alpha.grad, plain.temperature.log_alpha.grad, rtol=1e-6
+        )
+
+
+def test_a_network_that_takes_the_general_way_is_named():
+    agent = make_agent()
+    agent.actor.is_recorded = False
+    (warning,) = agent.warnings()
+    assert "actor" in warning
+    assert "general" in warning
 
 
 def test_methods_that_want_positive_losses_say_so_at_the_start():
@@ -685,8 +713,8 @@ def test_update_on_cuda_is_close_to_the_cpu(smto):
     for agent, device in ((here, CPU), (there, cuda)):
         there_batch = Batch(*(field.to(device) for field in batch))
         alpha = torch.ones(2, device=device)
-        critic = agent.critic_gradients(there_batch, noise.to(device), alpha, None)
-        actor = agent.actor_gradients(there_batch.observations, noise.to(device), alpha)
+        critic = agent.critic.direction(there_batch, noise.to(device), alpha, None)
+        actor = agent.actor.direction(there_batch.observations, noise.to(device), alpha)
         for combined in (critic, actor):
             direction = torch.cat([g.detach().flatten() for g in combined.gradients]).cpu()
             directions.append((direction, combined.losses.cpu()))

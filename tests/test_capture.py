@@ -73,19 +73,29 @@ class Learner:
 
     def update(self) -> Tensor:
         agent = self.agent
-        bound = self.replay.return_bound(agent.alpha())
-        batch = self.replay.sample(SAMPLES, agent.generator, agent.alpha())
+        alpha = agent.temperature.alpha()
+        bound = self.replay.return_bound(alpha)
+        batch = self.replay.sample(SAMPLES, agent.generator, alpha)
         return torch.stack(agent.update(batch, bound))
 
     def captured(self) -> CapturedUpdate:
-        agent = self.agent
-        agent.make_capturable()
+        self.make_capturable()
+        smtos = [part.smto for part in self.agent.parts.values()]
         return CapturedUpdate(
-            self.update, agent.smtos, agent.generators, self.device, self.warnings.append
+            self.update, smtos, self.agent.generators, self.device, self.warnings.append
         )
 
+    def make_capturable(self) -> None:
+        for part in self.agent.parts.values():
+            part.optimizer.make_capturable()
+
+    def scale_learning_rates(self, factor: float) -> None:
+        for part in self.agent.parts.values():
+            part.optimizer.scale(factor)
+
     def parameters(self) -> Tensor:
-        networks = (self.agent.actor, self.agent.critic, self.agent.target_critic)
+        agent = self.agent
+        networks = (agent.actor.network, agent.critic.network, agent.target_critic)
         return torch.cat([p.detach().flatten() for n in networks for p in n.parameters()]).cpu()
 
 
@@ -109,9 +119,8 @@ def all_state(learner: Learner) -> dict[str, Tensor]:
         "held": replay._held,
         "newest": replay._newest,
     }
-    for name in ("critic_smto", "actor_smto", "temperature_smto"):  # these hand out copies
-        smto = getattr(agent, name)
-        state[name] = {kept: getattr(smto, kept) for kept in smto._kept}
+    for loss, part in agent.parts.items():  # these hand out copies
+        state[f"{loss}_smto"] = {kept: getattr(part.smto, kept) for kept in part.smto._kept}
     return tensors({k: v for k, v in state.items() if k not in ("generator", "exploration")})
 
 
@@ -121,13 +130,13 @@ def test_all_that_changes_stays_where_it_is(method: str) -> None:
     normalization = NORMALIZATIONS[available().index(method) % 5]
     n_step, critic = (3, "categorical") if normalization.startswith("return") else (1, "scalar")
     learner = Learner(method, normalization=normalization, n_step=n_step, critic=critic)
-    learner.agent.make_capturable()
+    learner.make_capturable()
     learner.update()  # optimisers and methods make their state
     before = all_state(learner)
     values = {name: tensor.clone() for name, tensor in before.items()}
     learner.add()
     learner.agent.encoder.set_statistics(*learner.replay.observation_statistics())
-    learner.agent.scale_learning_rates(0.5)
+    learner.scale_learning_rates(0.5)
     learner.update()
     after = all_state(learner)
     assert before.keys() == after.keys()
@@ -217,7 +226,7 @@ def test_state_of_a_users_own_method_is_found_too() -> None:
 @pytest.mark.parametrize(("method", "tries"), [("pcgrad", True), ("aligned_mtl", False)])
 def test_without_cuda_every_call_is_an_ordinary_update(method: str, tries: bool) -> None:
     plain, learner = Learner(method), Learner(method)
-    plain.agent.make_capturable()
+    plain.make_capturable()
     captured = learner.captured()
     for k in range(WARM_UPS + 4):
         assert torch.equal(plain.update(), captured())
@@ -229,14 +238,14 @@ def test_without_cuda_every_call_is_an_ordinary_update(method: str, tries: bool)
 
 def test_step_sizes_are_plain_numbers_again_after_loading() -> None:
     learner, other = Learner(actor_lr=1e-3), Learner(actor_lr=1e-3)
-    learner.agent.make_capturable()
-    learner.agent.scale_learning_rates(0.5)
+    learner.make_capturable()
+    learner.scale_learning_rates(0.5)
     learner.update()
     state = checkpoint.snapshot(learner.agent.state_dict())
     group = state["actor_optimizer"]["param_groups"][0]
     assert float(group["lr"]) == pytest.approx(5e-4)
     other.agent.load_state_dict(state)
-    group = other.agent.actor_optimizer.param_groups[0]
+    group = other.agent.actor.optimizer.torch.param_groups[0]
     assert (group["lr"], group["capturable"]) == (1e-3, False)
 
 
@@ -254,13 +263,13 @@ def test_captured_updates_equal_eager_ones_and_draw_fresh_noise(method: str) -> 
         torch.testing.assert_close(eager.update(), captured(), rtol=1e-3, atol=1e-4)
         for one in (eager, learner):
             one.add()  # the replay grows under the graph
-            one.agent.scale_learning_rates(1.0 - 0.01 * k)
+            one.scale_learning_rates(1.0 - 0.01 * k)
     assert learner.warnings == []
     assert captured._graph is not None
     torch.testing.assert_close(eager.parameters(), learner.parameters(), rtol=1e-3, atol=1e-4)
     for a, b in zip(eager.agent.generators, learner.agent.generators, strict=True):
         assert torch.equal(a.get_state(), b.get_state()), "a resumed run goes on in the same stream"
-    learner.agent.scale_learning_rates(0.0)
+    learner.scale_learning_rates(0.0)
     entropies = [captured()[3] for _ in range(3)]
     assert not torch.equal(entropies[0], entropies[1])
     assert not torch.equal(entropies[1], entropies[2])

@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from mtrl import checkpoint, cli
 from mtrl.command_line import with_overrides
 from mtrl.config import Config, load_yaml
-from mtrl.diagnostics import GradientMetrics
+from mtrl.gradients.diagnostics import GradientMetrics
 from mtrl.smto import available, create
 
 TOY = str(REPOSITORY / "configs/toy.yaml")

@@ -5,15 +5,15 @@ import math
 import numpy as np
 import pytest
 import torch
+from gradient_cases import combined_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_agent import make_agent, make_batch, parameters
 from test_task_gradients import problem, separate_backwards
 
-from mtrl.diagnostics import Diagnostics, cosines, gradient_metrics
+from mtrl.gradients.diagnostics import Diagnostics, cosines, gradient_metrics
 from mtrl.recorder import draw_heat_map
 from mtrl.smto import available, create, describe
-from mtrl.task_gradients import combined_gradients, task_gramian
 
 
 def slow_metrics(jacobian: np.ndarray) -> dict[str, float]:
@@ -120,7 +120,8 @@ def test_gramian_is_that_of_separate_backwards(which: str, method: str) -> None:
     gramian = combined_gradients(create(method, 4), task_loss, network, inputs).gramian
     if method != "pcgrad":
         assert gramian is None, "computed for nothing"
-        gramian = task_gramian(task_loss, network, inputs)
+        smto = create(method, 4)
+        gramian = combined_gradients(smto, task_loss, network, inputs, gramian=True).gramian
     assert gramian is not None
     assert gramian.dtype == torch.float64
     lengths = np.linalg.norm(rows, axis=1)

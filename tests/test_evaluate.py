@@ -186,7 +186,7 @@ def make_agent() -> Agent:
 def alter(agent: Agent) -> None:
     """As training does, in place."""
     with torch.no_grad():
-        for parameter in agent.actor.parameters():
+        for parameter in agent.policy.actor.parameters():
             parameter.add_(1.0)
         agent.encoder.set_statistics(torch.ones(2), torch.ones(2))
 

@@ -5,7 +5,10 @@ import pytest
 import torch
 from torch.distributions import Normal, TanhTransform, TransformedDistribution
 
-from mtrl.networks import MLP, Actor, Critic, InputEncoder, sample_action
+from mtrl.networks.actor import Actor, sample_action
+from mtrl.networks.bodies import MLP, Residual
+from mtrl.networks.critic import Critic
+from mtrl.networks.encoder import InputEncoder
 
 
 def randomise(module, seed=0):
@@ -20,17 +23,28 @@ def randomise(module, seed=0):
 
 def plain_network(mlp, copy, x, layer_norm):
     """One copy in NumPy: x [rows, input] -> [rows, output]."""
-    last = len(mlp.weights) - 1
-    for layer in range(last + 1):
-        x = x @ mlp.weights[layer][copy].detach().numpy()
-        bias = mlp.biases[layer][copy, 0].detach().numpy()
-        if layer == last:
-            return x + bias
+    for layer in mlp.hidden:
+        x = x @ layer.linear.weight[copy].detach().numpy()
         if layer_norm:
-            centred = x - x.mean(1, keepdims=True)
-            x = centred / np.sqrt((centred**2).mean(1, keepdims=True) + 1e-5)
-        x = np.maximum(x + bias, 0.0)
-    raise AssertionError
+            x = normalised(x)
+        bias = layer.norm.bias if layer_norm else layer.linear.bias
+        x = np.maximum(x + bias[copy, 0].detach().numpy(), 0.0)
+    return affine(mlp.head, copy, x)
+
+
+def normalised(x):
+    centred = x - x.mean(1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(1, keepdims=True) + 1e-5)
+
+
+def affine(linear, copy, x):
+    weight, bias = (p[copy].detach().numpy() for p in (linear.weight, linear.bias))
+    return x @ weight + bias[0]
+
+
+def dense(layer, copy, x):
+    gain, bias = (p[copy, 0].detach().numpy() for p in (layer.norm.gain, layer.norm.bias))
+    return normalised(affine(layer.linear, copy, x)) * gain + bias
 
 
 @pytest.mark.parametrize("layer_norm", [False, True])
@@ -47,6 +61,21 @@ def test_mlp_equals_separate_networks(copies, leading, layer_norm):
         np.testing.assert_allclose(
             out[copy].detach().numpy().reshape(-1, 4), expected, rtol=1e-10, atol=1e-12
         )
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_residual_body_equals_separate_networks(depth):
+    body = randomise(Residual(2, 5, 4, width=7, depth=depth))
+    x = torch.randn(3, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    out = body(x).detach().numpy()
+    assert out.shape == (2, 3, 6, 4)
+    for copy in range(2):
+        hidden = np.maximum(dense(body.first, copy, x.reshape(-1, 5).numpy()), 0.0)
+        for block in body.blocks:
+            inner = np.maximum(dense(block.first, copy, hidden), 0.0)
+            hidden = hidden + dense(block.second, copy, inner)
+        expected = affine(body.head, copy, hidden)
+        np.testing.assert_allclose(out[copy].reshape(-1, 4), expected, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("layer_norm", [False, True])
@@ -82,36 +111,36 @@ def test_mlp_leaves_its_input_alone(layer_norm):
 
 def test_initial_weights_are_xavier_uniform_and_differ_between_copies():
     mlp = MLP(2, 30, 10, width=200, depth=2, layer_norm=False)
-    for weight, (fan_in, fan_out) in zip(
-        mlp.weights, [(30, 200), (200, 200), (200, 10)], strict=True
-    ):
+    linears = [*(layer.linear for layer in mlp.hidden), mlp.head]
+    sizes = [(30, 200), (200, 200), (200, 10)]
+    for weight, (fan_in, fan_out) in zip((x.weight for x in linears), sizes, strict=True):
         bound = math.sqrt(6.0 / (fan_in + fan_out))
         for copy in weight.detach():
             assert 0.98 * bound < copy.abs().max() <= bound
             assert copy.std().item() == pytest.approx(bound / math.sqrt(3.0), rel=0.05)
         assert not torch.equal(weight[0], weight[1])
-    assert all((bias == 0).all() for bias in mlp.biases)
+    assert all((linear.bias == 0).all() for linear in linears)
 
 
 def test_critic_is_two_networks_on_inputs_and_actions():
-    critic = randomise(Critic(3, 2, width=6, depth=2))
+    critic = randomise(Critic(MLP(2, 5, 1, width=6, depth=2, layer_norm=False)))
     inputs, actions = torch.randn(4, 5, 3).double(), torch.randn(4, 5, 2).double()
     values = critic(inputs, actions).detach().numpy()
     rows = torch.cat([inputs, actions], -1).reshape(-1, 5).numpy()
     for k in range(2):
-        expected = plain_network(critic.mlp, k, rows, False).reshape(4, 5)
+        expected = plain_network(critic.body, k, rows, False).reshape(4, 5)
         np.testing.assert_allclose(values[k], expected, rtol=1e-10)
 
 
 @pytest.mark.parametrize("bound", ["clamp", "tanh"])
 def test_log_std_is_bounded(bound):
     low, high = -4.0, 1.5
-    actor = randomise(Actor(3, 2, 6, 1, False, low, high, bound))
+    actor = randomise(Actor(MLP(1, 3, 4, width=6, depth=1, layer_norm=False), low, high, bound))
     with torch.no_grad():  # reach far beyond both bounds, and stay between them too
-        actor.mlp.weights[-1] *= 30.0
+        actor.body.head.weight *= 30.0
     inputs = torch.randn(200, 3).double()
     mean, log_std = (out.detach().numpy() for out in actor(inputs))
-    raw = plain_network(actor.mlp, 0, inputs.numpy(), False)
+    raw = plain_network(actor.body, 0, inputs.numpy(), False)
     assert raw[:, 2:].min() < low
     assert raw[:, 2:].max() > high
     if bound == "clamp":

@@ -1,15 +1,20 @@
 import numpy as np
 import pytest
 import torch
+from gradient_cases import combined_gradients, jacobian
 from torch import nn
 
 from mtrl import losses
 from mtrl.agent import Agent
 from mtrl.config import AgentConfig, Config, EnvConfig, NetworkConfig, SmtoConfig
-from mtrl.networks import MLP
+from mtrl.gradients.buffer import Buffer
+from mtrl.gradients.layers import is_recorded
+from mtrl.gradients.objective import Objective
+from mtrl.networks.bodies import MLP
+from mtrl.networks.layers import layers_of
+from mtrl.optimizer import Optimizer
 from mtrl.smto import SMTO, available, create
 from mtrl.smto.base import options_of
-from mtrl.task_gradients import Buffer, combined_gradients, jacobian, task_gramian
 
 TASKS, SAMPLES, OBSERVATION, ACTION = 4, 6, 5, 2
 
@@ -23,7 +28,7 @@ def make_agent(layer_norm=False, encoding="one_hot", smto="unitary"):
     agent = Agent(config, OBSERVATION, ACTION, torch.device("cpu"))
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():  # zero biases would hide a gradient in the wrong place
-        for p in [*agent.actor.parameters(), *agent.critic.parameters()]:
+        for p in [*agent.actor.network.parameters(), *agent.critic.network.parameters()]:
             p += 0.1 * torch.randn(p.shape, generator=generator)
     return agent
 
@@ -38,16 +43,16 @@ def problem(agent, which):
     if which == "actor":
 
         def actor_loss(actor, *args):
-            return losses.actor_loss(actor, agent.critic, agent.value, *args)
+            return losses.actor_loss(actor, agent.critic.network, agent.value, *args)
 
-        return actor_loss, agent.actor, (inputs, noise, 0.2 * scale)
+        return actor_loss, agent.actor.network, (inputs, noise, 0.2 * scale)
 
     def critic_loss(critic, *args):
         loss = losses.critic_loss(critic, agent.value, *args)
         return loss, 2.0 * loss
 
     targets = scale * torch.randn(TASKS, SAMPLES, generator=generator)
-    return critic_loss, agent.critic, (inputs, noise.tanh(), targets)
+    return critic_loss, agent.critic.network, (inputs, noise.tanh(), targets)
 
 
 def separate_backwards(task_loss, network, inputs):
@@ -215,9 +220,10 @@ def test_only_the_named_network_gets_gradients(smto):
     agent = make_agent(smto=smto)
     observations = torch.randn(TASKS, SAMPLES, OBSERVATION)
     noise = torch.randn(TASKS, SAMPLES, ACTION)
-    combined = agent.actor_gradients(observations, noise, torch.ones(TASKS))
-    assert len(combined.gradients) == len(list(agent.actor.parameters()))
-    assert all(p.grad is None for p in [*agent.critic.parameters(), agent.log_alpha])
+    direction = agent.actor.direction(observations, noise, torch.ones(TASKS))
+    actor, critic = agent.actor.network, agent.critic.network
+    assert len(direction.gradients) == len(list(actor.parameters()))
+    assert all(p.grad is None for p in [*critic.parameters(), agent.temperature.log_alpha])
 
 
 def test_each_row_uses_the_noise_of_its_own_task():
@@ -226,99 +232,84 @@ def test_each_row_uses_the_noise_of_its_own_task():
     noise = inputs[1].clone()
     noise[0] += 1.0
     moved = (inputs[0], noise, inputs[2])
-    before, *_ = jacobian(task_loss, agent.actor, inputs)
-    after, *_ = jacobian(task_loss, agent.actor, moved)
+    actor = agent.actor.network
+    before, *_ = jacobian(task_loss, actor, inputs)
+    after, *_ = jacobian(task_loss, actor, moved)
     assert torch.equal(before[1:], after[1:])
     assert not torch.allclose(before[0], after[0])
-    again, *_ = jacobian(task_loss, agent.actor, inputs)
+    again, *_ = jacobian(task_loss, actor, inputs)
     assert torch.equal(before, again)
 
 
 # -- any network, heads, memory -------------------------------------------------------------------
 
 
-class Heads(nn.Module):
-    """A convolution and a trunk for all tasks; a head and a scale that only some tasks use."""
+class Convolution(nn.Module):
+    """A network of other modules."""
 
     def __init__(self):
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(0.7))
         self.convolution = nn.Conv1d(1, 3, 2)
         self.trunk = nn.Linear(12, 8)
-        self.heads = nn.Parameter(torch.randn(TASKS, 8))
+        self.unused = nn.Linear(2, 2)
 
-    def forward(self, x, task):
+    def forward(self, x):
         features = self.convolution(x.reshape(-1, 1, OBSERVATION)).relu().flatten(1)
-        features = self.trunk(features).tanh().unflatten(0, x.shape[:-1])
-        values = (features * self.heads[task].unsqueeze(-2)).sum(-1)
-        return values * torch.where(task == 0, self.scale, 1.0).unsqueeze(-1)
+        return self.scale * self.trunk(features).tanh().unflatten(0, x.shape[:-1]).sum(-1)
 
 
-SHARED = ["convolution.weight", "convolution.bias", "trunk.weight", "trunk.bias"]
-
-
-def heads_problem():
+def convolution_problem():
     torch.manual_seed(5)
-    network = Heads()
-    inputs = (torch.randn(TASKS, SAMPLES, OBSERVATION), torch.arange(TASKS))
-    targets = torch.randn(TASKS, SAMPLES)
+    inputs = (torch.randn(TASKS, SAMPLES, OBSERVATION), torch.randn(TASKS, SAMPLES))
 
-    def task_loss(network, x, task, target):
-        loss = (network(x, task) - target).square().mean(-1)
+    def task_loss(network, x, target):
+        loss = (network(x) - target).square().mean(-1)
         return loss, loss
 
-    return task_loss, network, (*inputs, targets)
-
-
-def rows_of(task_loss, network, inputs, names):
-    """[task, P] of the named parameters, by one backward per task."""
-    losses, _ = task_loss(network, *inputs)
-    chosen = [dict(network.named_parameters())[name] for name in names]
-    rows = []
-    for loss in losses:
-        gradients = torch.autograd.grad(loss, chosen, retain_graph=True)
-        rows.append(torch.cat([g.flatten() for g in gradients]))
-    return torch.stack(rows).numpy()
+    return task_loss, Convolution(), inputs
 
 
 @pytest.mark.parametrize("chunk_size", [None, 1, 50])
-@pytest.mark.parametrize("smto", ["unitary", "inverse norm", "majority"])
-def test_task_specific_parameters_stay_out_of_the_gramian(smto, chunk_size):
-    task_loss, network, inputs = heads_problem()
-    own = ["scale", "heads"]
-    rows = rows_of(task_loss, network, inputs, SHARED)
-    plain = rows_of(task_loss, network, inputs, own).mean(0)
-    method = {"inverse norm": InverseNorm, "majority": Majority}.get(smto)
-    method = method(TASKS) if method else create(smto, TASKS)
+@pytest.mark.parametrize("smto", ["unitary", "inverse norm"])
+def test_any_other_network_takes_the_general_way(smto, chunk_size):
+    task_loss, network, inputs = convolution_problem()
+    rows = []
+    for t in range(TASKS):
+        loss, _ = task_loss(network, *(value[t] for value in inputs))
+        own = torch.autograd.grad(loss, list(network.parameters()), materialize_grads=True)
+        rows.append(torch.cat([g.flatten() for g in own]).numpy())
+    rows = np.stack(rows)
+    assert not is_recorded(network)
+    method = InverseNorm(TASKS) if smto == "inverse norm" else create(smto, TASKS)
     combined = combined_gradients(
-        method, task_loss, network, inputs, shared=SHARED, chunk_size=chunk_size
+        method, task_loss, network, inputs, chunk_size=chunk_size, gramian=True
     )
-    gramian = combined.gramian
-    if gramian is None:
-        gramian = task_gramian(task_loss, network, inputs, shared=SHARED, chunk_size=chunk_size)
-    np.testing.assert_allclose(gramian.numpy(), rows @ rows.T, rtol=1e-4, atol=1e-6)
-    got = dict(zip(dict(network.named_parameters()), combined.gradients, strict=True))
-    assert_close(flat([got[name] for name in own]), plain)
-    if smto == "majority":
-        expected = Majority(TASKS).direction(torch.from_numpy(rows), combined.losses).numpy()
-        assert np.median(np.abs(flat([got[name] for name in SHARED]) - expected)) < 1e-5
-    else:
-        lengths = np.linalg.norm(rows, axis=1)
-        weights = 1 / lengths if smto == "inverse norm" else np.full(TASKS, 1 / TASKS)
-        assert_close(flat([got[name] for name in SHARED]), weights @ rows, 1e-4)
+    np.testing.assert_allclose(combined.gramian.numpy(), rows @ rows.T, rtol=1e-4, atol=1e-6)
+    lengths = np.linalg.norm(rows, axis=1)
+    weights = 1 / lengths if smto == "inverse norm" else np.full(TASKS, 1 / TASKS)
+    assert_close(flat(combined.gradients), weights @ rows, 1e-4)
 
 
-def test_unknown_shared_parameter():
-    task_loss, network, inputs = heads_problem()
-    with pytest.raises(ValueError, match=r"trunk\.wieght"):
-        combined_gradients(
-            create("unitary", TASKS), task_loss, network, inputs, shared=["trunk.wieght"]
-        )
+def test_an_objective_of_any_other_network_learns():
+    task_loss, network, inputs = convolution_problem()
+    objective = Objective(
+        network,
+        lambda *given: given,
+        task_loss,
+        create("pcgrad", TASKS),
+        Optimizer(network.parameters(), 0.01),
+        buffer=Buffer(),
+    )
+    objective.compile(*inputs)  # leaves it as it is
+    losses = torch.stack([objective.step(*inputs).losses for _ in range(20)])
+    assert not objective.is_recorded
+    assert (losses[-1] < losses[0]).all()
 
 
 @every_problem
 @pytest.mark.parametrize("layer_norm", [False, True])
-def test_networks_of_mlps_agree_with_the_general_way(which, layer_norm):
+def test_recorded_layers_agree_with_the_general_way(which, layer_norm):
     """A wrapper with a parameter of its own takes the general way, by vmap."""
     task_loss, network, inputs = problem(make_agent(layer_norm), which)
 
@@ -385,16 +376,12 @@ def test_memory_that_is_not_there_is_refused_before_it_is_taken():
     assert "chunk_size" in str(message.value)
 
 
-def test_a_network_called_twice_is_refused():
+def test_a_layer_that_the_loss_leaves_out_is_named():
     task_loss, network, inputs = problem(make_agent(), "critic")
-
-    def twice(critic, *args):
-        one, two = task_loss(critic, *args), task_loss(critic, *args)
-        return one[0] + two[0], one[1]
-
-    with pytest.raises(ValueError, match="exactly once"):
-        jacobian(twice, network, inputs)
-    assert all(module.tape is None for module in network.modules() if hasattr(module, "tape"))
+    network.left_out = MLP(1, 2, 2, 3, 1, False)
+    with pytest.raises(ValueError, match="does not call"):
+        jacobian(task_loss, network, inputs)
+    assert not any(layer.is_recorded for layer in layers_of(network))
 
 
 # -- every method learns --------------------------------------------------------------------------

@@ -182,7 +182,11 @@ def test_a_checkpoint_that_does_not_fit_is_one_line(
     torch.save({"model": torch.zeros(3)}, foreign)
     checkpoint.save(listed, [1, 2])  # type: ignore[arg-type]  # nothing that mtrl writes
     for path, code, expected in (
-        (step_file(wide), 2, "actor.mlp.weights.0 has shape (1, 6, 24) there, (1, 6, 16) here"),
+        (
+            step_file(wide),
+            2,
+            "actor.body.hidden.0.linear.weight has shape (1, 6, 24) there, (1, 6, 16) here",
+        ),
         (step_file(supervised), 2, "it is a checkpoint of mtrl supervised"),
         (supervised / "checkpoints/best.pt", 2, "it is a checkpoint of mtrl supervised"),
         (foreign, 1, "is damaged, or none of mtrl's"),
@@ -199,7 +203,7 @@ def test_a_checkpoint_that_does_not_fit_is_one_line(
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("wide", "actor.mlp.weights.0 has shape (1, 6, 24) there"),
+        ("wide", "actor.body.hidden.0.linear.weight has shape (1, 6, 24) there"),
         ("supervised", "it is a checkpoint of mtrl supervised"),
         ("best", "holds the policy alone"),
     ],
@@ -240,14 +244,19 @@ def test_a_foreign_newest_checkpoint_is_one_line(
     run = tmp_path / "run"
     shutil.copytree(reference, run)
     shutil.copyfile(step_file(wide), checkpoint.step_path(run / "checkpoints", 9999))
-    refused(["resume", str(run)], capsys, "actor.mlp.weights.0 has shape (1, 6, 24)", code=1)
+    refused(
+        ["resume", str(run)],
+        capsys,
+        "actor.body.hidden.0.linear.weight has shape (1, 6, 24)",
+        code=1,
+    )
     refused(["evaluate", str(run), "--checkpoint", "latest"], capsys, "does not fit this run")
 
 
 def test_an_agent_refuses_the_state_of_another_and_stays_as_it_was(reference: Path) -> None:
     config = load_yaml(reference / "config.yaml")
     agent = Agent(config, 2, 2, torch.device("cpu"))
-    weights = agent.actor.mlp.weights[0].clone()
+    weights = agent.policy.actor.body.hidden[0].linear.weight.clone()
     state = final_state(reference)["agent"]
     for part, changed in (
         ("log_alpha", torch.zeros(7)),
@@ -259,7 +268,7 @@ def test_an_agent_refuses_the_state_of_another_and_stays_as_it_was(reference: Pa
             agent.load_state_dict(state | {part: changed})
     with pytest.raises(CheckpointError, match="it has no target_critic"):
         agent.load_state_dict({k: v for k, v in state.items() if k != "target_critic"})
-    assert torch.equal(agent.actor.mlp.weights[0], weights)
+    assert torch.equal(agent.policy.actor.body.hidden[0].linear.weight, weights)
     agent.load_state_dict(state)
     assert PCGRAD[1] == config.agent.smto.name
 

@@ -341,10 +341,6 @@ def describe(name: str | type[SMTO]) -> Method:
     )
 
 
-def is_compilable(name: str) -> bool:
-    return _find(name)[1].compilable
-
-
 def create(name: str | type[SMTO], num_tasks: int, **options: Any) -> SMTO:
     """A fresh instance; ValueError for an unknown name or option, listing the valid ones.
 

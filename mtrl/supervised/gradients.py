@@ -9,7 +9,7 @@ follows:
     representation  z <- the SMTO's direction of them    one backward of the encoder
     parameters      J from all rows                      m backwards, `chunk_size` at a time
 
-Unlike in `mtrl.task_gradients` the tasks share every sample: m encoder backwards are the work that
+Unlike in `mtrl.gradients` the tasks share every sample: m encoder backwards are the work that
 the task gradients on parameters take, however they are batched. There is one forward, so BatchNorm
 sees the batch once and all tasks share its dropout.
 """

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from mtrl import checkpoint
 from mtrl.checkpoint import CheckpointError
-from mtrl.diagnostics import Diagnostics
 from mtrl.ending import Stopped, TrainingError, outcome, signals
+from mtrl.gradients.diagnostics import Diagnostics
 from mtrl.learner import choose_device
 from mtrl.recorder import Recorder
 from mtrl.run_directory import RunDirectory, Status, peak_memory_mib

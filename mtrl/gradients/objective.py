@@ -1,0 +1,101 @@
+"""One network and how it learns: loss per task -> SMTO -> optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtrl.gradients.buffer import Buffer
+from mtrl.gradients.combine import Direction, combine, plain_direction
+from mtrl.gradients.general import general_gradients
+from mtrl.gradients.layers import (
+    GRAMIAN_CHUNK,
+    Layers,
+    TaskGradients,
+    TaskLoss,
+    is_recorded,
+    layer_gradients,
+)
+from mtrl.networks.layers import layers_of
+from mtrl.optimizer import Optimizer
+from mtrl.smto import SMTO
+
+
+class Objective:
+    """`step` is layers -> combine -> optimiser, or an ordinary backward where that is enough."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        inputs: Callable[..., tuple[Tensor, ...]],
+        task_loss: TaskLoss,
+        smto: SMTO,
+        optimizer: Optimizer,
+        *,
+        buffer: Buffer,
+        chunk_size: int | None = None,
+        max_grad_norm: float | None = None,
+    ) -> None:
+        """inputs: what `step` is given -> inputs of the loss, each [task, ...]."""
+        self.network, self.smto, self.optimizer = network, smto, optimizer
+        self.buffer, self.chunk_size, self.max_grad_norm = buffer, chunk_size, max_grad_norm
+        self.is_recorded = is_recorded(network)
+        self.gradients: Callable[..., Layers] = (
+            layer_gradients if self.is_recorded else general_gradients
+        )
+        self.layers: Callable[..., Layers] = lambda *given: self.gradients(
+            task_loss, network, *inputs(*given)
+        )
+        """The pure part, compiled or not."""
+        self.plain: Callable[..., Direction] | None = None
+        """The shorter way where the method needs the losses alone: an ordinary backward, or all of
+        it compiled. None: there is none, and `direction` is taken."""
+        if not any(layer.of_one_task for layer in layers_of(network)):
+            self.plain = lambda *given: plain_direction(smto, task_loss, network, *inputs(*given))
+
+    def step(self, *given: Any, gramian: bool = False) -> Direction:
+        """gramian: give the Gramian whatever the method; changes nothing else."""
+        if self.plain is None or self.smto.needs != "losses":
+            found = self.direction(*given, gramian=gramian)
+        else:
+            found = self.plain(*given)
+            if gramian:
+                found = found._replace(gramian=self._gramian(*given))
+        self.optimizer.step(found.gradients, self.max_grad_norm)
+        return found
+
+    def direction(self, *given: Any, gramian: bool = False) -> Direction:
+        return combine(
+            self.smto,
+            self.network,
+            self.layers(*given),
+            buffer=self.buffer,
+            chunk_size=self.chunk_size,
+            gramian=gramian,
+        )
+
+    def _gramian(self, *given: Any) -> Tensor:
+        # In memory of its own: a larger shared buffer would move, under a captured update.
+        rows = TaskGradients(self.network, self.layers(*given))
+        return rows.gramian(self.chunk_size or GRAMIAN_CHUNK, Buffer())
+
+    def compile(self, *example: Any) -> None:
+        """Compile `layers`, and what follows it where the method's weights are constant.
+
+        Changes no state. Raises what torch.compile raises; nothing is compiled then.
+        """
+        if not self.is_recorded:
+            return
+        pure = self.direction if self.smto.compilable else self.layers
+        # At every call, since the setting holds for one thread, and a compilation has its own.
+        # AttributeError before PyTorch 2.11.
+        with_backward = torch._dynamo.config.patch(trace_autograd_ops=True)
+        compiled = with_backward(torch.compile(pure, fullgraph=True))
+        compiled(*example)
+        if self.smto.compilable:
+            self.plain = compiled
+        else:
+            self.layers, self.plain = compiled, None
