@@ -148,7 +148,7 @@ def task_gramian(
     chunk_size: int | None = None,
     buffer: Buffer | None = None,
 ) -> Tensor:
-    """G = J J^T [task, task] in float64, for methods that do without it; as combined_gradients."""
+    """G = J J^T [task, task], for methods that do without it; as combined_gradients."""
     names, _ = _shared_and_own(network, shared)
     split = split_backward(task_loss, network, names, [], inputs)
     return _gramian(split, inputs[0].shape[0], chunk_size or GRAMIAN_CHUNK, buffer or Buffer())
@@ -182,10 +182,10 @@ def _jacobian(split: Split, m: int, buffer: Buffer) -> Tensor:
 
 
 def _gramian(split: Split, m: int, chunk_size: int, buffer: Buffer) -> Tensor:
-    """G [task, task] in float64, from blocks of J that are dropped at once."""
+    """G [task, task] as `gram_matrix` makes it, from blocks of J that are dropped at once."""
     total = torch.zeros(m, m, dtype=torch.float64, device=split.losses.device)
     for block in split.blocks(chunk_size):
         columns = buffer.take(m, block.size, split.losses)
         block.fill(columns)
         total += gram_matrix(columns)
-    return total
+    return total.to(split.losses.dtype)
