@@ -183,7 +183,7 @@ def test_the_look_is_on_the_shared_parameters() -> None:
         rows.append(torch.cat([g.flatten() for g in gradients]))
     jacobian = torch.stack(rows).double()
     assert look is not None
-    torch.testing.assert_close(look, jacobian @ jacobian.T, rtol=1e-4, atol=1e-8)
+    torch.testing.assert_close(look.double(), jacobian @ jacobian.T, rtol=1e-4, atol=1e-8)
 
 
 @pytest.mark.parametrize("space", SPACES)

@@ -27,7 +27,7 @@ class Direction(NamedTuple):
     weights: Tensor | None
     """[task] the SMTO's weights, where it has weights."""
     gramian: Tensor | None = None
-    """[task, task] float64, where the SMTO needs it or it was asked for."""
+    """[task, task] where the SMTO needs it or it was asked for."""
 
 
 @torch.no_grad()

@@ -39,6 +39,7 @@ class GradientMetrics(NamedTuple):
 
 def cosines(gramian: Tensor) -> Tensor:
     """cos_ij [m, m] in [-1, 1]; 1 on the diagonal, 0 beside a zero gradient."""
+    gramian = gramian.double()
     norms = gramian.diagonal().clamp(min=0.0).sqrt()
     products = norms[:, None] * norms
     safe = torch.where(products > 0, products, 1.0)
@@ -47,8 +48,8 @@ def cosines(gramian: Tensor) -> Tensor:
 
 
 def gradient_metrics(gramian: Tensor) -> GradientMetrics:
-    """Conflict metrics of G [m, m] (float64); NaN where G is not finite."""
-    m = len(gramian)
+    """Conflict metrics of G [m, m], in float64; NaN where G is not finite."""
+    m, gramian = len(gramian), gramian.double()
     first, second = torch.triu_indices(m, m, offset=1, device=gramian.device)
     norms = gramian.diagonal().clamp(min=0.0).sqrt()
     cosine = cosines(gramian)

@@ -102,14 +102,14 @@ class TaskGradients:
         return matrix
 
     def gramian(self, chunk_size: int, buffer: Buffer) -> Tensor:
-        """J J^T [task, task] in float64, from pieces of J that are dropped at once."""
+        """J J^T [task, task] as `gram_matrix` makes it, from pieces of J that are dropped at once."""
         m = len(self.losses)
         total = torch.zeros(m, m, dtype=torch.float64, device=self.losses.device)
         for _, size, fill in self._blocks(chunk_size):
             columns = buffer.take(m, size, self.losses)
             fill(columns)
             total += gram_matrix(columns)
-        return total
+        return total.to(self.losses.dtype)
 
     def _blocks(
         self, chunk_size: int | None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtrl.smto.base import SMTO, Needs, register
-from mtrl.smto.solvers import floored, spectrum
+from mtrl.smto.solvers import DOUBLE, floored, ridge, spectrum
 
 Cost = Literal["equal_magnitude", "condition_number", "loss_scale"]
 Combination = Literal["last", "mean", "linear"]
@@ -94,7 +94,7 @@ class AutoScale(SMTO):
             self._collect(given.detach().double())
             self.calls += 1
             if self.calls % self.length == 0:
-                self._close(self.calls // self.length)
+                self._close(self.calls // self.length, torch.finfo(given.dtype).eps)
             self._choose_needs()
         return weights
 
@@ -106,10 +106,10 @@ class AutoScale(SMTO):
         else:
             self.total += given / given.diagonal().max().clamp(min=1e-300)
 
-    def _close(self, window: int) -> None:
+    def _close(self, window: int, precision: float) -> None:
         """Set the weights of the next window, or of the second phase, from this window's sums."""
         if self.cost == "condition_number":
-            weights = best_conditioned(self.total)
+            weights = best_conditioned(self.total, precision)
         else:
             weights = 1.0 / floored(self.total)
         self.found[window] = weights / weights.sum()
@@ -135,7 +135,7 @@ class AutoScale(SMTO):
         self._choose_needs()
 
 
-def best_conditioned(gramian: Tensor, iterations: int = 200) -> Tensor:
+def best_conditioned(gramian: Tensor, precision: float = DOUBLE, iterations: int = 200) -> Tensor:
     """Weights [m] that make the condition number of diag(w) G diag(w) small; sum is not fixed.
 
     Adam on log w from equal lengths, with the exact derivative 2 (v_max^2 - v_min^2) of
@@ -144,12 +144,13 @@ def best_conditioned(gramian: Tensor, iterations: int = 200) -> Tensor:
     lengths = floored(gramian.diagonal().clamp(min=0.0).sqrt())
     log_weights = -lengths.log()
     shift, moment, square = (torch.zeros_like(lengths) for _ in range(3))
+    blur = ridge(precision, len(gramian))  # far above what rounding makes of a zero gradient
     best, best_cost = shift, torch.full_like(shift[0], torch.inf)
     for step in range(1, iterations + 1):
         scale = (log_weights + shift).exp()
-        values, vectors, kept = spectrum(gramian * scale * scale[:, None])
-        lowest = kept.to(torch.uint8).argmax()  # eigenvalues ascend
-        cost = (values[-1].clamp(min=1e-300) / values[lowest].clamp(min=1e-300)).log()
+        values, vectors, inverse = spectrum(gramian * scale * scale[:, None], precision)
+        largest, lowest = inverse.max(0)
+        cost = (values[-1].clamp(min=1e-300) * largest.clamp(min=1e-300)).log()
         best = torch.where(cost < best_cost, shift, best)
         best_cost = torch.minimum(cost, best_cost)
         gradient = 2.0 * (
@@ -158,6 +159,7 @@ def best_conditioned(gramian: Tensor, iterations: int = 200) -> Tensor:
         moment = 0.9 * moment + 0.1 * gradient
         square = 0.99 * square + 0.01 * gradient.square()
         rate = 0.1 * (1.0 - (step - 1) / iterations)
-        update = (moment / (1.0 - 0.9**step)) / ((square / (1.0 - 0.99**step)).sqrt() + 1e-8)
+        size = (square / (1.0 - 0.99**step)).sqrt() + blur
+        update = (moment / (1.0 - 0.9**step)) / size
         shift = shift - rate * update
     return (log_weights + best).exp()

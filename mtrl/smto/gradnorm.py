@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mtrl.smto.base import GramianSMTO, LearnedSMTO, register
-from mtrl.smto.solvers import floored
+from mtrl.smto.solvers import floored, ridge
 
 
 @register("gradnorm")
@@ -18,7 +18,8 @@ class GradNorm(LearnedSMTO, GramianSMTO):
     Learns w, from all 1, to minimise sum_i | w_i |g_i| - mean_j(w_j |g_j|) r_i^alpha |, the target
     held constant; r_i is l_i / (first l_i), relative to its mean over tasks. After each Adam step w
     is kept above 1e-3 and scaled to sum m, and the direction is the weighted mean. Norms are of
-    all shared parameters (the paper: of the last shared layer), relative to their mean.
+    all shared parameters (the paper: of the last shared layer), relative to their mean; a norm that
+    equals its target but for rounding is left where it is.
     """
 
     wants_positive_losses = True
@@ -41,7 +42,9 @@ class GradNorm(LearnedSMTO, GramianSMTO):
         lengths = lengths / lengths.mean()
         norms = self.parameter * lengths
         target = norms.mean() * (progress / progress.mean()) ** self.alpha
-        self.descend(lengths * torch.sign(norms - target))
+        missed = norms - target
+        apart = missed.abs() > ridge(self.precision) * target
+        self.descend(lengths * torch.sign(missed) * apart)
         self.parameter.clamp_(min=1e-3)
         self.parameter *= self.num_tasks / self.parameter.sum()
         return weights

@@ -6,19 +6,19 @@ import torch
 from torch import Tensor
 
 from mtrl.smto.base import GramianSMTO, LearnedSMTO, register
-from mtrl.smto.solvers import cosines, floored, spectrum
+from mtrl.smto.solvers import cosines, cut_off, floored, spectrum
 
 
-def equal_projections(gramian: Tensor) -> Tensor:
+def equal_projections(gramian: Tensor, precision: float) -> Tensor:
     """Weights [m] with sum 1 and equal projections w @ J . g_i / |g_i|; 0 if there are none."""
     cosine, lengths = cosines(gramian)
-    values, vectors, kept = spectrum(cosine)
-    x = vectors @ torch.where(kept, vectors.sum(0) / values, 0.0)  # C^+ 1
-    # x . 1 is at least 1 when C x = 1 has a solution; near 0 the gradients cancel.
-    solvable = x.sum() > 1e-3
+    _, vectors, inverse = spectrum(cosine, precision)
+    x = vectors @ (inverse * vectors.sum(0))  # C^+ 1
+    # The rest 1 - C x is orthogonal to all gradients; where they cancel it is all there is.
+    x = x + cut_off(precision) * (1.0 - cosine @ x)
     weights = torch.where(lengths > 0, x / floored(lengths), 0.0)
     total = weights.sum()
-    usable = solvable & (total.abs() > 1e-12 * weights.abs().sum())
+    usable = total.abs() > 1e-12 * weights.abs().sum()
     return torch.where(usable, weights / torch.where(usable, total, 1.0), 0.0)
 
 
@@ -30,13 +30,14 @@ class IMTLG(GramianSMTO):
     task as reference, and add 1e-6 I to the matrix). For independent gradients that is G^+ |g| as
     in Quinton & Rey's generalisation; for dependent ones ours does not depend on the gradients'
     lengths. Zero gradients get weight 0. Weights may be negative and are unbounded when the
-    gradients nearly cancel; all are zero if C 1 is. The eigendecomposition waits for a CUDA device.
+    gradients nearly cancel; they are equal, but for the lengths, if C 1 is zero. The
+    eigendecomposition waits for a CUDA device.
     """
 
     capturable = False
 
     def solve(self, gramian: Tensor, losses: Tensor | None) -> Tensor:
-        return equal_projections(gramian)
+        return equal_projections(gramian, self.precision)
 
 
 @register("imtl")
@@ -54,4 +55,4 @@ class IMTL(LearnedSMTO, GramianSMTO):
         losses = self.take(losses)
         scale = self.parameter.exp()
         self.descend(scale * losses - 1.0)
-        return scale * equal_projections(gramian * scale * scale[:, None])
+        return scale * equal_projections(gramian * scale * scale[:, None], self.precision)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtrl.smto.base import GramianSMTO, register
-from mtrl.smto.solvers import cosines, floored, min_norm
+from mtrl.smto.solvers import convex, cosines, floored, min_norm, ridge
 
 Normalisation = Literal["none", "l2", "loss", "loss+"]
 
@@ -26,7 +26,7 @@ class _MinNorm(GramianSMTO):
         # y_i = a_i |g_i| / s_i: the simplex becomes the plane sum_i y_i s_i / |g_i| = 1.
         plane = scales / lengths
         plane = plane / plane.max()
-        y = min_norm(cosine, plane)
+        y = min_norm(convex(cosine, ridge(self.precision, self.num_tasks)), plane)
         hull = plane * y / (plane @ y)
         products = cosine @ (hull / plane) / plane
         gap = hull @ products - products.min()
@@ -109,12 +109,12 @@ class CDTT(EDM):
         tension = self.alpha * torch.sigmoid(math.e * (strain - 1.0)) + 1.0 - self.alpha
         tension = tension.nan_to_num(nan=0.0)  # the window is not full yet
 
-        # The step towards g_i is t_i (g_i - d) / |g_i - d|; a task at d itself cannot pull.
-        scale = gramian.diagonal().max().clamp(min=1e-300)
+        # The step towards g_i is t_i (g_i - d) / |g_i - d|; a task at d itself cannot pull. Near d,
+        # in place of 1 / r, it is r^2 / (r^3 + ridge), r = |g_i - d| / unit: rounding shows in r^2.
         products = gramian @ weights
-        distance = gramian.diagonal() - 2.0 * products + weights @ products
-        apart = distance > 1e-20 * scale
-        pull = torch.where(apart, tension / torch.where(apart, distance, 1.0).sqrt(), 0.0)
+        squares = (gramian.diagonal() + weights @ products).clamp(min=1e-300)
+        distance = (1.0 - 2.0 * products / squares).clamp(min=0.0)
+        pull = tension * distance / (distance**1.5 + ridge(self.precision)) / squares.sqrt()
         weights = weights + pull - pull.sum() * weights
         for i in range(self.num_tasks):
             product, square = gramian[i] @ weights, gramian[i, i]

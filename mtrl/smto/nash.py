@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mtrl.smto.base import GramianSMTO, register
-from mtrl.smto.solvers import balance, convex, cosines
+from mtrl.smto.solvers import balance, convex, cosines, ridge
 
 
 class _Bargaining(GramianSMTO):
@@ -31,7 +31,8 @@ class _Bargaining(GramianSMTO):
         relative = torch.where(exists, lengths / unit, 1.0)
         # x_i = w_i |g_i|; a zero gradient is replaced by one orthogonal to all. The ridge bounds x
         # where gradients oppose each other exactly and w would be infinite.
-        matrix = convex(cosine + torch.diag_embed((~exists).to(cosine)), 1e-8)
+        added = max(1e-8, ridge(self.precision, self.num_tasks))
+        matrix = convex(cosine + torch.diag_embed((~exists).to(cosine)), added)
         exponent = 1.0 / self.alpha
         kappa = relative ** (exponent - 1.0)
         x = balance(matrix, kappa, self.alpha, self.iterations)
@@ -39,7 +40,7 @@ class _Bargaining(GramianSMTO):
         weights = torch.where(exists, x / relative, 0.0) * unit ** (-2.0 / (1.0 + exponent))
         if self.max_norm > 0:
             y = torch.where(exists, x, 0.0) * unit ** (1.0 - 2.0 / (1.0 + exponent))
-            norm = (y @ (cosine @ y)).clamp(min=0.0).sqrt()
+            norm = (y @ (matrix @ y)).sqrt()  # of a d that cancels, more than rounding
             weights = weights * self.max_norm / norm.clamp(min=self.max_norm)
         return weights
 

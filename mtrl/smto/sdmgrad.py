@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from mtrl.smto.base import GramianSMTO, register
-from mtrl.smto.solvers import simplex_quadratic
+from mtrl.smto.solvers import convex, for_lengths, simplex_quadratic
 
 
 @register("sdmgrad")
@@ -32,7 +32,7 @@ class SDMGrad(GramianSMTO):
         scaled = gramian / gramian.diagonal().max().clamp(min=1e-300)
         share = 1.0 / (1.0 + self.strength)
         hessian, linear = share * scaled, (1.0 - share) * scaled.mean(1)
-        w = simplex_quadratic(hessian, linear)
+        w = simplex_quadratic(convex(hessian, for_lengths(scaled, self.precision)), linear)
         w = w / w.sum()
         gradient = hessian @ w + linear
         self._certificates["duality_gap"] = w @ gradient - gradient.min()

@@ -2,6 +2,10 @@
 
 Everything works on cosines, so that gradients of any length are treated alike: with the lengths
 n_i = |g_i| the Gramian is G = D C D, D = diag(n), and C has a unit diagonal.
+
+Where gradients are equal or linearly dependent, many weights are optimal, and the rounding of G
+would choose among them. `ridge` and `cut_off` choose instead: the weights nearest to equal, as
+far as the `precision` of G (its relative rounding error) leaves them open.
 """
 
 from __future__ import annotations
@@ -11,10 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-RIDGE = 1e-13
-"""Added to the diagonal of C: far below float64 cosines' own use, enough for rank-deficient C."""
-NOISE = 1e-6
-"""Added instead when C is indefinite, which rounding in float32 Gramians makes it."""
+SINGLE, DOUBLE = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
 CENTRE = 1e-14
 """Where interior-point iterations stop moving: complementarity x_i z_i, in units of x z ~ 1."""
 
@@ -31,39 +32,76 @@ def floored(lengths: Tensor) -> Tensor:
     return torch.maximum(lengths, 1e-30 * lengths.max()).clamp(min=1e-150)
 
 
-def convex(matrix: Tensor, ridge: float = RIDGE) -> Tensor:
-    """C plus the smallest ridge that makes it positive definite."""
-    eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
-    failed = torch.linalg.cholesky_ex(matrix + ridge * eye).info > 0
-    return matrix + torch.where(failed, max(NOISE, ridge), ridge) * eye
+def ridge(precision: float, m: int = 1) -> float:
+    """What is added to the diagonal of C: 3e-5 m for float32, 6e-14 m for float64.
+
+    An error e of the cosines moves weights by up to e / ridge. Rounding alone makes e one or two
+    eps, so 256 m eps keep weights of 1/m within 1 % of it; the objective gets worse by no more
+    than the ridge.
+    """
+    return 256.0 * precision * m
 
 
-def spectrum(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Eigenvalues [m] ascending, eigenvectors [m, m], which eigenvalues are not zero [m].
+def convex(matrix: Tensor, added: Tensor | float) -> Tensor:
+    """C plus a diagonal, [m] or a number: at least float32's ridge where C is still indefinite."""
+    diagonal = torch.zeros_like(matrix[0]) + added
+    failed = torch.linalg.cholesky_ex(matrix + diagonal.diag_embed()).info > 0
+    diagonal = torch.where(failed, diagonal.clamp(min=ridge(SINGLE, len(matrix))), diagonal)
+    return matrix + diagonal.diag_embed()
 
-    Up to l_max m eps they count as zero, with the eps of float32, in which Gramians are usually
-    computed. On CUDA torch's eigh waits for the device, which nothing else here does.
+
+def for_lengths(scaled: Tensor, precision: float) -> Tensor:
+    """A ridge [m] for G with a largest diagonal entry of 1, where products with the mean gradient
+    or another long one matter: their error, and so the ridge, is proportional to |g_i|."""
+    lengths = scaled.diagonal().clamp(min=0.0).sqrt()
+    return ridge(precision, len(scaled)) * lengths + ridge(DOUBLE, len(scaled))
+
+
+def cut_off(precision: float) -> float:
+    """Below it eigenvalues of C count as zero: 1e-3 for float32, 4e-8 for float64."""
+    return 3.0 * precision**0.5
+
+
+def spectrum(matrix: Tensor, precision: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Eigenvalues l [m] ascending, eigenvectors [m, m], and 1 / l [m], for zero eigenvalues 0.
+
+    A jump between the two would let rounding decide. Instead with t = cut_off, 1 / l becomes
+    l^5 / (l^6 + t^6): right to 1e-6 from 10 t on, and negligible for what rounding makes of zero.
+    l counts in units of v^T diag(G) v, since errors of G are relative to gradient lengths. On
+    CUDA torch's eigh waits for the device, which nothing else here does.
     """
     # LAPACK raises for NaN; a training loop finds the loss behind it by itself.
-    values, vectors = torch.linalg.eigh(matrix.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
-    kept = values > values[-1] * len(matrix) * torch.finfo(torch.float32).eps
-    return values, vectors, kept
+    matrix = matrix.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    values, vectors = torch.linalg.eigh(matrix)
+    squares = matrix.diagonal().clamp(min=0.0)
+    # eigh's own error is relative to the largest eigenvalue.
+    unit = torch.maximum(squares @ vectors.square(), 1e-6 * squares.max()).clamp(min=1e-300)
+    relative = (values / unit).clamp(min=0.0)
+    inverse = relative**5 / (relative**6 + cut_off(precision) ** 6) / unit
+    return values, vectors, inverse
 
 
-Model = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(x, complementarity) -> gradient, Hessian of the objective."""
+Model = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""x -> gradient, Hessian of the objective."""
 
 
-def interior_point(model: Model, x: Tensor, plane: Tensor | None, iterations: int) -> Tensor:
+def interior_point(
+    model: Model,
+    x: Tensor,
+    plane: Tensor | None,
+    iterations: int,
+    reach: Tensor | float = 0.99,
+) -> Tensor:
     """Minimise a convex function over x >= 0, and plane . x = const (that of the start) if given.
 
     x [..., m]: a positive start. A primal-dual path-following method (Nocedal & Wright 2006,
     Section 16.6, without predictor): Newton on gradient - nu plane = z, x z = sigma mu, one step
-    length for both. On well-scaled problems every iteration gains 1 to 2 digits.
+    length for both. On well-scaled problems every iteration gains 1 to 2 digits. reach: by which
+    share of itself a variable may fall in one iteration.
     """
     m = x.shape[-1]
     eye = torch.eye(m, dtype=x.dtype, device=x.device)
-    gradient, _ = model(x, x.new_ones(()))
+    gradient, _ = model(x)
     z = gradient.abs().amax(-1, keepdim=True).clamp(min=1e-3).expand_as(x)
     # plane plane^T changes no step inside the plane, and makes the system definite.
     square = None if plane is None else torch.outer(plane, plane)
@@ -71,7 +109,7 @@ def interior_point(model: Model, x: Tensor, plane: Tensor | None, iterations: in
     for _ in range(iterations):
         product = x * z
         target = (sigma / m * product.sum(-1, keepdim=True)).clamp(min=CENTRE)
-        gradient, hessian = model(x, target)
+        gradient, hessian = model(x)
         right = target / x - gradient
         system = torch.addcmul(hessian, eye, (z / x).unsqueeze(-2))
         if plane is None or square is None:
@@ -81,8 +119,8 @@ def interior_point(model: Model, x: Tensor, plane: Tensor | None, iterations: in
             step = free - (plane @ free) / (plane @ normal) * normal
         primal = step / x
         dual = target / product - 1.0 - primal  # the step of z, divided by z
-        worst = torch.minimum(primal, dual).amin(-1, keepdim=True).neg()
-        length = 0.99 / worst.clamp(min=0.99)  # at most a full step, and x, z stay positive
+        fall = torch.minimum(primal / reach, dual / 0.99).amin(-1, keepdim=True).neg()
+        length = 1.0 / fall.clamp(min=1.0)  # at most a full step, and x, z stay positive
         x, z = torch.addcmul(x, length, step), torch.addcmul(z, length, z * dual)
         sigma = (1.0 - length).square().clamp(0.02, 0.5)  # aim lower when the last step was long
     return x
@@ -96,19 +134,19 @@ def _solve(matrix: Tensor, right: Tensor) -> Tensor:
 
 def quadratic(hessian: Tensor, linear: Tensor | float = 0.0) -> Model:
     """x^T H x / 2 + linear . x, for one x [m] or many [k, m]."""
-    return lambda x, _: (x @ hessian + linear, hessian)
+    return lambda x: (x @ hessian + linear, hessian)
 
 
 def min_norm(matrix: Tensor, plane: Tensor, iterations: int = 13) -> Tensor:
     """argmin y^T C y over y >= 0, plane . y = 1 (plane [m] positive, largest entry 1)."""
     start = torch.ones_like(plane) / plane.sum()
-    return interior_point(quadratic(convex(matrix)), start, plane, iterations)
+    return interior_point(quadratic(matrix), start, plane, iterations)
 
 
 def simplex_quadratic(hessian: Tensor, linear: Tensor, iterations: int = 13) -> Tensor:
     """argmin w^T H w / 2 + linear . w over the simplex; entries of H and linear of order 1."""
     plane = torch.ones_like(linear)
-    return interior_point(quadratic(convex(hessian), linear), plane / len(plane), plane, iterations)
+    return interior_point(quadratic(hessian, linear), plane / len(plane), plane, iterations)
 
 
 def dual_cone_projections(matrix: Tensor, iterations: int = 13) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mtrl.smto.base import GramianSMTO, register
-from mtrl.smto.solvers import NOISE, convex, cosines, dual_cone_projections
+from mtrl.smto.solvers import convex, cosines, dual_cone_projections, ridge
 
 
 @register("upgrad")
@@ -15,14 +15,15 @@ class UPGrad(GramianSMTO):
 
     Each g_i is replaced by the nearest vector of {d: g_j . d >= 0 for all j}; the direction is
     their mean, so (to first order) no loss rises. m quadratic programs of size m, solved together
-    by an interior point method; cosines are regularised by 1e-6 (the authors' library: the Gramian
-    by 1e-4 of its trace). Certificate: the largest conflict
+    by an interior point method; cosines are regularised by 3e-5 m, those of float64 gradients by
+    1e-6 (the authors' library: the Gramian by 1e-4 of its trace). Certificate: the largest conflict
     left, -g_i'.g_j / (|g_i| |g_j|) with g_i' the projected g_i.
     """
 
     def solve(self, gramian: Tensor, losses: Tensor | None) -> Tensor:
         cosine, lengths = cosines(gramian)
-        rows = dual_cone_projections(convex(cosine, NOISE))
+        added = max(1e-6, ridge(self.precision, self.num_tasks))
+        rows = dual_cone_projections(convex(cosine, added))
         self._certificates["conflict"] = (-(rows @ cosine)).clamp(min=0.0).max()
         weights = lengths @ rows
         return torch.where(lengths > 0, weights / lengths, 0.0) / self.num_tasks

@@ -36,7 +36,7 @@ class Outcome(NamedTuple):
     weights: Tensor | None
     """[task] the SMTO's weights, where it has weights."""
     gramian: Tensor | None
-    """[task, task] float64, on the shared parameters; where it was asked for."""
+    """[task, task] on the shared parameters; where it was asked for."""
 
 
 def backward(
