@@ -102,7 +102,7 @@ class TaskGradients:
         return matrix
 
     def gramian(self, chunk_size: int, buffer: Buffer) -> Tensor:
-        """J J^T [task, task] as `gram_matrix` makes it, from pieces of J that are dropped at once."""
+        """J J^T [task, task], as `gram_matrix`, from pieces of J that are dropped at once."""
         m = len(self.losses)
         total = torch.zeros(m, m, dtype=torch.float64, device=self.losses.device)
         for _, size, fill in self._blocks(chunk_size):
