@@ -34,7 +34,7 @@ def test_learns_all_tasks_nearly_optimally(method: str, run_mtrl: Mtrl, tmp_path
     done = run_mtrl(*line, "--agent.smto.name", method)
     assert done.returncode == 0, done.stderr[-3000:]
     result = final_evaluation(run)
-    assert result["eval/success_mean"] >= 0.9
+    assert result["eval/success_mean"] >= 0.9  # 1.0 with each of 10 seeds
     for task in TASKS:
         starts = PointMass(task, num_goals=50, horizon=20, seed=1).starts
         best = np.mean([optimal_return(task, start, 20) for start in starts])
@@ -43,4 +43,5 @@ def test_learns_all_tasks_nearly_optimally(method: str, run_mtrl: Mtrl, tmp_path
         idle = -PointMass(task).reward_scale * 20 * np.abs(starts - target).sum(1).mean()
         share = (result[f"eval/return/{task}"] - idle) / (best - idle)
         assert share <= 1 + 1e-6, "better than the optimum: the environment or returns are wrong"
-        assert share >= 0.7, f"{task}: only {share:.0%} of the way from idling to the optimum"
+        # Worst task with 10 seeds: unitary 0.931, standard deviation 0.023; pcgrad 0.949, 0.013.
+        assert share >= 0.85, f"{task}: only {share:.0%} of the way from idling to the optimum"

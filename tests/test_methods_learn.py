@@ -93,18 +93,21 @@ def test_method_learns_all_tasks(
         agent = dataclasses.replace(base.agent, smto=SmtoConfig(method, options))
     shares = learn(dataclasses.replace(base, agent=agent), envs, tmp_path)
     assert max(shares) <= 1 + 1e-6
-    # Mean, and worst task, with 5 seeds; all other methods have more room:
-    #   stch    0.955, standard deviation 0.045    0.928, 0.092
-    #   imtl_g  0.966, 0.030                       0.917, 0.115
-    #   rgd     0.940, 0.021                       0.908, 0.056
-    assert np.mean(shares) >= 0.8, shares
-    assert min(shares) >= 0.55, shares
+    # Mean, and worst task, with 8 seeds (standard deviation), half of them without vector
+    # instructions. The methods with least room; three standard deviations leave 0.856 and 0.662:
+    #   rgd     0.952 (0.023)    0.928 (0.051)
+    #   stch    0.963 (0.036)    0.945 (0.074)
+    #   imtl_g  0.973 (0.025)    0.941 (0.093)
+    #   cagrad  0.974 (0.024)    0.947 (0.086)
+    #   mgda    0.979 (0.004)    0.974 (0.009)
+    assert np.mean(shares) >= 0.85, shares
+    assert min(shares) >= 0.65, shares
 
 
 def test_learns_with_bf16_products(base: Config, envs: VectorEnv, tmp_path: Path) -> None:
     learner = dataclasses.replace(base.learner, precision="bf16")
     shares = learn(dataclasses.replace(base, learner=learner), envs, tmp_path)
-    # 5 seeds: 0.979, standard deviation 0.005; worst task 0.970, 0.007.
+    # 8 seeds: 0.981, standard deviation 0.004; worst task 0.974, 0.008.
     assert np.mean(shares) >= 0.9, shares
     assert min(shares) >= 0.9, shares
 
@@ -129,6 +132,6 @@ def test_learns_on_cuda_with_captured_updates(
     learner = change(base.learner, device="cuda", precision=precision, capture="on")
     agent = change(base.agent, smto=SmtoConfig(method))
     shares = learn(change(base, learner=learner, agent=agent), envs, tmp_path)
-    # Both methods with 5 seeds, on CPUs: 0.978, standard deviation 0.005; worst task 0.970, 0.012.
+    # 8 seeds of both methods, on CPUs: 0.980, standard deviation 0.005; worst task 0.973, 0.011.
     assert np.mean(shares) >= 0.9, shares
     assert min(shares) >= 0.85, shares
