@@ -7,6 +7,7 @@ another processor here.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import pytest
@@ -48,6 +49,12 @@ DIRECTION = {"gradvac": 1e-4, "gradnorm": 1e-2, "condition_number": 1e-2}
 """Tolerance, where it is not 1e-5. GradVac: with targets t of up to 1 - 5e-4 an error of a cosine
 moves a gradient by 1 / (1 - t^2), 10^3, times as much. GradNorm: a step of Adam more or less where
 the sign of |g| - target is open. condition_number: the best of 200 steps of Adam, no minimum."""
+
+
+def of_methods(without: Collection[str] = ()) -> pytest.MarkDecorator:
+    chosen = [variant for variant in VARIANTS if variant[0] not in without]
+    ids = ["-".join([name, *map(str, options.values())]) for name, options in chosen]
+    return pytest.mark.parametrize(("name", "options"), chosen, ids=ids)
 
 
 class Family(NamedTuple):
@@ -135,7 +142,7 @@ def weights_of(name: str, options: dict[str, object], jacobian: Tensor) -> Tenso
     return weights
 
 
-@pytest.mark.parametrize(("name", "options"), VARIANTS)
+@of_methods()
 @given(case=families)
 @settings(max_examples=20)
 def test_rounding_does_not_show(name: str, options: dict[str, object], case: Family) -> None:
@@ -158,9 +165,7 @@ def test_rounding_does_not_show(name: str, options: dict[str, object], case: Fam
     assert float((found - wanted).norm()) <= tolerance * length
 
 
-@pytest.mark.parametrize(
-    ("name", "options"), [variant for variant in VARIANTS if variant[0] not in IN_ORDER]
-)
+@of_methods(without=IN_ORDER)
 @given(case=families)
 @settings(max_examples=10)
 def test_permuting_the_tasks_permutes_the_weights(
@@ -191,7 +196,7 @@ def test_permuting_the_tasks_and_their_orders_permutes_the_weights(name: str, ca
 
 
 @pytest.mark.parametrize("num_tasks", [2, 3, 10, 50])
-@pytest.mark.parametrize(("name", "options"), VARIANTS)
+@of_methods()
 def test_equal_gradients_get_equal_weights_whatever_their_number(
     name: str, options: dict[str, object], num_tasks: int
 ) -> None:
