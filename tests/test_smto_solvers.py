@@ -185,6 +185,14 @@ def test_cagrad_stays_at_its_distance_from_the_mean_gradient(case):
         assert float(distance) == pytest.approx(0.6, rel=1e-5)
 
 
+@pytest.mark.parametrize("c", [0.1, 0.4, 0.9])
+@given(case=cases(("low rank", "collinear", "opposite"), num_tasks=(3, 10, 50), scales=(1.0,)))
+@settings(max_examples=40)
+def test_cagrad_converges_where_gradients_can_cancel(c, case):
+    # g_w = 0 is within reach, where |g_w| has its kink.
+    assert solved("cagrad", case.jacobian, c=c)[1]["duality_gap"] <= 1e-6
+
+
 @pytest.mark.parametrize("c", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize(("num_tasks", "dim"), [(2, 5), (3, 6), (10, 40)])
 def test_cagrad_reaches_scipys_minimum(num_tasks, dim, c):

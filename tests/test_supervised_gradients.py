@@ -205,8 +205,7 @@ def test_a_single_task_is_ordinary_training(name: str, space: Space) -> None:
 def test_identical_tasks_get_equal_weights(name: str, space: Space) -> None:
     """Gama & Grassi 2025, appendix: under symmetry every such method is unitary.
 
-    Equal gradients make every convex combination a min-norm point, so the solvers' rounding shows
-    in the weights, but not in the direction.
+    Equal gradients make every convex combination a min-norm point: of them the equal one is wanted.
     """
     network = make_network()
     for head in network.heads[1:]:

@@ -72,7 +72,7 @@ class GradVac(_Projection):
     For every other task j in random order: with phi = cos(g_i', g_j) below the target phi_ij,
     g_j is added to g_i' until their cosine is the target (eq. 4); then phi_ij moves to phi by
     the share beta. The targets start at 0, where the method is PCGrad. The direction is the MEAN
-    of the g_i' (the paper sums); all parameters are one group. Targets count as at most 1 - 3e-5
+    of the g_i' (the paper sums); all parameters are one group. Targets count as at most 1 - 5e-4
     (float64 gradients: 1 - 1e-6): nearer to 1, the cosine's rounding would show in the weights.
     """
 
@@ -87,22 +87,28 @@ class GradVac(_Projection):
 
     def meet(self, cosine: Tensor, order: Tensor, meets: Tensor) -> Tensor:
         targets = self.targets.gather(1, order)
-        nearest = 1.0 - max(1e-6, ridge(self.precision))
+        nearest = 1.0 - max(1e-6, 16.0 * ridge(self.precision))
         wanted = targets.clamp(-nearest, nearest)
         tangents = wanted / (1.0 - wanted * wanted).sqrt()
         products = cosine.clone()
         squares = cosine.diagonal().clone()  # |g_i'|^2
         added, measured = [], []
+
+        def real(square: Tensor) -> Tensor:
+            """1, or 0 where it is nothing but rounding."""
+            return square**4 / (square**4 + ridge(self.precision) ** 4)
+
         steps = zip(
             order.unbind(1), meets.unbind(1), cosine[order].unbind(1),
             wanted.unbind(1), tangents.unbind(1), strict=True,
         )  # fmt: skip
         for j, met, others, target, tangent in steps:
             product = products.gather(1, j[:, None])[:, 0]
-            # Of a g_i' that has vanished, rounding remains: its cosine is to be 0.
-            length = (squares.square() + ridge(self.precision) ** 2) ** 0.25
-            phi = (product / length).clamp(-1.0, 1.0)
-            change = length * ((1.0 - phi * phi).sqrt() * tangent - phi)
+            # Rounding remains of a g_i' that has vanished, and of the sine of a parallel one.
+            square = squares.clamp(min=1e-24)
+            phi = real(square) * (product / square.sqrt()).clamp(-1.0, 1.0)
+            sine = 1.0 - phi * phi
+            change = (square * real(square) * sine * real(sine)).sqrt() * tangent - product
             change = change * (phi < target) * met
             products.addcmul_(change[:, None], others)
             squares = squares + change * (2.0 * product + change)
