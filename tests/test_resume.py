@@ -142,7 +142,7 @@ def test_killed_run_resumes_to_the_same_end(
     run = tmp_path / "run"
     process = run_mtrl.start(*run_mtrl.toy_line(run, *PCGRAD))
     try:
-        wait_for(lambda: list((run / "checkpoints").glob("*400.pt")), PATIENCE, "a checkpoint")
+        wait_for(lambda: checkpoint.newest_first(run / "checkpoints"), PATIENCE, "a checkpoint")
         os.kill(process.pid, signal.SIGSTOP)  # not finished, however slow this process is
         # Two processes must never write one run.
         with pytest.raises(SystemExit) as caught:
