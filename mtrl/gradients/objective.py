@@ -90,10 +90,11 @@ class Objective:
         if not self.is_recorded:
             return
         pure = self.direction if self.smto.compilable else self.layers
+        # Sizes never change; left to guess, the compiler makes other code after other agents.
         # At every call, since the setting holds for one thread, and a compilation has its own.
         # AttributeError before PyTorch 2.11.
         with_backward = torch._dynamo.config.patch(trace_autograd_ops=True)
-        compiled = with_backward(torch.compile(pure, fullgraph=True))
+        compiled = with_backward(torch.compile(pure, fullgraph=True, dynamic=False))
         compiled(*example)
         if self.smto.compilable:
             self.plain = compiled
