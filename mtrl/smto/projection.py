@@ -96,7 +96,8 @@ class GradVac(_Projection):
 
         def real(square: Tensor) -> Tensor:
             """1, or 0 where it is nothing but rounding."""
-            return square**4 / (square**4 + ridge(self.precision) ** 4)
+            fourth = square.square().square()
+            return fourth / (fourth + ridge(self.precision) ** 4)
 
         steps = zip(
             order.unbind(1), meets.unbind(1), cosine[order].unbind(1),
@@ -106,9 +107,10 @@ class GradVac(_Projection):
             product = products.gather(1, j[:, None])[:, 0]
             # Rounding remains of a g_i' that has vanished, and of the sine of a parallel one.
             square = squares.clamp(min=1e-24)
-            phi = real(square) * (product / square.sqrt()).clamp(-1.0, 1.0)
+            whole = real(square)
+            phi = whole * (product / square.sqrt()).clamp(-1.0, 1.0)
             sine = 1.0 - phi * phi
-            change = (square * real(square) * sine * real(sine)).sqrt() * tangent - product
+            change = (square * whole * sine * real(sine)).sqrt() * tangent - product
             change = change * (phi < target) * met
             products.addcmul_(change[:, None], others)
             squares = squares + change * (2.0 * product + change)
