@@ -152,6 +152,7 @@ def test_closed_terminal_saves_and_stops(run_mtrl: Mtrl, tmp_path: Path) -> None
     path = tmp_path / "run"
 
     def own_terminal() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may be run by nohup themselves
         os.setsid()
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
@@ -169,7 +170,7 @@ def test_closed_terminal_saves_and_stops(run_mtrl: Mtrl, tmp_path: Path) -> None
     os.killpg(process.pid, signal.SIGHUP)  # as the shell does, workers included
     assert checkpoint.newest_first(path / "checkpoints"), "the terminal was closed in training"
     try:
-        assert process.wait(30) == 128 + signal.SIGHUP
+        assert process.wait(PATIENCE) == 128 + signal.SIGHUP
     finally:
         process.kill()
     status = json.loads((path / "status.json").read_text())
@@ -181,7 +182,7 @@ def test_closed_terminal_saves_and_stops(run_mtrl: Mtrl, tmp_path: Path) -> None
 
 def read_until_checkpoint(terminal: int, checkpoints: Path) -> None:
     """Show what is written to a terminal, until there is a checkpoint; then close it."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while not checkpoint.newest_first(checkpoints) and time.monotonic() < deadline:
         if select.select([terminal], [], [], 0.1)[0]:
             os.read(terminal, 4096)
