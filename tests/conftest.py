@@ -32,7 +32,10 @@ torch.set_num_threads(THREADS)
 REPOSITORY = Path(__file__).resolve().parent.parent
 os.environ |= {
     "MTRL_CACHE": os.environ.get("MTRL_CACHE", str(REPOSITORY / ".cache")),
-    "TORCHINDUCTOR_CACHE_DIR": str(REPOSITORY / ".cache/inductor"),
+    # Cached code has the vector instructions of the mode in which it was made.
+    "TORCHINDUCTOR_CACHE_DIR": str(
+        REPOSITORY / ".cache" / f"inductor{os.environ.get('ATEN_CPU_CAPABILITY', '')}"
+    ),
     "COLUMNS": "80",
     "PYTHONPATH": str(REPOSITORY),
 }
