@@ -13,7 +13,8 @@ import torch
 from mtrl.config import Config
 from mtrl.schema import ConfigError
 
-COMPILE_FROM = 20_000  # updates of a run that are worth half a minute of compilation
+COMPILE_FROM = {"cpu": 20_000, "cuda": 100_000}
+"""Updates of a run that are worth half a minute of compilation."""
 COMPILES_BACKWARD = (2, 11)  # the first PyTorch that compiles a function with a backward in it
 
 
@@ -97,8 +98,7 @@ def _decide_compile(config: Config, device: torch.device) -> Literal["on", "off"
     if config.learner.compile != "auto":
         return config.learner.compile
     possible = (
-        device.type == "cpu"
-        and config.total_updates >= COMPILE_FROM
+        config.total_updates >= COMPILE_FROM[device.type]
         and _torch_version() >= COMPILES_BACKWARD
         and shutil.which(os.environ.get("CXX", "g++")) is not None
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -28,6 +29,7 @@ class Optimizer:
         """config: which optimiser; None = Adam. l2: coupled weight decay, whose gradient is added
         to the SMTO's direction."""
         self._parameters, self._lr, self._config, self._l2 = list(parameters), lr, config, l2
+        self._compiled: Callable[[], object] | None = None
 
     @cached_property
     def torch(self) -> torch.optim.Optimizer:
@@ -53,7 +55,7 @@ class Optimizer:
             parameter.grad = gradient
         if max_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._parameters, max_norm)
-        self.torch.step()
+        (self._compiled or self.torch.step)()
 
     def scale(self, factor: float) -> None:
         """Set the step size to `factor` times the configured one."""
@@ -63,17 +65,33 @@ class Optimizer:
         else:
             group["lr"] = self._lr * factor
 
+    def compile(self) -> None:
+        """On CUDA, compile the step, at the next one.
+
+        torch's fused step gives 65,536 parameters to one multiprocessor: small networks keep a
+        tenth of a large GPU busy. Compiled, all work.
+        """
+        if self._parameters[0].device.type == "cuda":
+            # It says that the profiler's marks in torch.optim are left out.
+            logging.getLogger("torch._dynamo.variables.ctx_manager").setLevel(logging.ERROR)
+            self.make_capturable()
+            self.torch.param_groups[0].update(fused=False, foreach=True)
+            self._compiled = torch.compile(self.torch.step, dynamic=False)
+
     def make_capturable(self) -> None:
-        """The step size becomes a tensor: as a number it would be fixed in a CUDA graph."""
+        """The step size becomes a tensor: as a number it would be fixed in a CUDA graph, and
+        compiled again whenever a schedule changes it."""
         # Adam would warn of every step outside a graph, such as those of diagnostic updates.
         warnings.filterwarnings("ignore", message=".*capturable=True.*")
         group = self.torch.param_groups[0]
-        lr = torch.tensor(float(group["lr"]), device=self._parameters[0].device)
-        group.update(lr=lr, capturable=True)
+        if not isinstance(group["lr"], Tensor):
+            lr = torch.tensor(group["lr"], device=self._parameters[0].device)
+            group.update(lr=lr, capturable=True)
 
     def state_dict(self) -> dict[str, Any]:
         return self.torch.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.torch.load_state_dict(dict(state))
-        self.torch.param_groups[0].update(lr=self._lr, capturable=False)  # wherever it comes from
+        own = {"lr": self._lr, "capturable": False, "fused": True, "foreach": None}
+        self.torch.param_groups[0].update(own)  # wherever it comes from

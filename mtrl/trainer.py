@@ -116,9 +116,6 @@ class Trainer:
     def prepare_updates(self) -> None:
         """Compile them, in a thread while the warm-up goes on, and capture them, as configured."""
         settings, agent = self.config.learner, self.agent
-        if settings.compile == "on":
-            batch = self.replay.sample(self.per_task_batch, torch.Generator(self.device))
-            self._compiling = Compilation(agent, batch, self._return_bound())
         if settings.capture == "on":
             for part in agent.parts.values():
                 part.optimizer.make_capturable()
@@ -129,6 +126,9 @@ class Trainer:
                 self.device,
                 lambda text: self.recorder.message(f"warning: {text}"),
             )
+        if settings.compile == "on":  # last: the thread has the agent to itself
+            batch = self.replay.sample(self.per_task_batch, torch.Generator(self.device))
+            self._compiling = Compilation(agent, batch, self._return_bound())
 
     def _finish_compiling(self, compilation: Compilation) -> None:
         """Wait for it, but not deaf: a dead worker or a signal is answered meanwhile."""

@@ -16,7 +16,7 @@ from mtrl.learner import COMPILE_FROM, settle
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 LONG = Config(
     env=EnvConfig(benchmark="MT10"),
-    train=TrainConfig(total_steps=10 * COMPILE_FROM + 5_000, warmup_steps=10),
+    train=TrainConfig(total_steps=10 * COMPILE_FROM["cpu"] + 5_000, warmup_steps=10),
 )
 
 
@@ -37,7 +37,7 @@ def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("config", "decision"),
     [
         (LONG, "on"),
-        (changed("train", total_steps=10 * COMPILE_FROM), "off"),
+        (changed("train", total_steps=10 * COMPILE_FROM["cpu"]), "off"),
         (changed("train", envs_per_task=2), "off"),  # half as many updates
         (changed("agent", smto=SmtoConfig("pcgrad")), "on"),
         (changed("learner", compile="off"), "off"),
@@ -46,6 +46,12 @@ def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 )
 def test_compiles_where_it_pays(config: Config, decision: str, compiler: Path) -> None:
     assert settle(config, CPU)[0].learner.compile == decision
+
+
+def test_a_gpu_must_save_more_updates(compiler: Path) -> None:
+    assert settle(LONG, CUDA)[0].learner.compile == "off"
+    longer = changed("train", total_steps=10 * COMPILE_FROM["cuda"] + 5_000)
+    assert settle(longer, CUDA)[0].learner.compile == "on"
 
 
 def test_does_not_compile_without_a_compiler(compiler: Path) -> None:

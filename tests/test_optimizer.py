@@ -1,0 +1,79 @@
+"""Optimisers: their steps, as they are and compiled for a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mtrl.config import AgentConfig
+from mtrl.optimizer import Optimizer
+
+CUDA = torch.device("cuda")
+SHAPES = ((2, 40, 30), (2, 1, 30), (3, 700, 200))
+KINDS: dict[str, dict[str, Any]] = {
+    "adam": {},
+    "adamw": {"weight_decay": 0.01},
+    "sgd": {"betas": (0.5, 0.999)},
+}
+
+
+def made(kind: str, device: torch.device) -> tuple[list[Tensor], Optimizer]:
+    generator = torch.Generator().manual_seed(1)
+    parameters = [
+        torch.randn(shape, generator=generator).to(device).requires_grad_() for shape in SHAPES
+    ]
+    config = AgentConfig(optimizer=kind, **KINDS[kind])  # type: ignore[arg-type]  # one of three
+    l2 = 0.0 if kind == "adamw" else 1e-3
+    return parameters, Optimizer(parameters, 1e-2, config, l2=l2)
+
+
+def step(optimizer: Optimizer, k: int, device: torch.device) -> None:
+    generator = torch.Generator().manual_seed(k)
+    optimizer.scale(1.0 - 0.1 * k)
+    optimizer.step([torch.randn(shape, generator=generator).to(device) for shape in SHAPES])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiled_steps_equal_fused_ones(kind: str) -> None:
+    """With step sizes that fall, and with state that goes from one to the other and back."""
+    fused, plain = made(kind, CUDA)
+    compiled, quick = made(kind, CUDA)
+    quick.compile()
+    for k in range(3):
+        step(plain, k, CUDA)
+        step(quick, k, CUDA)
+    resumed, other = made(kind, CUDA)
+    with torch.no_grad():
+        for mine, its in zip(resumed, compiled, strict=True):
+            mine.copy_(its)
+    other.load_state_dict(quick.state_dict())
+    for k in range(3, 6):
+        step(plain, k, CUDA)
+        step(quick, k, CUDA)
+        step(other, k, CUDA)
+    for expected, one, two in zip(fused, compiled, resumed, strict=True):
+        # Rounding of one step is 1e-7 of a number of order 1, and there are six.
+        torch.testing.assert_close(one, expected, rtol=2e-6, atol=2e-6)
+        torch.testing.assert_close(two, expected, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_loaded_state_brings_no_settings_of_another_device(kind: str) -> None:
+    cpu = torch.device("cpu")
+    _, first = made(kind, cpu)
+    step(first, 0, cpu)
+    state = first.state_dict()
+    group = state["param_groups"][0]
+    group.update(lr=torch.tensor(0.5), capturable=True, fused=False, foreach=True)
+    parameters, second = made(kind, cpu)
+    before = [p.detach().clone() for p in parameters]
+    second.load_state_dict(state)
+    own = second.torch.param_groups[0]
+    assert (own["lr"], own["fused"], own["foreach"]) == (1e-2, True, None)
+    step(second, 1, cpu)
+    assert all(not torch.equal(a, b) for a, b in zip(parameters, before, strict=True))
