@@ -13,7 +13,7 @@
 # measures anew, and the run goes on from its checkpoint.
 #
 # BUDGET_S  seconds for everything once the environment is there (3600)
-# STEPS     which, in which order (tests learner loop host simulation train); there are also
+# STEPS     which, in which order (tests learner loop host simulation sharing train); there are also
 #           profile (operations of an update), smto (every method's cost) and supervised
 # DEVICE    of the learner (cuda)
 # METHODS   of the learner's table, the first one is the baseline (unitary pcgrad mgda famo ...)
@@ -34,7 +34,7 @@ if ! "$python" -c 'import mtrl.trainer, metaworld, pytest' 2>/dev/null; then
 fi
 
 budget=${BUDGET_S:-3600}
-steps=${STEPS:-tests learner loop host simulation train}
+steps=${STEPS:-tests learner loop host simulation sharing train}
 device=${DEVICE:-cuda}
 cores=$(env -u OMP_NUM_THREADS nproc) # it would say that number instead
 method=${METHOD:-unitary} seed=${SEED:-1}
@@ -44,7 +44,7 @@ read -ra train <<<"${TRAIN:-configs/mt10.yaml --train.envs-per-task 8 --agent.up
   --evaluation.every 200000 --checkpoint.every 400000}"
 # Shares of what is left when a step's turn comes, among it and those after it.
 declare -A share=([tests]=20 [learner]=35 [profile]=10 [smto]=15 [loop]=20 [host]=5 [simulation]=6
-  [supervised]=10 [train]=30)
+  [sharing]=8 [supervised]=10 [train]=30)
 shares=0
 for step in $steps; do
   if [ -z "${share[$step]:-}" ]; then
@@ -90,7 +90,7 @@ run_step() {
     tests)
       # Only these: other files may import what a GPU machine lacks.
       mapfile -t files < <(grep -lE 'mark\.gpu' tests/test_*.py)
-      bounded tests.txt "$python" -m pytest -m gpu -n 0 -v -p no:cacheprovider "${files[@]}"
+      bounded tests.txt "$python" -m pytest -m gpu -n 4 -v -p no:cacheprovider "${files[@]}"
       ;;
     learner)
       table "Learner" scripts/bench_learner.py --device "$device" --minutes "$minutes" \
@@ -111,6 +111,10 @@ run_step() {
     simulation)
       table "Simulation" scripts/bench_env.py --steps 0 --vector-steps 500 \
         --envs-per-task 32 8 --workers "$cores"
+      ;;
+    sharing)
+      table "Several learners" scripts/bench_sharing.py --device "$device" \
+        --seconds $((limit / 30 + 1))
       ;;
     supervised)
       table "Supervised" scripts/bench_supervised.py --device "$device" --minutes "$minutes"
