@@ -30,6 +30,7 @@ from mtrl.learner import set_up_learner, settle
 from mtrl.run_directory import RunDirectory, peak_memory_mib
 from mtrl.trainer import Trainer
 
+CUDA_UPDATES = 100  # timed by themselves
 WARMUP = 50  # vector steps: enough to sample from, and to fill caches
 
 
@@ -48,9 +49,12 @@ class Measurement:
     busiest_worker_ms: float
     """Simulation of one vector step in the worker with most to do."""
     learner_ms: float
-    """Everything else in one vector step: all that the loop does but waiting for the workers."""
+    """Everything else in one vector step: all that the loop does but waiting for the workers. On
+    CUDA at least its updates, which go on while the loop waits."""
     step_ms: float
     """One vector step."""
+    update_ms: float
+    """One update; on CUDA by itself, since the loop only launches it."""
     update_gflop: float
     """Matrix products of one update."""
     peak_gflops: float
@@ -70,8 +74,7 @@ class Measurement:
     @property
     def product_share(self) -> float:
         """Rate of the update's products over this machine's, 1 = nothing but products."""
-        update_ms = self.stages["update"][0] if "update" in self.stages else float("nan")
-        return self.update_gflop / (update_ms / 1e3) / self.peak_gflops
+        return self.update_gflop / (self.update_ms / 1e3) / self.peak_gflops
 
 
 class _Watched(Trainer):
@@ -86,6 +89,15 @@ class _Watched(Trainer):
             self.window.restart(self.step)
         if time.perf_counter() > self._until:
             raise _Enough
+
+    def update_ms(self) -> float:
+        if self.device.type != "cuda":
+            return 1e3 * self.timer.means().get("update", float("nan"))
+        torch.cuda.synchronize(self.device)
+        started = time.perf_counter()
+        self._learn(CUDA_UPDATES)
+        torch.cuda.synchronize(self.device)
+        return 1e3 * (time.perf_counter() - started) / CUDA_UPDATES
 
 
 def measure(
@@ -139,7 +151,10 @@ def _summary(trainer: _Watched, *, rare: bool) -> Measurement:
         "checkpoint": checkpoint,
         "evaluate": evaluate,
     }
-    learner_mib = peak_memory_mib(trainer.device)
+    learner_mib, update_ms = peak_memory_mib(trainer.device), trainer.update_ms()
+    learner_ms = 1e3 * (wall - waited) / steps
+    if trainer.device.type == "cuda":
+        learner_ms = max(learner_ms, update_ms * times["time/updates_per_s"] * wall / steps)
     for stage, work in beside.items() if rare else ():
         begun = time.perf_counter()
         work()
@@ -149,8 +164,9 @@ def _summary(trainer: _Watched, *, rare: bool) -> Measurement:
         updates_per_s=times["time/updates_per_s"],
         stages=stages,
         busiest_worker_ms=1e3 * busiest_s,
-        learner_ms=1e3 * (wall - waited) / steps,
+        learner_ms=learner_ms,
         step_ms=1e3 * wall / steps,
+        update_ms=update_ms,
         update_gflop=_update_flop(trainer) / 1e9,
         peak_gflops=_peak_flops(trainer) / 1e9,
         learner_mib=learner_mib,
