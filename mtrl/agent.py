@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mtrl import losses
 from mtrl.checkpoint import check_fit
@@ -20,6 +21,7 @@ from mtrl.gradients.buffer import Buffer
 from mtrl.gradients.objective import Objective
 from mtrl.networks.actor import sample_action
 from mtrl.networks.critic import make_critic, move_target
+from mtrl.networks.layers import TaskTable
 from mtrl.optimizer import Optimizer
 from mtrl.policy import DeterministicPolicy, make_actor, make_encoder
 from mtrl.replay import Batch
@@ -60,6 +62,8 @@ class Agent:
         self.target_critic.requires_grad_(False)
         self._move_target = move_target
         self.target_critic.load_state_dict(critic.state_dict())
+        self._table: TaskTable | None = critic.table
+        self._copy_codes()
         self.policy = DeterministicPolicy(self.encoder, actor)
 
         settings = config.agent
@@ -138,6 +142,7 @@ class Agent:
         noise = _noise(batch.actions.shape, self.generator)
 
         critic = self.critic.step(batch, next_noise, alpha, return_bound, gramian=gramians)
+        self._copy_codes()
         actor = self.actor.step(batch.observations, noise, alpha, gramian=gramians)
         log_prob = actor.auxiliary
         self.temperature.step(log_prob)
@@ -156,6 +161,11 @@ class Agent:
             none if critic.weights is None else critic.weights.float(),
             none if actor.weights is None else actor.weights.float(),
         )
+
+    def _copy_codes(self) -> None:
+        """The actor is given the task codes that the critic has learned."""
+        if self._table is not None:
+            self.encoder.codes.copy_(F.normalize(self._table.rows.detach()[0], dim=-1))
 
     def critic_inputs(
         self, batch: Batch, noise: Tensor, alpha: Tensor, return_bound: Tensor | None

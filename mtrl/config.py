@@ -100,8 +100,12 @@ class NetworkConfig:
     """LayerNorm (no gain) before every ReLU of an mlp; residual networks always have their own."""
     observation_norm: bool = False
     """Standardise observations by the mean and deviation of the warm-up data, then clip to +-5."""
-    task_encoding: Literal["one_hot", "none"] = "one_hot"
-    """one_hot: append the task id to the network's input. none: do not (Kurin et al.)."""
+    task_encoding: Literal["one_hot", "learned", "none"] = "one_hot"
+    """What is appended to the networks' input. one_hot: the task id. learned: a vector of unit
+    length per task, which the critic learns and the actor is given (BRC). none: nothing (Kurin et
+    al.)."""
+    task_dim: int = 32
+    """Length of a learned task vector."""
     log_std_min: float = -20.0
     """Lower bound of the policy's log standard deviation."""
     log_std_max: float = 2.0

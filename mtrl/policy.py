@@ -20,6 +20,7 @@ def make_encoder(config: Config, observation_dim: int) -> InputEncoder:
         observation_dim,
         observation_norm=config.network.observation_norm,
         task_encoding=config.network.task_encoding,
+        task_dim=config.network.task_dim,
     )
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtrl import checkpoint
+from mtrl import checkpoint, losses
 from mtrl.agent import Agent
 from mtrl.config import (
     AgentConfig,
@@ -451,6 +451,34 @@ def test_observation_norm_reaches_the_update():
 # -- acting ---------------------------------------------------------------------------------------
 
 
+def test_task_codes_are_learned_by_the_critic_and_given_to_the_actor():
+    learned = {"task_encoding": "learned", "task_dim": 4}
+    agent = make_agent(network=learned, tau=0.5)
+    table, old = agent.critic.network.table.rows, agent.target_critic.table.rows.clone()
+    batch, noise = make_batch(), torch.randn(3, SAMPLES, ACTION)
+    agent.encoder.codes.zero_()  # the critic has codes of its own
+    inputs = agent.critic_inputs(batch, noise, agent.temperature.alpha(), None)
+    found = agent.critic.direction(batch, noise, agent.temperature.alpha(), None)
+    loss = losses.critic_loss(agent.critic.network, agent.value, *inputs).mean()
+    expected = torch.autograd.grad(loss, list(agent.critic.network.parameters()))
+    for got, wanted in zip(found.gradients, expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6)
+    before = table.detach().clone()
+    agent.update(batch)
+    assert (table != before).any(-1).all()
+    torch.testing.assert_close(agent.target_critic.table.rows, 0.5 * (old + table))
+    codes = agent.encoder.codes
+    assert torch.equal(codes, torch.nn.functional.normalize(table[0], dim=-1))
+    torch.testing.assert_close(codes.norm(dim=-1), torch.ones(3))
+
+    other = make_agent(network=learned, tau=0.5, seed=2)
+    other.load_state_dict(copy.deepcopy(agent.state_dict()))
+    assert torch.equal(other.encoder.codes, codes)
+    train(agent, 2), train(other, 2)
+    assert torch.equal(parameters(agent), parameters(other))
+    assert torch.equal(agent.act(batch.observations), other.act(batch.observations))
+
+
 def test_deterministic_action_is_tanh_of_the_mean():
     agent = make_agent()
     observations = torch.randn(3, OBSERVATION, generator=torch.Generator().manual_seed(0))
@@ -511,7 +539,7 @@ def test_learning_does_not_change_the_exploration_noise():
     [
         {
             "critic_smto": LossSmtoConfig("fixed", {"weights": [1.0, 2.0, 3.0]}),
-            "network": {"observation_norm": True, "layer_norm": True},
+            "network": {"observation_norm": True, "layer_norm": True, "task_encoding": "learned"},
         },
         {
             "critic_smto": LossSmtoConfig("pcgrad"),

@@ -1,4 +1,4 @@
-"""What actor and critics see of an observation: standardised, with the task id."""
+"""What actor and critics see of an observation: standardised, with a code of its task."""
 
 from __future__ import annotations
 
@@ -7,16 +7,22 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+TaskEncoding = Literal["one_hot", "learned", "none"]
+
 OBSERVATION_CLIP = 5.0
 DEVIATION_FLOOR = 1e-2  # coordinates that hardly move in the warm-up are not blown up
 
 
 class InputEncoder(nn.Module):
-    """Standardise, add the task id: observations [task, ..., obs] -> inputs [task, ..., input]."""
+    """Standardise, append the task's code: observations [task, ..., obs] -> [task, ..., input].
+
+    Learned codes are the critic's, which puts its own in their place (`Critic`): here are copies,
+    for the actor, which does not move them.
+    """
 
     mean: Tensor
     deviation: Tensor
-    identity: Tensor
+    codes: Tensor
 
     def __init__(
         self,
@@ -24,15 +30,19 @@ class InputEncoder(nn.Module):
         observation_dim: int,
         *,
         observation_norm: bool = False,
-        task_encoding: Literal["one_hot", "none"] = "one_hot",
+        task_encoding: TaskEncoding = "one_hot",
+        task_dim: int = 32,
     ) -> None:
         super().__init__()
         self.num_tasks, self.observation_norm = num_tasks, observation_norm
-        self.task_encoding = task_encoding
-        self.output_dim = observation_dim + (num_tasks if task_encoding == "one_hot" else 0)
+        width = {"one_hot": num_tasks, "learned": task_dim, "none": 0}[task_encoding]
+        self.output_dim = observation_dim + width
         self.register_buffer("mean", torch.zeros(observation_dim))
         self.register_buffer("deviation", torch.ones(observation_dim))
-        self.register_buffer("identity", torch.eye(num_tasks), persistent=False)
+        codes = (
+            torch.eye(num_tasks) if task_encoding == "one_hot" else torch.zeros(num_tasks, width)
+        )
+        self.register_buffer("codes", codes, persistent=task_encoding == "learned")
 
     def set_statistics(self, mean: Tensor, deviation: Tensor) -> None:
         """Fix the statistics [obs] used by observation_norm."""
@@ -43,9 +53,7 @@ class InputEncoder(nn.Module):
         if self.observation_norm:
             observations = (observations - self.mean) / self.deviation
             observations = observations.clamp(-OBSERVATION_CLIP, OBSERVATION_CLIP)
-        if self.task_encoding == "none":
-            return observations
-        m = len(self.identity)
-        shape = (m, *[1] * (observations.dim() - 2), m)
-        one_hot = self.identity.view(shape).expand(*observations.shape[:-1], m)
-        return torch.cat([observations, one_hot], dim=-1)
+        m, width = self.codes.shape
+        shape = (m, *[1] * (observations.dim() - 2), width)
+        codes = self.codes.view(shape).expand(*observations.shape[:-1], width)
+        return torch.cat([observations, codes], dim=-1)
