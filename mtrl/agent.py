@@ -165,7 +165,7 @@ class Agent:
     def _copy_codes(self) -> None:
         """The actor is given the task codes that the critic has learned."""
         if self._table is not None:
-            self.encoder.codes.copy_(F.normalize(self._table.rows.detach()[0], dim=-1))
+            self.encoder.codes.copy_(F.normalize(self._table.rows.detach()[0, :, 0], dim=-1))
 
     def critic_inputs(
         self, batch: Batch, noise: Tensor, alpha: Tensor, return_bound: Tensor | None

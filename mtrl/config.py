@@ -190,13 +190,15 @@ class AgentConfig:
     """Adam step size of the critics."""
     temperature_lr: float = 3e-4
     """Adam step size of log temperature."""
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    optimizer: Literal["adam", "adamw", "sgd", "muon"] = "adam"
     """Optimiser of actor and critics, with which the SMTO's direction is applied. The temperature's
-    is always Adam."""
+    is always Adam. muon: for weight matrices, with AdamW for all else (Jordan et al. 2024)."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Decay rates of Adam's and AdamW's two moments; the first is also SGD's momentum."""
+    """Decay rates of Adam's and AdamW's two moments; the first is also the momentum
+    of SGD and Muon."""
     weight_decay: float = 0.0
-    """AdamW's decoupled weight decay of actor and critics, per unit of the step size."""
+    """Decoupled weight decay of actor and critics, with adamw and muon; per unit of the step
+    size."""
     lr_decay: float = 0.0
     """Last fraction of the run over which all step sizes fall to zero; 0 = constant. A run that
     `mtrl resume` makes longer follows its new length."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mtrl.config import AgentConfig
+from mtrl.muon import Muon
 
 
 class Optimizer:
@@ -44,6 +45,8 @@ class Optimizer:
                 return torch.optim.AdamW(
                     parameters, lr=lr, betas=betas, weight_decay=decay, fused=True
                 )
+            case "muon":
+                return Muon(parameters, lr=lr, betas=betas, weight_decay=decay, fused=True)
             case "sgd":
                 return torch.optim.SGD(
                     parameters, lr=lr, momentum=betas[0], weight_decay=l2, fused=True

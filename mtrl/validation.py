@@ -130,14 +130,14 @@ def validate(config: Config) -> None:
         need(0 <= values[key] < float("inf"), key, "must be zero or positive, and finite")
     need(all(0 <= beta < 1 for beta in agent.betas), "agent.betas", "both must be in [0, 1)")
     need(
-        agent.weight_decay == 0 or agent.optimizer == "adamw",
+        agent.weight_decay == 0 or agent.optimizer in ("adamw", "muon"),
         "agent.weight_decay",
-        f"needs agent.optimizer=adamw; {agent.optimizer} has agent.actor_l2",
+        f"needs agent.optimizer=adamw or muon; {agent.optimizer} has agent.actor_l2",
     )
     need(
-        agent.actor_l2 == 0 or agent.optimizer != "adamw",
+        agent.actor_l2 == 0 or agent.optimizer in ("adam", "sgd"),
         "agent.actor_l2",
-        "is for adam and sgd; adamw has agent.weight_decay",
+        f"is for adam and sgd; {agent.optimizer} has agent.weight_decay",
     )
     need(0 <= agent.lr_decay <= 1, "agent.lr_decay", "must be in [0, 1]")
     need(

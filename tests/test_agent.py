@@ -195,7 +195,7 @@ def test_adamw_decays_the_weights_apart_from_the_gradient():
         torch.testing.assert_close(two.detach(), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
 def test_every_optimizer_continues_from_a_checkpoint(optimizer):
     one, two = (make_agent(optimizer=optimizer) for _ in range(2))
     train(one, 3)
@@ -468,7 +468,7 @@ def test_task_codes_are_learned_by_the_critic_and_given_to_the_actor():
     assert (table != before).any(-1).all()
     torch.testing.assert_close(agent.target_critic.table.rows, 0.5 * (old + table))
     codes = agent.encoder.codes
-    assert torch.equal(codes, torch.nn.functional.normalize(table[0], dim=-1))
+    assert torch.equal(codes, torch.nn.functional.normalize(table[0, :, 0], dim=-1))
     torch.testing.assert_close(codes.norm(dim=-1), torch.ones(3))
 
     other = make_agent(network=learned, tau=0.5, seed=2)

@@ -172,12 +172,13 @@ class TaskTable(Layer):
 
     def __init__(self, num_tasks: int, width: int, *, copies: int = 1) -> None:
         super().__init__()
-        self.rows = nn.Parameter(torch.randn(copies, num_tasks, width) / math.sqrt(width))
+        rows = torch.randn(copies, num_tasks, 1, width)
+        self.rows = nn.Parameter(rows / math.sqrt(width))
 
     def forward(self, x: Tensor) -> Tensor:
         """[copies, task, ..., any] -> the tasks' rows for each of its entries,
         [copies, task, ..., width]."""
-        copies, m, width = self.rows.shape
+        copies, m, _, width = self.rows.shape
         rows = self._record(x, self.rows.view(copies, m, *[1] * (x.dim() - 3), width))
         return rows.expand(*rows.shape[:2], *x.shape[2:-1], width)
 
