@@ -24,6 +24,7 @@ from mtrl.networks.critic import make_critic, move_target
 from mtrl.networks.layers import TaskTable
 from mtrl.optimizer import Optimizer
 from mtrl.policy import DeterministicPolicy, make_actor, make_encoder
+from mtrl.popart import PopArtValue
 from mtrl.replay import Batch
 from mtrl.smto import SMTO, RandomSMTO, create
 from mtrl.smto.base import continue_stream, options_of
@@ -49,14 +50,19 @@ class Agent:
         self.config, self.device = config.agent, device
         self.num_tasks, self.action_dim = config.num_tasks, action_dim
         self.envs_per_task = config.train.envs_per_task
-        self.value = losses.create_value(config.critic, device)
+        self.value = create_value(config, device)
         with torch.random.fork_rng(devices=[]):  # built on the CPU: equal weights on any device
             torch.manual_seed(config.seed)
             self.encoder = make_encoder(config, observation_dim).to(device)
             inputs = self.encoder.output_dim
             actor = make_actor(config, inputs, action_dim).to(device)
             critic, self.target_critic = (
-                make_critic(config, inputs + action_dim, self.value.outputs).to(device)
+                make_critic(
+                    config,
+                    inputs + action_dim,
+                    self.value.outputs,
+                    per_task_head=self.value.per_task_head,
+                ).to(device)
                 for _ in range(2)
             )
         self.target_critic.requires_grad_(False)
@@ -142,6 +148,7 @@ class Agent:
         noise = _noise(batch.actions.shape, self.generator)
 
         critic = self.critic.step(batch, next_noise, alpha, return_bound, gramian=gramians)
+        self.value.follow(critic.auxiliary, (self.critic.network, self.target_critic))
         self._copy_codes()
         actor = self.actor.step(batch.observations, noise, alpha, gramian=gramians)
         log_prob = actor.auxiliary
@@ -192,8 +199,7 @@ class Agent:
         return self.encoder(observations), noise, alpha[:, None]
 
     def _critic_loss(self, critic: Any, *args: Tensor) -> tuple[Tensor, Tensor]:
-        loss = losses.critic_loss(critic, self.value, *args)
-        return loss, loss
+        return losses.critic_loss(critic, self.value, *args)
 
     def _actor_loss(self, actor: Any, *args: Tensor) -> tuple[Tensor, Tensor]:
         return losses.actor_loss(actor, self.critic.network, self.value, *args)
@@ -249,6 +255,7 @@ class Agent:
             "actor": self.actor.network,
             "critic": self.critic.network,
             "target_critic": self.target_critic,
+            "value": self.value,
         }
         smtos = {f"{loss}_smto": part.smto for loss, part in self.parts.items()}
         return networks | smtos | {f"{k}_optimizer": p.optimizer for k, p in self.parts.items()}
@@ -265,7 +272,7 @@ class Agent:
         """Raises CheckpointError, before anything is changed, for the state of another agent."""
         stateful = self._stateful()
         networks = {name: stateful[name] for name in ("actor", "critic", "target_critic")}
-        state = upgraded(state, networks)
+        state = {"value": {}} | upgraded(state, networks)  # absent in older checkpoints
         sized = {
             name: part.state_dict()
             for name, part in stateful.items()
@@ -282,6 +289,17 @@ class Agent:
 
 def _noise(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=generator, device=generator.device)
+
+
+def create_value(config: Config, device: torch.device) -> losses.Value:
+    critic = config.critic
+    match critic.kind:
+        case "scalar":
+            return losses.ScalarValue(critic.ensemble)
+        case "categorical":
+            return losses.CategoricalValue(critic.bins, critic.support, device, critic.ensemble)
+        case "popart":
+            return PopArtValue(config.num_tasks, critic.popart_rate, device, critic.ensemble)
 
 
 def _smto(config: Config, loss: Loss, device: torch.device) -> SMTO:

@@ -118,14 +118,18 @@ class NetworkConfig:
 class CriticConfig:
     """What the critics say of a state and an action."""
 
-    kind: Literal["scalar", "categorical"] = "scalar"
-    """scalar: a number, squared error. categorical: a distribution of the return over fixed bins,
+    kind: Literal["scalar", "categorical", "popart"] = "scalar"
+    """scalar: a number, squared error. popart: a number, normalised per task by the moments of its
+    targets, with a last layer for every task (Hessel et al. 2019); rewards need no normalisation
+    then. categorical: a distribution of the return over fixed bins,
     cross-entropy (Bellemare et al. 2017); needs returns that fit the support, so for example
     replay.reward_normalization=return_range."""
     bins: int = 51
     """Atoms of a categorical critic."""
     support: float = 10.0
     """Atoms lie evenly in +-support, into which return_range and return_std scale the returns."""
+    popart_rate: float = 3e-4
+    """Share of the newest batch in PopArt's moments."""
     members: int = 2
     """Independent critics with their own targets' copies."""
     ensemble: Literal["min", "mean"] = "min"

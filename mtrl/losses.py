@@ -6,22 +6,64 @@ dimension they give [task], without it (under vmap) one task's scalar. Noise is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mtrl.config import CriticConfig
 from mtrl.networks.actor import sample_action
 
 Network = Callable[..., Any]
 
 
-class ScalarValue:
-    """Critics that give one number: y is a number, the loss a squared error."""
+class Value(ABC):
+    """What the critics' outputs [member, ...] mean, and what they learn."""
 
     outputs = 1
+    """Of one member, for one state and action."""
+    per_task_head = False
+    """Whether the last layer has weights of its own for every task."""
+
+    @abstractmethod
+    def value(self, outputs: Tensor) -> Tensor:
+        """Members' outputs [member, ...] -> one value [...]."""
+
+    @abstractmethod
+    def target(
+        self,
+        outputs: Tensor,
+        rewards: Tensor,
+        discounts: Tensor,
+        bonus: Tensor,
+        bound: Tensor | None = None,
+    ) -> Tensor:
+        """y from the outputs for the successors; bound: its upper clip."""
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """[...], summed over members."""
+
+    def summary(self, loss: Tensor, target: Tensor) -> Tensor:
+        """What `follow` wants to know of a batch, [task, ...], from loss [task] and targets."""
+        return loss
+
+    def follow(self, summary: Tensor, critics: Iterable[nn.Module]) -> bool:
+        """After a step of the critics: move what depends on the targets; -> whether any does."""
+        return False
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors that change in place."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        for name, tensor in self.state_dict().items():
+            tensor.copy_(state[name])
+
+
+class ScalarValue(Value):
+    """Critics that give one number: y is a number, the loss a squared error."""
 
     def __init__(self, ensemble: Literal["min", "mean"] = "min") -> None:
         """ensemble: the smallest of the members' values (Fujimoto et al. 2018), or their mean."""
@@ -48,7 +90,7 @@ class ScalarValue:
         return (outputs - target).square().sum(0)
 
 
-class CategoricalValue:
+class CategoricalValue(Value):
     """Critics that give a distribution of the return over fixed atoms (Bellemare et al. 2017, C51):
     logits [member, ..., bin]; the loss is the cross-entropy to the projected target.
 
@@ -107,15 +149,6 @@ class CategoricalValue:
         return -(target * torch.log_softmax(outputs, dim=-1)).sum(-1).sum(0)
 
 
-Value = ScalarValue | CategoricalValue
-
-
-def create_value(config: CriticConfig, device: torch.device) -> Value:
-    if config.kind == "categorical":
-        return CategoricalValue(config.bins, config.support, device, config.ensemble)
-    return ScalarValue(config.ensemble)
-
-
 def bellman_target(
     actor: Network,
     target_critic: Network,
@@ -141,9 +174,11 @@ def bellman_target(
 
 def critic_loss(
     critic: Network, value: Value, inputs: Tensor, actions: Tensor, targets: Tensor
-) -> Tensor:
-    """Mean over samples, summed over the critics: (Q_k - y)^2, or the cross-entropy to y."""
-    return value.loss(critic(inputs, actions), targets).mean(-1)
+) -> tuple[Tensor, Tensor]:
+    """Mean over samples, summed over the critics: (Q_k - y)^2, or the cross-entropy to y; and the
+    value's summary of the batch."""
+    loss = value.loss(critic(inputs, actions), targets).mean(-1)
+    return loss, value.summary(loss, targets)
 
 
 def actor_loss(

@@ -109,6 +109,7 @@ def validate(config: Config) -> None:
     critic = config.critic
     for key in ("critic.width", "critic.depth"):
         need(values[key] is None or values[key] >= 1, key, "must be None or at least 1")
+    need(0 < critic.popart_rate <= 1, "critic.popart_rate", "must be in (0, 1]")
     need(critic.members >= 1, "critic.members", "must be at least 1")
     need(critic.bins >= 2, "critic.bins", "must be at least 2")
     need(0 < critic.support < float("inf"), "critic.support", "must be positive and finite")

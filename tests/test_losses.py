@@ -83,7 +83,7 @@ def test_termination_stops_the_bootstrap_and_truncation_does_not():
 
 def test_critic_loss():
     targets = RNG.normal(size=(TASKS, SAMPLES))
-    got = losses.critic_loss(
+    got, _ = losses.critic_loss(
         linear_critic(VALUE_WEIGHTS), SCALAR, tensor(STATES), tensor(ACTIONS), tensor(targets)
     )
     assert got.shape == (TASKS,)
@@ -231,12 +231,12 @@ def test_categorical_critic_learns_the_value_that_a_scalar_critic_learns():
 def test_losses_of_one_task_equal_their_row():
     critic = linear_critic(VALUE_WEIGHTS)
     targets = tensor(REWARDS)
-    whole_critic = losses.critic_loss(critic, SCALAR, tensor(STATES), tensor(ACTIONS), targets)
+    whole_critic, _ = losses.critic_loss(critic, SCALAR, tensor(STATES), tensor(ACTIONS), targets)
     whole_actor, _ = losses.actor_loss(
         actor, critic, SCALAR, tensor(STATES), tensor(NOISE), tensor(ALPHA)[:, None]
     )
     for t in range(TASKS):
-        one_critic = losses.critic_loss(
+        one_critic, _ = losses.critic_loss(
             critic, SCALAR, tensor(STATES[t]), tensor(ACTIONS[t]), targets[t]
         )
         one_actor, _ = losses.actor_loss(

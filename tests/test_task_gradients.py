@@ -48,7 +48,7 @@ def problem(agent, which):
         return actor_loss, agent.actor.network, (inputs, noise, 0.2 * scale)
 
     def critic_loss(critic, *args):
-        loss = losses.critic_loss(critic, agent.value, *args)
+        loss, _ = losses.critic_loss(critic, agent.value, *args)
         return loss, 2.0 * loss
 
     targets = scale * torch.randn(TASKS, SAMPLES, generator=generator)

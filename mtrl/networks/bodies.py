@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
-from mtrl.networks.layers import LayerNorm, Linear, relu
+from mtrl.networks.layers import LayerNorm, Linear, TaskLinear, relu
 
 BodyKind = Literal["mlp", "residual"]
 
@@ -24,11 +25,30 @@ def create_body(
     layer_norm: bool = False,
     bf16: bool = False,
     copies: int = 1,
+    heads: int | None = None,
 ) -> nn.Module:
-    """depth: hidden layers of an MLP, or residual blocks (which always normalise)."""
+    """depth: hidden layers of an MLP, or residual blocks (which always normalise). heads: a last
+    layer for each of so many tasks; None = one for all."""
     if kind == "residual":
-        return Residual(copies, input_dim, output_dim, width, depth, bf16)
-    return MLP(copies, input_dim, output_dim, width, depth, layer_norm, bf16)
+        return Residual(copies, input_dim, output_dim, width, depth, bf16, heads)
+    return MLP(copies, input_dim, output_dim, width, depth, layer_norm, bf16, heads)
+
+
+Head = Linear | TaskLinear
+
+
+def _head(copies: int, fan_in: int, fan_out: int, heads: int | None) -> Head:
+    if heads is None:
+        return Linear(fan_in, fan_out, copies=copies)
+    return TaskLinear(heads, fan_in, fan_out, copies=copies)
+
+
+def _outputs(head: Head, x: Tensor, leading: torch.Size) -> Tensor:
+    """x [copies, row, width] -> [copies, *leading, outputs]."""
+    if isinstance(head, TaskLinear):
+        x = x.view(len(x), *leading, x.shape[-1])
+    outputs: Tensor = head(x)
+    return outputs.view(len(x), *leading, outputs.shape[-1])
 
 
 def _rows(x: Tensor, copies: int) -> Tensor:
@@ -63,6 +83,7 @@ class MLP(nn.Module):
         depth: int,
         layer_norm: bool,
         bf16: bool = False,
+        heads: int | None = None,
     ) -> None:
         """bf16: products between hidden layers in bf16; observations and outputs need more."""
         super().__init__()
@@ -73,14 +94,13 @@ class MLP(nn.Module):
             linear = Linear(fan_in, width, copies=copies, bias=not layer_norm, bf16=bf16_here)
             norm = LayerNorm(width, copies=copies, gain=False) if layer_norm else None
             self.hidden.append(Dense(linear, norm))
-        self.head = Linear(width, output_dim, copies=copies)
+        self.head = _head(copies, width, output_dim, heads)
 
     def forward(self, x: Tensor) -> Tensor:
         leading, x = x.shape[:-1], _rows(x, self.copies)
         for layer in self.hidden:
             x = layer(x)
-        outputs: Tensor = self.head(x)
-        return outputs.view(self.copies, *leading, outputs.shape[-1])
+        return _outputs(self.head, x, leading)
 
 
 class Block(nn.Module):
@@ -108,6 +128,7 @@ class Residual(nn.Module):
         width: int,
         depth: int,
         bf16: bool = False,
+        heads: int | None = None,
     ) -> None:
         """depth: blocks. bf16: the blocks' products in bf16; observations and outputs need more."""
         super().__init__()
@@ -115,12 +136,11 @@ class Residual(nn.Module):
         first = Linear(input_dim, width, copies=copies)
         self.first = Dense(first, LayerNorm(width, copies=copies))
         self.blocks = nn.ModuleList(Block(width, copies, bf16) for _ in range(depth))
-        self.head = Linear(width, output_dim, copies=copies)
+        self.head = _head(copies, width, output_dim, heads)
 
     def forward(self, x: Tensor) -> Tensor:
         leading, x = x.shape[:-1], _rows(x, self.copies)
         x = self.first(x)
         for block in self.blocks:
             x = block(x)
-        outputs: Tensor = self.head(x)
-        return outputs.view(self.copies, *leading, outputs.shape[-1])
+        return _outputs(self.head, x, leading)

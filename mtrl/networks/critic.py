@@ -29,7 +29,9 @@ class Critic(nn.Module):
         return out.squeeze(-1) if self.outputs == 1 else out
 
 
-def make_critic(config: Config, input_dim: int, outputs: int) -> Critic:
+def make_critic(
+    config: Config, input_dim: int, outputs: int, *, per_task_head: bool = False
+) -> Critic:
     net, critic = config.network, config.critic
     body = create_body(
         critic.body or net.body,
@@ -40,6 +42,7 @@ def make_critic(config: Config, input_dim: int, outputs: int) -> Critic:
         layer_norm=net.layer_norm,
         bf16=config.learner.precision == "bf16",
         copies=critic.members,
+        heads=config.num_tasks if per_task_head else None,
     )
     learned = net.task_encoding == "learned"
     return Critic(body, outputs, TaskTable(config.num_tasks, net.task_dim) if learned else None)
