@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtrl.smto.base import GramianSMTO, register
-from mtrl.smto.solvers import convex, cosines, floored, min_norm, ridge
+from mtrl.smto.solvers import convex, cosines, cut_off, floored, min_norm, ridge
 
 Normalisation = Literal["none", "l2", "loss", "loss+"]
 
@@ -109,12 +109,14 @@ class CDTT(EDM):
         tension = self.alpha * torch.sigmoid(math.e * (strain - 1.0)) + 1.0 - self.alpha
         tension = tension.nan_to_num(nan=0.0)  # the window is not full yet
 
-        # The step towards g_i is t_i (g_i - d) / |g_i - d|; a task at d itself cannot pull. Near d,
-        # in place of 1 / r, it is r^2 / (r^3 + ridge), r = |g_i - d| / unit: rounding shows in r^2.
+        # The step towards g_i is t_i (g_i - d) / |g_i - d|; a task at d itself cannot pull. In place
+        # of 1 / r it is r^3 / (r^4 + cut_off^2), r = |g_i - d| / unit. What rounding makes of r = 0,
+        # an r^2 of some eps, then pulls by less than 3 eps^1/2: little beside a weight of 1 / m.
         products = gramian @ weights
         squares = (gramian.diagonal() + weights @ products).clamp(min=1e-300)
         distance = (1.0 - 2.0 * products / squares).clamp(min=0.0)
-        pull = tension * distance / (distance**1.5 + ridge(self.precision)) / squares.sqrt()
+        pull = tension * distance**1.5 / (distance.square() + cut_off(self.precision) ** 2)
+        pull = pull / squares.sqrt()
         weights = weights + pull - pull.sum() * weights
         for i in range(self.num_tasks):
             product, square = gramian[i] @ weights, gramian[i, i]
