@@ -26,7 +26,7 @@ class _MinNorm(GramianSMTO):
         # y_i = a_i |g_i| / s_i: the simplex becomes the plane sum_i y_i s_i / |g_i| = 1.
         plane = scales / lengths
         plane = plane / plane.max()
-        y = min_norm(convex(cosine, ridge(self.precision, self.num_tasks)), plane)
+        y = min_norm(convex(cosine, ridge(self.precision, self.num_tasks)), plane, iterations=16)
         hull = plane * y / (plane @ y)
         products = cosine @ (hull / plane) / plane
         gap = hull @ products - products.min()
