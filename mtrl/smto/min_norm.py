@@ -109,9 +109,9 @@ class CDTT(EDM):
         tension = self.alpha * torch.sigmoid(math.e * (strain - 1.0)) + 1.0 - self.alpha
         tension = tension.nan_to_num(nan=0.0)  # the window is not full yet
 
-        # The step towards g_i is t_i (g_i - d) / |g_i - d|; a task at d itself cannot pull. In place
-        # of 1 / r it is r^3 / (r^4 + cut_off^2), r = |g_i - d| / unit. What rounding makes of r = 0,
-        # an r^2 of some eps, then pulls by less than 3 eps^1/2: little beside a weight of 1 / m.
+        # The step towards g_i is t_i (g_i - d) / |g_i - d|; a task at d itself cannot pull. With
+        # r = |g_i - d| / unit, 1 / r is replaced by r^3 / (r^4 + cut_off^2). Rounding makes one or
+        # two eps of r^2 = 0, which then pull by less than eps^1/2 / 3: little beside 1 / m.
         products = gramian @ weights
         squares = (gramian.diagonal() + weights @ products).clamp(min=1e-300)
         distance = (1.0 - 2.0 * products / squares).clamp(min=0.0)
