@@ -180,7 +180,7 @@ class VectorEnv:
         self.observation_dim, self.action_dim = observation_dim, action_dim
         self._shared = _Shared(self.num_lanes, observation_dim, action_dim)
         self._waiting = True
-        context = mp.get_context("spawn")  # fork is unsafe with CUDA and threads
+        context = mp.get_context("spawn")  # fork is unsafe beside CUDA and threads
         workers = max(1, min(workers, self.num_lanes))
         self._lanes = balance(costs or [1.0] * self.num_lanes, workers, copies)
         self._connections: list[Connection] = []
@@ -217,7 +217,7 @@ class VectorEnv:
         return self.receive().observations
 
     def send(self, actions: NDArray[np.float32], next_goals: Sequence[int]) -> None:
-        """Start one step [lane, action]; an episode that ends is followed by `next_goals`."""
+        """Start one step [lane, action]; an episode that ends goes on with `next_goals` [lane]."""
         self.command([STEP] * self.num_lanes, next_goals, actions)
 
     def command(
