@@ -235,7 +235,7 @@ class Agent:
             if not part.is_recorded
         ]
         return found + [
-            f"method {self._names[loss]} wants positive losses, but the {loss} loss can be "
+            f"method {self._names[loss]} needs positive losses, but the {loss} loss can be "
             "negative: it gets losses above a lower bound tracked from those seen so far"
             for loss, part in self.parts.items()
             if loss != "critic" and part.smto.wants_positive_losses

@@ -105,7 +105,7 @@ def measure(
 ) -> Measurement:
     """envs: `make_vector_env(config, config.train.envs_per_task)`, closed by the caller.
 
-    rare: time the stages beside the loop too (evaluation, checkpoint, log line).
+    rare: time the stages outside the loop too (evaluation, checkpoint, log line).
     """
     device = set_up_learner(config)
     _forget_peak_memory(device)
@@ -214,8 +214,8 @@ UNITS = {
     "sample": "update",
     "update": "update",
     "log": "time",
-    "checkpoint": "time, beside the loop",
-    "evaluate": "episode of every task, beside the loop",
+    "checkpoint": "time, outside the loop",
+    "evaluate": "episode of every task, outside the loop",
 }
 
 

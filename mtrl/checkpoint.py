@@ -1,4 +1,4 @@
-"""Atomic, checksummed checkpoints, written beside the training.
+"""Atomic, checksummed checkpoints, written in the background.
 
 A name always holds a whole checkpoint (mtrl.atomic). Its last 40 bytes are a marker and the SHA-256
 of everything before them: a truncated or altered file is detected and the previous one used.
@@ -179,7 +179,7 @@ def _shapes(name: str, content: Any) -> dict[str, tuple[int, ...]]:
 def check_resumable(state: Any, environments: int) -> None:
     """Raise CheckpointError unless a run with so many environments can continue from `state`."""
     if isinstance(state, Mapping) and "agent" in state and "replay" not in state:
-        raise CheckpointError("it holds the policy alone; a run goes on from a step_*.pt")
+        raise CheckpointError("it holds the policy alone; a run continues from a step_*.pt")
     check_kind(state)
     theirs = len(state["episodes"])
     if theirs != environments:

@@ -22,7 +22,7 @@ mtrl: multi-task reinforcement learning
   mtrl train CONFIG [--resume-if-exists] [--key value ...]
       train; CONFIG is a YAML file or a preset's name
   mtrl resume RUN [--train.total-steps N] [--learner.device D]
-      go on from the newest checkpoint, or from the one given
+      continue from the newest checkpoint, or from the one given
   mtrl evaluate RUN [--checkpoint best|latest|PATH]
                     [--episodes-per-task 50] [--json] [--video]
                     [--device D] [--plugins FILE ...]
@@ -144,13 +144,13 @@ def _parse_run(
 
     if not arguments:
         raise UsageError(
-            f"{command} wants a configuration, e.g. `mtrl {command} configs/mt10.yaml`"
+            f"{command} needs a configuration, e.g. `mtrl {command} configs/mt10.yaml`"
         )
     name, *overrides = arguments
     if name in ("-h", "--help"):
         parse(Config(), f"mtrl {command} CONFIG", ["--help"])
     if name.startswith("-"):
-        raise UsageError(f"{command} wants the configuration first, not {name!r}")
+        raise UsageError(f"{command} needs the configuration first, not {name!r}")
     return parse(load_config(name), f"mtrl {command} {name}", overrides)
 
 
@@ -204,12 +204,12 @@ def resume_command(arguments: list[str]) -> None:
     from mtrl.schema import user_path
 
     if not arguments:
-        raise UsageError("resume wants a run directory or a checkpoint")
+        raise UsageError("resume needs a run directory or a checkpoint")
     if arguments[0] in ("-h", "--help"):
         print(
             "mtrl resume RUN [--train.total-steps N] [--learner.device D] [--plugins FILE ...]\n\n"
-            "RUN is a run's directory: go on from its newest checkpoint. Or one of its\n"
-            "checkpoints/step_*.pt: go on from there; later checkpoints are deleted.\n"
+            "RUN is a run's directory: continue from its newest checkpoint. Or one of its\n"
+            "checkpoints/step_*.pt: continue from there; later checkpoints are deleted.\n"
             "On another device the run continues, but not bitwise as on the first.\n"
             "Plug-ins that have moved are named again."
         )
@@ -267,7 +267,7 @@ def evaluate_command(arguments: list[str]) -> None:
     from mtrl import trained_commands
 
     if not arguments:
-        raise UsageError("evaluate wants a run directory or a checkpoint")
+        raise UsageError("evaluate needs a run directory or a checkpoint")
     trained_commands.evaluate_command(arguments)
 
 
@@ -275,7 +275,7 @@ def export_command(arguments: list[str]) -> None:
     from mtrl import trained_commands
 
     if not arguments:
-        raise UsageError("export wants a run directory or a checkpoint")
+        raise UsageError("export needs a run directory or a checkpoint")
     trained_commands.export_command(arguments)
 
 
@@ -285,7 +285,7 @@ def completion_command(arguments: list[str]) -> None:
     from mtrl.completion import SHELLS, script
 
     if len(arguments) != 1 or arguments[0] not in SHELLS:
-        raise UsageError(f"completion wants one of {', '.join(SHELLS)}")
+        raise UsageError(f"completion needs one of {', '.join(SHELLS)}")
     commands = dict.fromkeys(re.findall(r"^  mtrl (\w+)", USAGE, re.MULTILINE))
     print(script(arguments[0], list(commands)), end="")
 
@@ -300,15 +300,15 @@ def report_command(arguments: list[str]) -> None:
     from mtrl.report import write
 
     if not arguments:
-        raise UsageError("report wants run directories, or folders that hold some")
+        raise UsageError("report needs run directories, or folders that hold some")
     write.report_command(arguments)
 
 
 def sweep_command(arguments: list[str]) -> None:
     if not arguments:
-        raise UsageError("sweep wants a configuration or a sweep file, e.g. `mtrl sweep mt10`")
+        raise UsageError("sweep needs a configuration or a sweep file, e.g. `mtrl sweep mt10`")
     if arguments[0].startswith("-") and arguments[0] not in ("-h", "--help"):
-        raise UsageError(f"sweep wants the configuration first, not {arguments[0]!r}")
+        raise UsageError(f"sweep needs the configuration first, not {arguments[0]!r}")
 
     from mtrl.sweep.command import sweep
 
@@ -319,9 +319,9 @@ def supervised_command(arguments: list[str]) -> None:
     from mtrl.supervised import command
 
     if not arguments:
-        raise UsageError("supervised wants a configuration, e.g. configs/supervised_digits.yaml")
+        raise UsageError("supervised needs a configuration, e.g. configs/supervised_digits.yaml")
     if arguments[0].startswith("-") and arguments[0] not in ("-h", "--help"):
-        raise UsageError(f"supervised wants the configuration first, not {arguments[0]!r}")
+        raise UsageError(f"supervised needs the configuration first, not {arguments[0]!r}")
     command.supervised(arguments)
 
 
@@ -330,7 +330,7 @@ def weights_command(arguments: list[str]) -> None:
     from mtrl.weights import as_yaml
 
     if len(arguments) != 1:
-        raise UsageError("weights wants a run directory, and nothing else")
+        raise UsageError("weights needs a run directory, and nothing else")
     if arguments[0] in ("-h", "--help"):
         print("mtrl weights RUN_DIR\n\nAn SMTO's mean weights, as a configuration for `fixed`.")
         return
@@ -344,5 +344,5 @@ def list_command(arguments: list[str]) -> None:
         if arguments and arguments[0] in ("-h", "--help"):
             print(f"mtrl list {'|'.join(TOPICS)}")
             return
-        raise UsageError(f"list wants one of {', '.join(TOPICS)}, not {' '.join(arguments)!r}")
+        raise UsageError(f"list needs one of {', '.join(TOPICS)}, not {' '.join(arguments)!r}")
     TOPICS[arguments[0]]()

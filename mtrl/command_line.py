@@ -16,7 +16,7 @@ SMTOS = ("smto", "critic_smto", "actor_smto", "temperature_smto")
 
 
 def preset_folders() -> list[Path]:
-    """Where presets are: beside the package in a checkout, inside it when installed."""
+    """Where presets are: next to the package in a checkout, inside it when installed."""
     package = Path(__file__).resolve().parent
     return [
         folder for folder in (package.parent / "configs", package / "configs") if folder.is_dir()
@@ -88,7 +88,7 @@ DECIDED = ("learner.compile", "learner.precision", "learner.capture")  # when th
 
 
 def continued(stored: Config, wanted: Config) -> Config:
-    """Configuration with which a run goes on: the stored one, longer if so wanted, and with the
+    """Configuration with which a run continues: the stored one, longer if so asked, and with the
     device and the plug-ins' places of this machine.
 
     Raises ConfigError for the first setting in which `wanted` differs otherwise.

@@ -28,7 +28,7 @@ class Existing:
     overwrite: bool = False
     """Delete an existing run directory first."""
     resume_if_exists: bool = False
-    """Go on with the run directory if it is there already, else start: the same command serves the
+    """Continue the run if its directory is there already, else start: the same command serves the
     first start and every restart (containers, clusters)."""
 
 

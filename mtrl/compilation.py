@@ -1,4 +1,4 @@
-"""Compiling the update beside the warm-up."""
+"""Compiling the update in the background of the warm-up."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Compilation(threading.Thread):
         super().__init__(name="compilation", daemon=True)
         self._work = agent, batch, return_bound
         self.failure = ""
-        """First line of the error; the agent then goes on uncompiled."""
+        """First line of the error; the agent then continues uncompiled."""
         self.start()
 
     def run(self) -> None:
@@ -37,7 +37,7 @@ class Compilation(threading.Thread):
 
 
 def exit_now(code: int) -> NoReturn:
-    """End this process although a compilation goes on in it, and the compiler with it."""
+    """End this process although a compilation runs in it, and the compiler with it."""
     sys.stdout.flush()
     sys.stderr.flush()
     children = psutil.Process().children(recursive=True)

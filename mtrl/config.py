@@ -35,7 +35,7 @@ class EnvConfig:
     """Tasks, goals and simulation."""
 
     benchmark: str = "MT10"
-    """MT1, MT10, MT25, MT50 (Meta-World) or toy. MT1 wants env.tasks with one task."""
+    """MT1, MT10, MT25, MT50 (Meta-World) or toy. MT1 needs env.tasks with one task."""
     tasks: tuple[str, ...] = ()
     """A task list of your own, in this order; replaces the benchmark's. See `mtrl list tasks`;
     or registered Gymnasium environments with equal, continuous spaces (docs/extending.md)."""
@@ -49,7 +49,7 @@ class EnvConfig:
     reward_version: Literal["v1", "v2"] = "v2"
     """Meta-World's reward function: v2 (about 0..10 per step) or v1 (Kurin et al.)."""
     fast: bool = True
-    """Step Meta-World faster, with the same results to the bit; false = Meta-World's own step."""
+    """Step Meta-World faster, with bitwise identical results; false = Meta-World's own step."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class TrainConfig:
     """Environments of each task, stepped together: more data for the same number of updates."""
     video_every: int = 0
     """Environment steps between videos of the deterministic policy, in videos/; 0 = none.
-    An episode of each task is rendered beside the training, which waits for it."""
+    An episode of each task is rendered in the background, and the training waits for it."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ class ReplayConfig:
     sample: their standard deviation (Kurin et al.).
     return_range: the largest return plus the entropy bonus, over critic.support (BRC).
     return_std: the standard deviation of the returns, at least the largest over critic.support.
-    Before they are stored: ema: a moving average's deviation (Sodhani et al. 2021). none: raw."""
+    Before they are stored: ema: a moving average's standard deviation (Sodhani et al. 2021).
+    none: raw."""
     ema_alpha: float = 0.001
     """Averaging speed of reward_normalization=ema."""
 
@@ -285,7 +286,7 @@ class CheckpointConfig:
     every: int = 500_000
     """Environment steps between checkpoints; a multiple of env.horizon * environments."""
     keep: int = 2
-    """Newest checkpoints kept, besides the best policy."""
+    """Newest checkpoints kept, in addition to the best policy."""
 
 
 @dataclass(frozen=True)
@@ -316,7 +317,7 @@ class Config:
     name: str = ""
     """Name of the experiment; the preset's file name if empty."""
     protocol: Literal["mw-plus", "kurin", "none"] = "mw-plus"
-    """Published protocol this run claims to follow; departures from it are stamped beside it."""
+    """Published protocol this run claims to follow; departures from it are stamped next to it."""
     seed: int = 1
     """Seed of goals, networks, exploration and sampling; 0 or more, with Meta-World below 2^32."""
     run_dir: str = ""

@@ -12,7 +12,7 @@ from mtrl.stop_signals import handled
 
 
 class TrainingError(RuntimeError):
-    """The run cannot go on; the message says why."""
+    """The run cannot continue; the message says why."""
 
 
 class Stopped(Exception):
@@ -21,14 +21,14 @@ class Stopped(Exception):
     def __init__(self, signum: int, run: RunDirectory) -> None:
         self.reason = f"stopped by {signal.Signals(signum).name}"
         self.exit_code = 128 + signum
-        super().__init__(f"{self.reason}; to go on: mtrl resume {run.path}")
+        super().__init__(f"{self.reason}; to continue: mtrl resume {run.path}")
 
 
 @contextmanager
 def outcome(run: RunDirectory, trainer: Stepping, *, new: bool) -> Iterator[None]:
     """Write down how the block ended, unless it ended by itself.
 
-    A new run that ends before its first step leaves no directory: it has nothing to go on from,
+    A new run that ends before its first step leaves no directory: it has nothing to continue from,
     and would be in the way of the corrected command.
     """
     try:

@@ -146,7 +146,7 @@ class UnderWay(NamedTuple):
 
 
 class Evaluator:
-    """Evaluates snapshots of the agent beside the training, one at a time: `start`, `collect`.
+    """Evaluates snapshots of the agent in the background, one at a time: `start`, `collect`.
 
     A thread drives workers that are there for evaluations alone. It mostly waits for them, and
     holds the interpreter for a fraction of a millisecond per step of all tasks.

@@ -31,7 +31,7 @@ class ExportedPolicy(nn.Module):
         # Copied into the type: an exported `to` would be fixed to the type of the example.
         observations = torch.zeros(observations.shape).copy_(observations)
         tasks = torch.zeros(tasks.shape, dtype=torch.int64).copy_(tasks)
-        # Encoded for every task, [task, n, input]: the encoder wants the task as leading index.
+        # Encoded for every task, [task, n, input]: the encoder needs the task as leading index.
         inputs = self.encoder(observations.expand(self.num_tasks, *observations.shape))
         mean, _ = self.actor(inputs[tasks, torch.arange(tasks.shape[0])])
         return torch.tanh(mean)
@@ -43,7 +43,7 @@ def export_policy(
     """Write the policy, on the CPU, with `torch.export`; `path` then holds all of it, or is as it
     was.
 
-    Beside it in the file: METADATA, JSON with the task names in order, dimensions and protocol.
+    With it in the file: METADATA, JSON with the task names in order, dimensions and protocol.
     """
     example = (torch.zeros(2, observation_dim), torch.zeros(2, dtype=torch.int64))
     n = torch.export.Dim("n")

@@ -65,13 +65,13 @@ def settle(config: Config, device: torch.device) -> tuple[Config, list[str]]:
     elif device.type == "cpu" and (
         precision == "tf32" or (precision == "bf16" and not _has_bf16())
     ):
-        warnings = [f"this CPU has no {precision} products; going on with learner.precision fp32"]
+        warnings = [f"this CPU has no {precision} products; continuing with learner.precision fp32"]
         precision = "fp32"
     capture: Literal["on", "off"] = "off"
     if device.type == "cuda":
         capture = "off" if config.learner.capture == "off" else "on"
     elif config.learner.capture == "on":
-        warnings.append("learner.capture = on wants a CUDA device; going on without")
+        warnings.append("learner.capture = on needs a CUDA device; continuing without")
     learner = dataclasses.replace(
         config.learner,
         precision=precision,

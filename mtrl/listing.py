@@ -26,7 +26,7 @@ def list_methods() -> None:
 
     for name in available():
         method = describe(name)
-        positive = ", wants positive losses" if method.wants_positive_losses else ""
+        positive = ", needs positive losses" if method.wants_positive_losses else ""
         aliases = f" (or {', '.join(method.aliases)})" if method.aliases else ""
         print(f"{name}{aliases}: needs {method.needs}{positive}")
         print(indented(method.text))
@@ -35,7 +35,7 @@ def list_methods() -> None:
             print(indented(f"options: {shown}"))
     print(
         "\nChosen by --agent.smto.name NAME --agent.smto.options KEY=VALUE ...; methods"
-        "\nthat want positive losses get losses above a tracked lower bound."
+        "\nthat need positive losses get losses above a tracked lower bound."
     )
 
 

@@ -42,7 +42,7 @@ class LogWindow:
         self.updates += 1
 
     def exclude(self, seconds: float) -> None:
-        """Keep time spent beside training out of the speeds."""
+        """Keep time spent outside training out of the speeds."""
         self._started += seconds
 
     def is_empty(self, step: int) -> bool:

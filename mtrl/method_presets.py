@@ -57,7 +57,7 @@ def with_preset(config: Config, chosen: Config) -> Config:
         method = describe(method).name
     if chosen.agent.critic_smto.name or chosen.agent.actor_smto.name:
         raise ConfigError(
-            "agent.smto.preset", preset, "wants one method for the critic and the actor"
+            "agent.smto.preset", preset, "needs one method for the critic and the actor"
         )
     table = _kurin(chosen.num_tasks)
     if method not in table:

@@ -60,7 +60,7 @@ def _import(path: Path, given: str) -> tuple[str, ...]:
         raise ConfigError(
             "plugins",
             given,
-            'registers no method; wants a class under @register("name"), '
+            'registers no method; needs a class under @register("name"), '
             "or an environment by gymnasium.register",
         )
     return names

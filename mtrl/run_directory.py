@@ -75,7 +75,7 @@ class RunDirectory:
         self.config_file = path / "config.yaml"
         self.metrics_file = path / "metrics.jsonl"
         self.status_file = path / "status.json"
-        self.tensorboard = path  # beside the rest: TensorBoard names a run by its events' folder
+        self.tensorboard = path  # with the rest: TensorBoard names a run by its events' folder
         self.checkpoints = path / "checkpoints"
         self._lock: Any = None
         self._made = False

@@ -173,8 +173,8 @@ def read_yaml(path: Path) -> Any:
 
 
 NOT_STORED = ("overwrite", "resume_if_exists")
-"""What a run may do to a directory that is there already is said anew with each command. Files that
-earlier versions wrote have these keys, too; they mean nothing."""
+"""What a run may do to a directory that is there already is said again with each command. Files
+that earlier versions wrote have these keys, too; they mean nothing."""
 
 
 def read_config(path: Path) -> Any:

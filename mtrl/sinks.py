@@ -1,4 +1,4 @@
-"""Optional places for the numbers, beside metrics.jsonl and TensorBoard; off by default."""
+"""Optional places for the numbers, in addition to metrics.jsonl and TensorBoard; off by default."""
 
 from __future__ import annotations
 

@@ -14,16 +14,21 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def handled(handle: Callable[[int], None]) -> Iterator[None]:
-    """Call `handle` with the number of each that comes while the block runs."""
+    """Call `handle` with the number of each that comes while the block runs.
+
+    What the caller had ignored stays ignored: SIGHUP under `nohup`, and SIGINT where a script
+    starts a command with `&`, so that a Ctrl-C meant for the script does not end it. SIGTERM is
+    always heard.
+    """
 
     def hear(signum: int, frame: Any) -> None:
         if signum == signal.SIGHUP:
             leave_dead_terminal()
         handle(signum)
 
-    # `nohup mtrl ...` has SIGHUP ignored, and wants it to stay so.
-    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    heard = [s for s in STOP_SIGNALS if not (ignored and s == signal.SIGHUP)]
+    heard = (
+        s for s in STOP_SIGNALS if s == signal.SIGTERM or signal.getsignal(s) != signal.SIG_IGN
+    )
     previous = {s: signal.signal(s, hear) for s in heard}
     try:
         yield

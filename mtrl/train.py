@@ -30,7 +30,7 @@ def train(
     """Run to the end (or to a signal); -> the final evaluation.
 
     envs: `make_vector_env(config, config.train.envs_per_task)`, closed by the caller.
-    resume: go on with the run that `run` holds; start: not from its newest checkpoint, but from
+    resume: continue the run that `run` holds; start: not from its newest checkpoint, but from
     this one. A run that is finished stays as it is, and is only evaluated.
 
     Raises ConfigError, TrainingError, WorkerError, CheckpointError, MemoryError or Stopped. Nothing
@@ -92,7 +92,7 @@ def train(
 def _last_state(
     config: Config, run: RunDirectory, envs: VectorEnv, start: Path | None
 ) -> tuple[dict[str, Any] | None, list[str]]:
-    """What the run goes on from (None: it never came to a checkpoint), and warnings."""
+    """What the run continues from (None: it never came to a checkpoint), and warnings."""
     if start is not None:
         return checkpoint.load_step(start, functools.partial(check_checkpoint, config, envs)), []
     return checkpoint.load_newest(run.checkpoints)

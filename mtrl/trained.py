@@ -131,5 +131,5 @@ def _load_what_is_there(config: Config) -> Config:
     if failure is not None:
         if not all(tasks.is_gym(name) for name in config.task_names):
             raise failure
-        print(f"mtrl: note: going on without a plug-in: {failure}", file=sys.stderr)
+        print(f"mtrl: note: continuing without a plug-in: {failure}", file=sys.stderr)
     return dataclasses.replace(config, plugins=tuple(found))

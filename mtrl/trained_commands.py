@@ -90,7 +90,7 @@ def _evaluate(path: Path, options: EvaluateOptions) -> None:
     print(title)
     open_console().print(success_table(config.task_names, result))
     if video:
-        print(f"videos: {video}, and one file per task beside it")
+        print(f"videos: {video}, and one file per task next to it")
 
 
 @dataclass(frozen=True)

@@ -52,8 +52,8 @@ def validate(config: Config) -> None:
             "env.benchmark",
             f"must be one of MT1, {', '.join(known)}{nearest(env.benchmark, known)}",
         )
-        need(env.benchmark != "MT1", "env.tasks", "MT1 wants one task, e.g. reach-v3")
-    need(env.benchmark != "MT1" or len(env.tasks) == 1, "env.tasks", "MT1 wants exactly one task")
+        need(env.benchmark != "MT1", "env.tasks", "MT1 needs one task, e.g. reach-v3")
+    need(env.benchmark != "MT1" or len(env.tasks) == 1, "env.tasks", "MT1 needs exactly one task")
     for task in env.tasks:
         known_tasks = env_tasks.all_tasks()
         need(

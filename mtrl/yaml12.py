@@ -2,7 +2,7 @@
 
 PyYAML follows YAML 1.1, where `off` is false, `1e-3` is text, `1:30` is 90 and `010` is 8, and of
 two equal keys the first is lost without a word. Here, at any depth: the core schema of YAML 1.2,
-with underscores between digits (20_000_000) besides.
+with underscores between digits (20_000_000) as well.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -133,6 +134,15 @@ class Mtrl:
 @pytest.fixture(scope="session")
 def run_mtrl(tmp_path_factory: pytest.TempPathFactory) -> Mtrl:
     return Mtrl(tmp_path_factory.mktemp("cwd"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def heard_signals() -> None:
+    """`nohup` and `&` in a script have pytest ignore signals. A handler that does nothing does the
+    same for pytest, but what tests start does not inherit it."""
+    for signum in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(signum) == signal.SIG_IGN:
+            signal.signal(signum, lambda *_: None)
 
 
 @pytest.fixture(autouse=True)

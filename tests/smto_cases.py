@@ -77,16 +77,17 @@ def _jacobian(kind: str, m: int, rng: np.random.Generator) -> np.ndarray:
     return wide
 
 
+def build(kind: str, m: int, scale: float, seed: int) -> Case:
+    rng = np.random.default_rng(seed)
+    jacobian = torch.from_numpy(_jacobian(kind, m, rng) * scale)
+    return Case(kind, scale, jacobian, torch.from_numpy(rng.uniform(0.1, 10.0, m)))
+
+
 def cases(
     kinds: tuple[str, ...] = KINDS,
     num_tasks: tuple[int, ...] = NUM_TASKS,
     scales: tuple[float, ...] = (1.0, 1e-15, 1e15),
 ) -> st.SearchStrategy[Case]:
-    def build(kind: str, m: int, scale: float, seed: int) -> Case:
-        rng = np.random.default_rng(seed)
-        jacobian = torch.from_numpy(_jacobian(kind, m, rng) * scale)
-        return Case(kind, scale, jacobian, torch.from_numpy(rng.uniform(0.1, 10.0, m)))
-
     seeds = st.integers(0, 2**31)
     return st.builds(
         build, st.sampled_from(kinds), st.sampled_from(num_tasks), st.sampled_from(scales), seeds

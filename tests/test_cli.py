@@ -97,7 +97,7 @@ BAD_OPTIONS = {
         "--agent.actor-smto.name pcgrd",
         ["agent.actor_smto.name = 'pcgrd'", "did you mean 'pcgrad'"],
     ),
-    "MT1 without task": ("--env.benchmark MT1", ["env.tasks", "MT1 wants one task"]),
+    "MT1 without task": ("--env.benchmark MT1", ["env.tasks", "MT1 needs one task"]),
     "MT1 with two tasks": (
         "--env.benchmark MT1 --env.tasks reach-v3 push-v3",
         ["env.tasks", "exactly one task"],
@@ -266,15 +266,15 @@ def test_config_that_is_not_text(
             "trian configs/toy.yaml",
             ["'trian'", "train, resume, evaluate, bench, runs, report", "mean 'train'"],
         ),
-        ("train", ["train wants a configuration"]),
+        ("train", ["train needs a configuration"]),
         ("train --seed 3", ["configuration first", "--seed"]),
         ("train no/such.yaml", ["CONFIG = 'no/such.yaml'", "no such file or preset", "toy"]),
         ("train toi", ["CONFIG = 'toi'", "did you mean 'toy'"]),
-        ("resume", ["resume wants a run directory"]),
+        ("resume", ["resume needs a run directory"]),
         ("resume no/such/run", ["RUN_DIR = 'no/such/run'", "not a run directory"]),
-        ("evaluate", ["evaluate wants a run directory"]),
+        ("evaluate", ["evaluate needs a run directory"]),
         ("evaluate no/such/run", ["RUN_DIR = 'no/such/run'", "not a run directory"]),
-        ("list", ["list wants one of tasks, benchmarks, methods, presets"]),
+        ("list", ["list needs one of tasks, benchmarks, methods, presets"]),
         ("list task", ["tasks, benchmarks, methods, presets", "'task'"]),
     ],
 )
@@ -363,7 +363,7 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     assert "needs losses" in shown["unitary (or mean)"]
     assert "needs gramian" in shown["pcgrad"]
     assert shown["graddrop (or gradient_sign_dropout)"].endswith("needs jacobian")
-    assert shown["famo"].endswith("wants positive losses")
+    assert shown["famo"].endswith("needs positive losses")
     cagrad = words(text).split("cagrad: ")[1].split(": needs")[0]
     assert f"c={create('cagrad', 2).c}" in cagrad
     assert "seed=" not in text, "the run sets it"

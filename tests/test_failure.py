@@ -152,7 +152,6 @@ def test_closed_terminal_saves_and_stops(run_mtrl: Mtrl, tmp_path: Path) -> None
     path = tmp_path / "run"
 
     def own_terminal() -> None:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may be run by nohup themselves
         os.setsid()
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
@@ -189,14 +188,26 @@ def read_until_checkpoint(terminal: int, checkpoints: Path) -> None:
     os.close(terminal)
 
 
-def test_a_hang_up_that_nohup_ignores_is_ignored() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+@pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGINT])
+def test_signals_that_nohup_or_a_script_ignores_stay_ignored(signum: signal.Signals) -> None:
+    before = signal.signal(signum, signal.SIG_IGN)
     try:
         with handled(lambda signum: pytest.fail("not ignored")):
-            os.kill(os.getpid(), signal.SIGHUP)
-        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            os.kill(os.getpid(), signum)
+        assert signal.getsignal(signum) == signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGHUP, before)
+        signal.signal(signum, before)
+
+
+def test_sigterm_stops_a_run_whatever_its_caller_ignored() -> None:
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    heard: list[int] = []
+    try:
+        with handled(heard.append):
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == [signal.SIGTERM]
 
 
 def test_dead_worker_ends_the_run(running: Any) -> None:

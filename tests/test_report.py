@@ -381,7 +381,7 @@ def test_speeds_of_different_machines(mt10: Benchmark, tmp_path: Path) -> None:
         (["{runs}", "--metric", "eval/success_mean"], "there are eval/success"),
         (["{runs}", "--metric", "eval"], "there are eval/success"),
         (["{runs}", "--out", "{runs}/MT10/mgda/seed_1/status.json"], "out = '{runs}/MT10/mgda"),
-        ([], "report wants run directories"),
+        ([], "report needs run directories"),
     ],
 )
 def test_bad_input_is_one_line(

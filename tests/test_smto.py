@@ -263,13 +263,13 @@ def test_combine_names_a_wrong_shape(shape):
 
 @pytest.mark.parametrize("name", sorted(set(GRAMIAN) | {"autoscale"}))
 def test_a_missing_gramian_is_named(name):
-    with pytest.raises(ValueError, match=r"(?i)wants the gramian"):
+    with pytest.raises(ValueError, match=r"(?i)needs the gramian"):
         make(name, 2).weights(losses=torch.ones(2))
 
 
 @pytest.mark.parametrize("name", [*POSITIVE, "stch"])
 def test_missing_losses_are_named(name):
-    with pytest.raises(ValueError, match="wants the losses"):
+    with pytest.raises(ValueError, match="needs the losses"):
         make(name, 2).weights(gramian=torch.eye(2).double())
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 import torchjd.aggregation as reference
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from scipy.optimize import LinearConstraint, minimize, nnls
-from smto_cases import GOLDEN, cases, direction, random_jacobian
+from smto_cases import GOLDEN, build, cases, direction, random_jacobian
 
 from mtrl.smto import create
 
@@ -54,6 +54,7 @@ def simplex_minimum(objective, m):
 
 
 @given(case=cases(GENERAL))
+@example(case=build("agreeing", 50, 1.0, 844180))  # the slowest known to converge
 @settings(max_examples=40)
 def test_mgda_satisfies_the_optimality_conditions(case):
     weights, certificates = solved("mgda", case.jacobian)

@@ -235,7 +235,7 @@ def test_gama_and_grassis_settings() -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("", ["supervised wants a configuration"]),
+        ("", ["supervised needs a configuration"]),
         ("--seed 3", ["configuration first"]),
         ("supervised_digit", ["no such file or preset", "mean 'supervised_digits'"]),
         ("toy", ["unknown key"]),

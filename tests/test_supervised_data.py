@@ -136,7 +136,7 @@ def test_pairs_are_cached_by_all_they_depend_on(
         ("t10k-labels-idx1-ubyte", idx(np.zeros(20, np.uint8))[:-1], "damaged"),
         ("t10k-images-idx3-ubyte.gz", b"\x1f\x8b\x08cut", "cannot be read"),
         ("t10k-labels-idx1-ubyte", idx(np.zeros(19, np.uint8)), "as many labels"),
-        ("t10k-labels-idx1-ubyte", idx(np.full(20, 10, np.uint8)), "[0] is 10; wanted labels 0..9"),
+        ("t10k-labels-idx1-ubyte", idx(np.full(20, 10, np.uint8)), "[0] is 10; expected labels"),
     ],
 )
 def test_damaged_mnist(name: str, content: bytes | None, said: str, tmp_path: Path) -> None:
@@ -352,10 +352,10 @@ def _but(value: float, *channels: int) -> NDArray[np.float64]:
 @pytest.mark.parametrize(
     ("what", "values", "said"),
     [
-        ("label", np.zeros((8, 32)), "wanted shape (16, 32) of numbers, found (8, 32) of float64"),
-        ("label", np.zeros((32, 16)), "wanted shape"),
+        ("label", np.zeros((8, 32)), "expected shape (16, 32) of numbers, found (8, 32) of"),
+        ("label", np.zeros((32, 16)), "expected shape"),
         ("label", np.zeros((16, 32), bool), "of bool"),
-        ("label", np.full((16, 32), "road"), "wanted shape"),
+        ("label", np.full((16, 32), "road"), "expected shape"),
         ("label", np.full((16, 32), 19.0), "[0, 0] is 19.0; labels must be -1..18"),
         ("label", _but(256), "[3, 17] is 256.0; labels must be -1..18"),
         ("label", _but(256).astype(np.uint16), "[3, 17] is 256; labels must be -1..18"),
@@ -373,14 +373,14 @@ def _but(value: float, *channels: int) -> NDArray[np.float64]:
         ("depth", _but(np.inf, 1), "[3, 17, 0] is inf; depths must be finite"),
         ("depth", _but(np.nan), "[3, 17] is nan; depths must be finite"),
         ("depth", _but(1e39), "[3, 17] is 1e+39; depths must be finite"),
-        ("depth", np.zeros((16, 32, 3)), "wanted shape"),
+        ("depth", np.zeros((16, 32, 3)), "expected shape"),
         ("instance", _but(33_001).astype(np.int16), "[3, 17] is -32535; Cityscapes' instance"),
         ("instance", _but(26_001.5), "[3, 17] is 26001.5; Cityscapes' instance"),
         ("instance", _but(np.nan), "[3, 17] is nan; Cityscapes' instance"),
         ("instance", _but(np.inf), "[3, 17] is inf; Cityscapes' instance"),
         ("instance", _but(34_000), "[3, 17] is 34000.0; Cityscapes' instance"),
-        ("instance", np.zeros((16, 32, 1)), "wanted shape"),
-        ("instance", np.zeros((8, 32)), "wanted shape"),
+        ("instance", np.zeros((16, 32, 1)), "expected shape"),
+        ("instance", np.zeros((8, 32)), "expected shape"),
     ],
 )
 def test_values_that_do_not_belong(
@@ -455,7 +455,7 @@ def test_wrong_files_of_cityscapes(tmp_path: Path) -> None:
         np.save(image, np.zeros(shape))
         refused(r"0\.npy: must be \[h, w, 3\] with h and w divisible by 8")
     np.save(image, np.zeros((8, 16, 3)))
-    refused(r"val/label/0\.npy: wanted shape \(8, 16\)")
+    refused(r"val/label/0\.npy: expected shape \(8, 16\)")
 
 
 def test_hidden_files_are_no_data(tmp_path: Path) -> None:

@@ -34,7 +34,10 @@ OBJECT_STORE = 80 * 2**20  # little more than the least that Ray accepts
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """A head without cores, and two nodes of one core each."""
+    """A head without cores, and two nodes of one core each.
+
+    They ignore SIGINT, as where a script starts them with `&`.
+    """
     with pytest.MonkeyPatch.context() as patch:
         for key, value in ENVIRONMENT.items():
             patch.setenv(key, value)  # Ray's workers inherit it
@@ -45,9 +48,11 @@ def cluster() -> Iterator[Any]:
         from ray.cluster_utils import Cluster
 
         head = {"num_cpus": 0, "object_store_memory": OBJECT_STORE, "include_dashboard": False}
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         cluster = Cluster(initialize_head=True, head_node_args=head)
         for _ in range(2):
             cluster.add_node(num_cpus=1, object_store_memory=OBJECT_STORE)
+        signal.signal(signal.SIGINT, before)
         yield cluster
         cluster.shutdown()
 

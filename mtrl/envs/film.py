@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mtrl.envs.success import is_solved
 
-SIZE = 240  # pixels, both ways; a multiple of 16, as video encoders want it
+SIZE = 240  # pixels, both ways; a multiple of 16, as video encoders need it
 STRIDE = 2  # environment steps per frame
 FPS = 40  # Meta-World in real time: its step is 12.5 ms
 HOLD = FPS  # frames for which the last picture stays
@@ -27,7 +27,7 @@ GREEN = (40, 200, 80)
 class Filmed:
     """An environment of `factory` whose episode, up to its first success, becomes `path`.
 
-    Wants `render()` -> pixels [height, width, 3]. Steps as without the camera.
+    Needs `render()` -> pixels [height, width, 3]. Steps as without the camera.
     """
 
     def __init__(self, factory: Callable[[], gymnasium.Env], name: str, path: Path) -> None:

@@ -132,7 +132,7 @@ def make_task_set(
 
     plugins: files that register Gymnasium environments. render: the environments can `render()`.
 
-    `fast` steps Meta-World faster, bit for bit as upstream does (see `fast_metaworld`); with
+    `fast` steps Meta-World faster, bitwise identical to upstream (see `fast_metaworld`); with
     versions of Meta-World or MuJoCo not listed there, it warns and uses upstream's own step.
     """
     if is_toy(names[0]):

@@ -47,8 +47,8 @@ def resample(
     """Counts [resample, run, 1 or task] of drawing `runs` runs with replacement.
 
     unit "runs": a run is drawn with all its tasks, because they share one network and so are not
-    independent. "tasks": drawn anew for every task, the strata of Agarwal et al., who have one
-    agent per task; on runs of shared networks those intervals are too narrow (docs/report.md).
+    independent. "tasks": drawn separately for every task, the strata of Agarwal et al., who have
+    one agent per task; on runs of shared networks those intervals are too narrow (docs/report.md).
     """
     generator = np.random.default_rng(seed)
     even = np.full(runs, 1.0 / runs)

@@ -44,7 +44,7 @@ class ReportOptions:
     baseline: str = ""
     """Method that the others are compared with; unitary if empty and there."""
     bootstrap: Literal["runs", "tasks"] = "runs"
-    """What a bootstrap draws: whole runs, or runs anew for every task (Agarwal et al. 2021,
+    """What a bootstrap draws: whole runs, or runs separately for every task (Agarwal et al. 2021,
     rliable), which makes intervals too narrow where the tasks of a run share a network."""
     metric: str = "eval/success"
     """The score: tags METRIC/<task>, higher is better."""
@@ -105,7 +105,7 @@ def _check_metric(runs: Sequence[Run], metric: str) -> None:
 
 
 def _summary(found: Sequence[Benchmark], options: ReportOptions) -> str:
-    drawn = "whole runs" if options.bootstrap == "runs" else "runs, anew for every task"
+    drawn = "whole runs" if options.bootstrap == "runs" else "runs, separately for every task"
     listed = [
         f"{b.name}: {len(b.groups)} methods, {len(b.runs)} runs, "
         f"{sum(run.finished for run in b.runs)} finished"
@@ -281,7 +281,7 @@ class Section:
     def _settings(self) -> str:
         rows = differing([settings(group.runs[0]) for group in self.groups])
         if not rows:
-            return page.paragraph("None, besides the seed.")
+            return page.paragraph("None, apart from the seed.")
         columns = ("setting", *(group.label for group in self.groups))
         shown = [
             (key, *("-" if value is None else value for value in row)) for key, row in rows.items()

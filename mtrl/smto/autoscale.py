@@ -87,7 +87,7 @@ class AutoScale(SMTO):
     def weights(self, *, losses: Tensor | None = None, gramian: Tensor | None = None) -> Tensor:
         given = gramian if self.needs == "gramian" else losses
         if given is None:
-            raise ValueError(f"AutoScale wants the {self.needs} in this step")
+            raise ValueError(f"AutoScale needs the {self.needs} in this step")
         self.follow(given.device)
         weights = self.found[min(self.calls // self.length, self.windows)].clone()
         if self.exploring:

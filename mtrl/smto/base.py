@@ -73,7 +73,7 @@ class SMTO(ABC):
         m = self.num_tasks
         if jacobian.ndim != 2 or len(jacobian) != m or losses.shape != (m,):
             shapes = f"{tuple(jacobian.shape)} and {tuple(losses.shape)}"
-            raise ValueError(f"wanted a Jacobian [{m}, P] and losses [{m}], not {shapes}")
+            raise ValueError(f"expected a Jacobian [{m}, P] and losses [{m}], not {shapes}")
         for what, finite in (
             ("gradient", jacobian.isfinite().all(1)),
             ("loss", losses.isfinite()),
@@ -103,9 +103,9 @@ class SMTO(ABC):
                 setattr(self, name, value.to(device))
 
     def take(self, losses: Tensor | None) -> Tensor:
-        """Losses as float64, detached, and shifted if the method wants positive ones."""
+        """Losses as float64, detached, and shifted if the method needs positive ones."""
         if losses is None:
-            raise ValueError(f"{type(self).__name__} wants the losses")
+            raise ValueError(f"{type(self).__name__} needs the losses")
         self.follow(losses.device)
         losses = losses.detach().double()
         if self.wants_positive_losses:
@@ -177,7 +177,7 @@ class GramianSMTO(SMTO):
             self._grow_older()
             return self.held.clone()
         if gramian is None:
-            raise ValueError(f"{type(self).__name__} wants the Gramian")
+            raise ValueError(f"{type(self).__name__} needs the Gramian")
         self.follow(gramian.device)
         self.precision = torch.finfo(gramian.dtype).eps
         weights = self.solve(gramian.detach().double(), losses)

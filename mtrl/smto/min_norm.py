@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtrl.smto.base import GramianSMTO, register
-from mtrl.smto.solvers import convex, cosines, floored, min_norm, ridge
+from mtrl.smto.solvers import convex, cosines, cut_off, floored, min_norm, ridge
 
 Normalisation = Literal["none", "l2", "loss", "loss+"]
 
@@ -26,7 +26,7 @@ class _MinNorm(GramianSMTO):
         # y_i = a_i |g_i| / s_i: the simplex becomes the plane sum_i y_i s_i / |g_i| = 1.
         plane = scales / lengths
         plane = plane / plane.max()
-        y = min_norm(convex(cosine, ridge(self.precision, self.num_tasks)), plane)
+        y = min_norm(convex(cosine, ridge(self.precision, self.num_tasks)), plane, iterations=16)
         hull = plane * y / (plane @ y)
         products = cosine @ (hull / plane) / plane
         gap = hull @ products - products.min()
@@ -43,7 +43,7 @@ class MGDA(_MinNorm):
     loss: l_i; loss+: l_i |g_i|. The direction is that point, scaled so that the weights a_i / s_i
     of the g_i sum to 1: a common descent direction on the mean scale. (Kurin et al. leave the l2
     version at a norm of at most 1; the authors' code applies a to the unscaled losses.) With l2
-    it is EDM. Only the loss normalisations want positive losses. Certificate: the duality gap of
+    it is EDM. Only the loss normalisations need positive losses. Certificate: the duality gap of
     that problem, relative to the largest |g_i / s_i|^2. A zero gradient makes the direction zero.
     """
 
@@ -109,12 +109,14 @@ class CDTT(EDM):
         tension = self.alpha * torch.sigmoid(math.e * (strain - 1.0)) + 1.0 - self.alpha
         tension = tension.nan_to_num(nan=0.0)  # the window is not full yet
 
-        # The step towards g_i is t_i (g_i - d) / |g_i - d|; a task at d itself cannot pull. Near d,
-        # in place of 1 / r, it is r^2 / (r^3 + ridge), r = |g_i - d| / unit: rounding shows in r^2.
+        # The step towards g_i is t_i (g_i - d) / |g_i - d|; a task at d itself cannot pull. With
+        # r = |g_i - d| / unit, 1 / r is replaced by r^3 / (r^4 + cut_off^2). Rounding makes one or
+        # two eps of r^2 = 0, which then pull by less than eps^1/2 / 3: little beside 1 / m.
         products = gramian @ weights
         squares = (gramian.diagonal() + weights @ products).clamp(min=1e-300)
         distance = (1.0 - 2.0 * products / squares).clamp(min=0.0)
-        pull = tension * distance / (distance**1.5 + ridge(self.precision)) / squares.sqrt()
+        pull = tension * distance**1.5 / (distance.square() + cut_off(self.precision) ** 2)
+        pull = pull / squares.sqrt()
         weights = weights + pull - pull.sum() * weights
         for i in range(self.num_tasks):
             product, square = gramian[i] @ weights, gramian[i, i]

@@ -13,7 +13,7 @@ from mtrl.smto.base import SMTO, register
 def _like(losses: Tensor | None, gramian: Tensor | None) -> Tensor:
     given = losses if losses is not None else gramian
     if given is None:
-        raise ValueError("weights() wants losses or a Gramian")
+        raise ValueError("weights() needs losses or a Gramian")
     return given
 
 

@@ -61,7 +61,7 @@ def _attributes(path: Path) -> tuple[list[str], NDArray[np.uint8]]:
         raise DataError(f"{path} promises {lines[0].strip()} images, has {len(rows)}; {SOURCE}")
     for number, row in enumerate(rows, start=3):
         if len(row) != 41 or not set(row[1:]) <= {"1", "-1"}:
-            raise DataError(f"{path}, line {number}: wanted a name and 40 of 1 or -1; {SOURCE}")
+            raise DataError(f"{path}, line {number}: expected a name and 40 of 1 or -1; {SOURCE}")
     names = [row[0] for row in rows]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise DataError(f"{path} has {twice[0]} more than once; {SOURCE}")
@@ -77,7 +77,7 @@ def _partition(path: Path, names: list[str]) -> NDArray[np.int64]:
         if not words:
             continue
         if len(words) != 2 or words[1] not in ("0", "1", "2"):
-            raise DataError(f"{path}, line {number}: wanted a name and 0, 1 or 2; {SOURCE}")
+            raise DataError(f"{path}, line {number}: expected a name and 0, 1 or 2; {SOURCE}")
         if words[0] in part:
             raise DataError(f"{path} has {words[0]} more than once; {SOURCE}")
         part[words[0]] = int(words[1])

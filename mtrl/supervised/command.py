@@ -101,7 +101,7 @@ def resume(arguments: list[str]) -> None:
 
 
 def continued(stored: SupervisedConfig, wanted: SupervisedConfig) -> SupervisedConfig:
-    """Configuration with which a run goes on: the stored one, longer if so wanted.
+    """Configuration with which a run continues: the stored one, longer if so asked.
 
     Raises ConfigError for the first setting in which `wanted` differs otherwise.
     """

@@ -83,7 +83,7 @@ class Loader:
 
     @staticmethod
     def _target(target: Tensor) -> Tensor:
-        """Stored small, used as the losses want them: classes int64, values float32."""
+        """Stored small, used as the losses need them: classes int64, values float32."""
         return target.float() if target.is_floating_point() else target.long()
 
     def in_order(self) -> Iterator[Batch]:

@@ -146,7 +146,7 @@ def read_npy(path: Path, *shapes: tuple[int, ...]) -> NDArray[Any]:
     except Exception as error:  # a damaged header makes NumPy raise errors of many kinds
         raise unreadable(path, error) from None
     if array.dtype.kind not in "iuf" or (shapes and array.shape not in shapes):
-        wanted = f"wanted shape {shapes[0]} of numbers" if shapes else "wanted numbers"
+        wanted = f"expected shape {shapes[0]} of numbers" if shapes else "expected numbers"
         raise DataError(f"{path}: {wanted}, found {array.shape} of {array.dtype}")
     return array
 

@@ -40,7 +40,7 @@ class DataError(ValueError):
 class Decoder(Protocol):
     """One file -> its array; DataError names what is wrong with it.
 
-    Its `repr` names everything that the array depends on besides the file.
+    Its `repr` names everything that the array depends on in addition to the file.
     """
 
     @property
@@ -69,7 +69,7 @@ def need_file(path: Path, source: str) -> Path:
 
 
 def names_in(folder: Path) -> set[str]:
-    """What is in a folder, without hidden files: macOS leaves a `._0.npy` beside a 0.npy."""
+    """What is in a folder, without hidden files: macOS leaves a `._0.npy` next to a 0.npy."""
     try:
         return {name for name in os.listdir(folder) if not name.startswith(".")}
     except OSError as error:

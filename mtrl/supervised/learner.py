@@ -78,7 +78,7 @@ class Learner:
         lr = config.train.lr * config.train.lr_decay**epoch
         if isinstance(self.smto, AutoLambda):
             if held_out is None:
-                raise ValueError("auto_lambda wants a held-out batch")
+                raise ValueError("auto_lambda needs a held-out batch")
             unseen = Prepared(self.problem.prepare(held_out.inputs), held_out.targets)
             training = Prepared(inputs, batch.targets)
             lambdas = self.smto.parameter

@@ -133,15 +133,15 @@ def _labelled(folder: Path, name: str) -> tuple[NDArray[np.uint8], NDArray[np.ui
     images, classes = read_idx(image_file, 3), read_idx(class_file, 1)
     if images.shape[1:] != (SIDE, SIDE) or len(images) < 6:
         raise DataError(
-            f"{image_file}: wanted at least 6 images of 28 x 28, found {list(images.shape)}; "
+            f"{image_file}: expected at least 6 images of 28 x 28, found {list(images.shape)}; "
             f"{SOURCE}"
         )
     if len(classes) != len(images):
         raise DataError(
-            f"{class_file}: wanted as many labels as images, {len(images):,}, found "
+            f"{class_file}: expected as many labels as images, {len(images):,}, found "
             f"{len(classes):,}; {SOURCE}"
         )
-    need(class_file, classes, classes <= 9, f"wanted labels 0..9; {SOURCE}")
+    need(class_file, classes, classes <= 9, f"expected labels 0..9; {SOURCE}")
     return images, classes
 
 
@@ -155,7 +155,7 @@ def digits() -> PairSplits:
         from sklearn.datasets import load_digits
     except ImportError:
         raise ConfigError(
-            "problem", "digits", 'wants scikit-learn: pip install "mtrl-smto[supervised]"'
+            "problem", "digits", 'needs scikit-learn: pip install "mtrl-smto[supervised]"'
         ) from None
     bunch = load_digits()
     small = np.minimum(bunch.images * 16, 255).astype(np.uint8)
@@ -199,5 +199,5 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
 
 
 def normalise(images: Tensor) -> Tensor:
-    """uint8 -> float32 by MNIST's mean and deviation."""
+    """uint8 -> float32 by MNIST's mean and standard deviation."""
     return images.to(torch.float32).div_(255.0).sub_(MEAN).div_(DEVIATION)

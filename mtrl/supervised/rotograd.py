@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mtrl.supervised.networks import MultiTaskNetwork
 
 BURN_IN = 20
-"""Iterations after which the reference norms are taken anew (as in the authors' code)."""
+"""Iterations after which the reference norms are taken again (as in the authors' code)."""
 SMALLEST_NORM = 1e-30
 
 

@@ -68,7 +68,7 @@ class Run:
     def with_cores(self, cores: int) -> Run:
         """Workers and threads of this run's share of the machine, where they are `auto`.
 
-        Written down, so that the run's own config.yaml gives the same bits on any machine.
+        Written down, so that the run's config.yaml gives bitwise identical results on any machine.
         """
         env, learner = self.config.env, self.config.learner
         if env.workers == "auto":

@@ -45,7 +45,7 @@ class SweepOptions:
     """Ray cluster: local (started for this sweep), auto (the one this machine is part of),
     host:port or ray://host:port."""
     retries: int = 2
-    """How often a run that was killed, or lost with its node, goes on from its last checkpoint.
+    """How often a run that was killed, or lost with its node, continues from its last checkpoint.
     A run that failed by itself would fail again: it is reported."""
     retry_failed: bool = False
     """Resume runs that failed in an earlier call, too."""
@@ -69,7 +69,7 @@ def parse_options(arguments: list[str]) -> SweepOptions:
             options = build(SweepOptions, _lists(content))
             beside = path.parent / user_path(
                 options.config
-            )  # a file beside the sweep's, or as everywhere
+            )  # a file next to the sweep's, or as everywhere
             if beside.is_file():
                 options = dataclasses.replace(options, config=str(beside))
     given = tyro.cli(

@@ -141,7 +141,7 @@ def attempt(run: Run, retry_failed: bool = False) -> Outlook:
         try:
             while process.poll() is None:  # not wait(): Ray's cancellation cannot interrupt that
                 time.sleep(0.5)
-        except BaseException:  # the engine wants us to end
+        except BaseException:  # the engine asks us to end
             stop(process)
             process.wait()
             raise

@@ -2,13 +2,14 @@
 
 Ray places the tasks, and retries those whose worker or node is lost; a retried task resumes the
 run from its last checkpoint. Runs are written to a folder that all nodes share. Tasks end with the
-driver, and the runs with their tasks (mtrl.sweep.child): a driver that is started again goes on.
+driver, and the runs with their tasks (mtrl.sweep.child): a driver that is started again continues.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import signal
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -93,6 +94,9 @@ def fits(nodes: Sequence[dict[str, float]], share: tuple[float, float]) -> bool:
 
 def run_task(run: Run, retry_failed: bool) -> Outlook:
     """What a Ray worker does: the run, to its end. Raises RunKilled."""
+    # Ray cancels a task by Python's SIGINT. It reaches no worker of a node that was started with
+    # `&` in a script, as SIGINT is ignored there.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if not run.config_file.is_file():
         where = f"{platform.node()} does not see {run.config_file}"
         return Outlook("failed", f"{where}: --root must be a folder that all nodes share")

@@ -146,7 +146,7 @@ class Fast(SawyerXYZEnv):
             raise ValueError("You must reset the env manually once truncate==True")
         self._step_mujoco_simulation((action[-1], -action[-1]), self.frame_skip)
         self.curr_path_length += 1
-        # Without moving the target sites: mj_forward computes all sites' positions anew.
+        # Without moving the target sites: mj_forward computes all sites' positions again.
         # (Upstream's branch for simulation exceptions is left out: nothing ever raises one.)
         mujoco.mj_forward(self.model, self.data)
         observation = self._get_obs()

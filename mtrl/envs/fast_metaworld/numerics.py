@@ -1,4 +1,4 @@
-"""NumPy, reward and rotation functions for one vector or one number, equal to the bit.
+"""NumPy, reward and rotation functions for one vector or one number, bitwise identical.
 
 Each does the floating-point operations of the function it replaces, in the same order, and
 hands everything but the plain case back to it.
