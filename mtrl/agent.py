@@ -19,7 +19,6 @@ from mtrl.config import Config, Loss
 from mtrl.earlier_checkpoints import upgraded
 from mtrl.gradients.buffer import Buffer
 from mtrl.gradients.objective import Objective
-from mtrl.networks.actor import sample_action
 from mtrl.networks.critic import make_critic, move_target
 from mtrl.networks.layers import TaskTable
 from mtrl.optimizer import Optimizer
@@ -125,7 +124,9 @@ class Agent:
             actions: Tensor = self.policy(observations)
             return actions
         mean, log_std = self.actor.network(self.encoder(observations))
-        return sample_action(mean, log_std, _noise(mean.shape, self.exploration))[0]
+        noise = _noise(mean.shape, self.exploration)
+        # As `sample_action`, without the log-probability.
+        return torch.addcmul(mean, log_std.exp(), noise).tanh()
 
     def random_actions(self) -> Tensor:
         """Uniform actions [task, env, action] of the warm-up, from the exploration stream."""

@@ -1,11 +1,11 @@
-"""One update as a CUDA graph: from sampling to the target networks in a single launch.
+"""Functions as CUDA graphs: acting, storing and the whole update, each in a single launch.
 
 A graph reads and writes the addresses it was captured with, and Python does not run again. What
-changes from one update to the next must therefore be a tensor on the device that changes in place:
+changes from one call to the next must therefore be a tensor on the device that changes in place:
 the networks, log temperatures and observation statistics; moments, step counts and step sizes
 (`Optimizer.make_capturable`); the replay's transitions, their number, reward moments and maxima;
-the tensors that a multi-task optimiser keeps. Random numbers come from generators that the graph
-knows: every replay goes on in their streams.
+the tensors that a multi-task optimiser keeps; the metrics of the log window. Random numbers come
+from generators that the graph knows: every replay continues their streams.
 """
 
 from __future__ import annotations
@@ -13,71 +13,77 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from mtrl.smto import SMTO
 
-WARM_UPS = 3  # updates before the capture, in which libraries and buffers come into being
+WARM_UPS = 3  # calls before the capture, in which libraries and buffers come into being
+
+Result = TypeVar("Result")
 
 
-class CapturedUpdate:
-    """A function that makes one update, captured as soon as that is possible.
+class Captured(Generic[Result]):
+    """A function of nothing but tensors on the device, captured after its first calls.
 
-    Until then, and for good where capturing fails, updates are made as they are. An update cannot
-    be captured while a step of one of `smtos` changes anything but tensors in place: counters
-    (`update_every`, AutoScale while it explores) would stand still in a graph.
+    Until then, and for good where capturing fails, it is called as it is.
     """
 
     def __init__(
         self,
-        update: Callable[[], Tensor],
-        smtos: Sequence[SMTO],
+        function: Callable[[], Result],
         generators: Sequence[torch.Generator],
         device: torch.device,
         warn: Callable[[str], None],
+        *,
+        name: str,
     ) -> None:
-        """update: makes one update and returns its metrics. generators: all it draws from."""
-        self._update, self._smtos, self._generators = update, smtos, generators
-        self._device, self._warn = device, warn
+        """generators: all that the function draws from. name: what a warning calls it."""
+        self._function, self._generators = function, generators
+        self._device, self._warn, self._name = device, warn, name
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._equal_steps = 0
+        self._equal_calls = 0
         self._failed = False
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._metrics: Tensor | None = None
+        self._result: Result
 
     @property
     def is_captured(self) -> bool:
         """False: not yet, or not possible."""
         return self._graph is not None
 
-    def __call__(self) -> Tensor:
-        """Make one update; -> its metrics."""
-        if self._graph is None and self._equal_steps >= WARM_UPS and not self._failed:
+    def __call__(self) -> Result:
+        """Once captured, the result is the same tensor each time: the next call writes there."""
+        if self._graph is None and self._equal_calls >= WARM_UPS and not self._failed:
             self._capture()
-        if self._graph is None or self._metrics is None:
-            return self._update() if self._failed else self._warm_up()
+        if self._graph is None:
+            return self._function() if self._failed else self._warm_up()
         self._graph.replay()
-        return self._metrics.clone()  # the next replay writes there again
+        return self._result
 
-    def _warm_up(self) -> Tensor:
-        before = [python_state(smto) for smto in self._smtos]
+    def _fixed(self) -> object:
+        """What a graph would fix; capturing waits until a call leaves it equal. None: it has to
+        wait anyway."""
+        return ()
+
+    def _warm_up(self) -> Result:
+        before = self._fixed()
         if self._stream is None:
-            metrics = self._update()
-        else:  # PyTorch wants the updates before a capture on a stream beside the default one
+            result = self._function()
+        else:  # PyTorch asks for calls before a capture on a stream beside the default one
             main = torch.cuda.current_stream(self._device)
             self._stream.wait_stream(main)
             with torch.cuda.stream(self._stream):
-                metrics = self._update()
+                result = self._function()
             main.wait_stream(self._stream)
-        equal = before == [python_state(smto) for smto in self._smtos] and None not in before
-        possible = equal and all(smto.capturable for smto in self._smtos)
-        self._equal_steps = self._equal_steps + 1 if possible else 0
-        return metrics
+        equal = before is not None and before == self._fixed()
+        self._equal_calls = self._equal_calls + 1 if equal else 0
+        return result
 
     def _capture(self) -> None:
-        """Record one update without making it."""
+        """Record one call without making it."""
         states = [generator.get_state() for generator in self._generators]
         registered: list[torch.Generator] = []
         try:
@@ -86,7 +92,7 @@ class CapturedUpdate:
                 graph.register_generator_state(generator)
                 registered.append(generator)
             with torch.cuda.device(self._device), torch.cuda.graph(graph, stream=self._stream):
-                metrics = self._update()
+                result = self._function()
         except RuntimeError as error:  # CUDA's errors too
             self._failed = True
             if self._device.type == "cuda":  # PyTorch does not leave the capture's stream then
@@ -98,9 +104,33 @@ class CapturedUpdate:
                 generator.graphsafe_set_state(fresh)
             cause = error.__context__ or error  # what invalidated the capture, before it was ended
             reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
-            self._warn(f"the update could not be captured, going on without: {reason}")
+            self._warn(f"{self._name} could not be captured, going on without: {reason}")
         else:
-            self._graph, self._metrics = graph, metrics
+            self._graph, self._result = graph, result
+
+
+class CapturedUpdate(Captured[Result]):
+    """A function that makes one update.
+
+    It cannot be captured while a step of one of `smtos` changes anything but tensors in place:
+    counters (`update_every`, AutoScale while it explores) would stand still in a graph.
+    """
+
+    def __init__(
+        self,
+        update: Callable[[], Result],
+        smtos: Sequence[SMTO],
+        generators: Sequence[torch.Generator],
+        device: torch.device,
+        warn: Callable[[str], None],
+    ) -> None:
+        super().__init__(update, generators, device, warn, name="the update")
+        self._smtos = smtos
+
+    def _fixed(self) -> object:
+        states = [python_state(smto) for smto in self._smtos]
+        possible = None not in states and all(smto.capturable for smto in self._smtos)
+        return states if possible else None
 
 
 def python_state(smto: SMTO) -> bytes | None:

@@ -259,7 +259,7 @@ class LearnerConfig(DeviceConfig):
     (a few seconds once cached). Needs a C++ compiler and PyTorch 2.11.
     auto = on a CPU, where possible, for runs of 20,000 updates or more."""
     capture: Literal["auto", "on", "off"] = "auto"
-    """Capture the update, sampling included, as a CUDA graph: one launch instead of hundreds.
+    """Capture the update, acting and storing as CUDA graphs: a launch each instead of hundreds.
     auto = on CUDA. Methods whose steps differ (update_every, AutoScale while it explores) or wait
     for the device (aligned_mtl, imtl, imtl_g) are not captured; if it fails: a warning."""
 

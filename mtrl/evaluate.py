@@ -105,7 +105,7 @@ def evaluate(
         stepped = commands == STEP
         returns[lanes, current] += np.where(stepped, outcome.rewards, 0.0)
         success[lanes, current] |= stepped & outcome.success
-        ended = stepped & (outcome.terminated | outcome.truncated)
+        ended = stepped & outcome.ended
         if stop_at_success:
             ended |= stepped & outcome.success
         episode += ended

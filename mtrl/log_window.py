@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from mtrl.agent import Metrics
@@ -25,21 +26,30 @@ MUST_BE_FINITE = ("critic_loss", "actor_loss", "alpha")
 
 
 class LogWindow:
-    def __init__(self, task_names: Sequence[str], envs: VectorEnv, timer: StageTimer) -> None:
+    def __init__(
+        self,
+        task_names: Sequence[str],
+        envs: VectorEnv,
+        timer: StageTimer,
+        device: torch.device,
+    ) -> None:
         self.task_names, self.envs, self.timer = task_names, envs, timer
+        self._metric_sum = torch.zeros(len(Metrics._fields), len(task_names), device=device)
         self.restart(0)
 
     def restart(self, step: int) -> None:
         self.first_step, self.updates = step, 0
-        self._metric_sum: Tensor | None = None
+        self._metric_sum.zero_()
         self._worked = self.envs.worker_seconds()
         self.timer.restart()
         self._started = time.monotonic()
 
     def add(self, metrics: Tensor) -> None:
-        """Metrics of one update, stacked [quantity, task]; does not wait for the device."""
-        self._metric_sum = metrics if self._metric_sum is None else self._metric_sum + metrics
-        self.updates += 1
+        """Metrics of one update, stacked [quantity, task]; does not wait for the device.
+
+        It is part of a captured update: whoever makes the update counts it, in `updates`.
+        """
+        self._metric_sum += metrics
 
     def exclude(self, seconds: float) -> None:
         """Keep time spent outside training out of the speeds."""
@@ -63,7 +73,7 @@ class LogWindow:
 
         Raises TrainingError for a loss or a temperature that is not finite.
         """
-        if self._metric_sum is None:
+        if not self.updates:
             return {}
         values: dict[str, float] = {}
         means = Metrics(*(self._metric_sum / self.updates).cpu())

@@ -30,7 +30,7 @@ class Optimizer:
         """config: which optimiser; None = Adam. l2: coupled weight decay, whose gradient is added
         to the SMTO's direction."""
         self._parameters, self._lr, self._config, self._l2 = list(parameters), lr, config, l2
-        self._compiled: Callable[[], object] | None = None
+        self._is_compiled = False
 
     @cached_property
     def torch(self) -> torch.optim.Optimizer:
@@ -58,7 +58,7 @@ class Optimizer:
             parameter.grad = gradient
         if max_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._parameters, max_norm)
-        (self._compiled or self.torch.step)()
+        self._step()
 
     def scale(self, factor: float) -> None:
         """Set the step size to `factor` times the configured one."""
@@ -68,18 +68,23 @@ class Optimizer:
         else:
             group["lr"] = self._lr * factor
 
+    @cached_property
+    def _step(self) -> Callable[[], object]:
+        if not self._is_compiled:
+            return self.torch.step
+        # It says that the profiler's marks in torch.optim are left out.
+        logging.getLogger("torch._dynamo.variables.ctx_manager").setLevel(logging.ERROR)
+        self.make_capturable()
+        self.torch.param_groups[0].update(fused=False, foreach=True)
+        return torch.compile(self.torch.step, dynamic=False)
+
     def compile(self) -> None:
-        """On CUDA, compile the step, at the next one.
+        """Before the first step: on CUDA, compile it.
 
         torch's fused step gives 65,536 parameters to one multiprocessor: small networks keep a
         tenth of a large GPU busy. Compiled, all work.
         """
-        if self._parameters[0].device.type == "cuda":
-            # It says that the profiler's marks in torch.optim are left out.
-            logging.getLogger("torch._dynamo.variables.ctx_manager").setLevel(logging.ERROR)
-            self.make_capturable()
-            self.torch.param_groups[0].update(fused=False, foreach=True)
-            self._compiled = torch.compile(self.torch.step, dynamic=False)
+        self._is_compiled = self._parameters[0].device.type == "cuda"
 
     def make_capturable(self) -> None:
         """The step size becomes a tensor: as a number it would be fixed in a CUDA graph, and

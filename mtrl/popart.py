@@ -18,8 +18,9 @@ class PopArtValue(ScalarValue):
 
     Q = sigma n + mu, with n the critic's output and mu, sigma the moments of the task's targets y;
     the loss is (n - (y - mu) / sigma)^2. When the moments move, the last layer, of which every task
-    has its own, is rescaled so that Q stays what it was, in the target critic too. Our moments are
-    those of the targets before this update (the paper's include it).
+    has its own, is rescaled so that Q stays what it was, in the target critic too. The first batch
+    sets them without that: a small task's layer would become as large as its rewards are small.
+    Our moments are those of the targets before this update (the paper's include it).
     """
 
     per_task_head = True
@@ -52,8 +53,12 @@ class PopArtValue(ScalarValue):
         return super().value(outputs * deviation + mean)
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
-        mean, deviation = self.mean.float()[:, None], self.deviation.float()[:, None]
-        return super().loss(outputs, (target - mean) / deviation)
+        # The first batch's moments are its own: one large step would fill Adam's second moments.
+        new = self.batches == 0
+        mean = torch.where(new, target.mean(-1), self.mean.float())[:, None]
+        deviation = torch.where(new, target.std(-1, correction=0), self.deviation.float())
+        normal = (target - mean) / deviation.clamp(min=SMALLEST_DEVIATION)[:, None]
+        return super().loss(outputs, normal)
 
     def summary(self, loss: Tensor, target: Tensor) -> Tensor:
         """Mean and mean square of the targets, [task, 2]."""
@@ -67,9 +72,9 @@ class PopArtValue(ScalarValue):
         share = (1.0 / self.batches).clamp(min=self.rate)  # at first the mean of all batches
         self.mean.lerp_(summary[:, 0].double(), share)
         self.square.lerp_(summary[:, 1].double(), share)
-        now = self.deviation
-        ratio = (deviation / now)[:, None, None].float()
-        shift = ((mean - self.mean) / now)[:, None, None].float()
+        now, first = self.deviation, self.batches == 1
+        ratio = torch.where(first, 1.0, deviation / now)[:, None, None].float()
+        shift = torch.where(first, 0.0, (mean - self.mean) / now)[:, None, None].float()
         for critic in critics:
             head: Any = critic.get_submodule("body.head")
             head.weight.mul_(ratio)

@@ -2,8 +2,8 @@
 
 Storage is task-major [task, slot, field] on the learner's device, one row per transition, so
 that sampling is one gather. A task's environments take turns: the successor of a slot is the one
-`envs_per_task` further on. How rewards are normalised: mtrl.reward_scale. Nothing here waits for
-the device.
+`envs_per_task` further on. How rewards are normalised: mtrl.reward_scale. Neither adding nor
+sampling waits for the device, and both can be captured: where to write is itself on the device.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ class ReplayBuffer:
         """
         self.num_tasks, self.envs_per_task, self.scale = num_tasks, envs_per_task, scale
         self.gamma, self.n_step = gamma, n_step
-        self.slots = capacity // (num_tasks * envs_per_task) * envs_per_task
+        vector_steps = capacity // (num_tasks * envs_per_task)
+        self.slots = vector_steps * envs_per_task
         self._widths = [observation_dim, action_dim, 1, observation_dim, 1]
         need = 4 * num_tasks * self.slots * sum(self._widths)
         free = free_memory(device)
@@ -75,17 +76,20 @@ class ReplayBuffer:
         """[task, slot] the episode ended here, by termination or truncation."""
         self.maximum = torch.full((num_tasks,), -torch.inf, dtype=torch.float64, device=device)
         """Largest reward ever stored, per task: raw, or normalised by the moving average."""
-        self.added = 0
-        """Transitions ever added per task."""
-        self._held = torch.zeros((), dtype=torch.float64, device=device)
-        """`size`, where sampling reads it: a captured update would keep a number for ever."""
-        self._newest = torch.zeros((), dtype=torch.int64, device=device)
-        """Slot of the newest vector step's first transition; on the device as well."""
+        self._added = torch.zeros(1, dtype=torch.int64, device=device)
+        self._ring = self.storage.view(num_tasks, vector_steps, -1)
+        """The same memory [task, vector step, fields of every environment]; a ring."""
+        self._ended_ring = self.ended.view(num_tasks, vector_steps, -1)
         self._first_slots = torch.arange(num_tasks, device=device)[:, None] * self.slots
 
     @property
+    def added(self) -> int:
+        """Transitions ever added per task; waits for the device."""
+        return int(self._added)
+
+    @property
     def size(self) -> int:
-        """Transitions held per task."""
+        """Transitions held per task; waits for the device."""
         return min(self.added, self.slots)
 
     def add(
@@ -104,8 +108,7 @@ class ReplayBuffer:
         device = self.storage.device
         stored = self.scale.stored(torch.as_tensor(rewards, dtype=torch.float64).to(device))
         torch.maximum(self.maximum, stored.amax(1), out=self.maximum)
-        first = self.added % self.slots
-        torch.cat(
+        rows = torch.cat(
             [
                 observations,
                 actions,
@@ -114,15 +117,11 @@ class ReplayBuffer:
                 torch.as_tensor(terminated).to(device, torch.float32)[..., None],
             ],
             dim=2,
-            out=self.storage[:, first : first + self.envs_per_task],
         )
-        self.ended[:, first : first + self.envs_per_task] = torch.as_tensor(ended).to(device)
-        self.added += self.envs_per_task
-        self._count()
-
-    def _count(self) -> None:
-        self._held.fill_(self.size)
-        self._newest.fill_((self.added - self.envs_per_task) % self.slots)
+        here = (self._added // self.envs_per_task).remainder(self._ring.shape[1])
+        self._ring.index_copy_(1, here, rows.flatten(1)[:, None])
+        self._ended_ring.index_copy_(1, here, torch.as_tensor(ended).to(device)[:, None])
+        self._added += self.envs_per_task
 
     def sample(
         self, per_task: int, generator: torch.Generator, temperature: Tensor | None = None
@@ -136,7 +135,7 @@ class ReplayBuffer:
         uniform = torch.rand(
             self.num_tasks, per_task, dtype=torch.float64, device=device, generator=generator
         )
-        slots = (uniform * self._held).long()
+        slots = (uniform * self._added.clamp(max=self.slots)).long()
         first = self._rows(slots)
         observations, actions, rewards, next_observations, terminated = first.split(
             self._widths, dim=-1
@@ -166,7 +165,7 @@ class ReplayBuffer:
         column = sum(self._widths[:2])
         # Vector steps from each slot to the newest transition, across the seam of the ring.
         envs = self.envs_per_task
-        ahead = (self._newest // envs - slots // envs).remainder(self.slots // envs)
+        ahead = (self._added // envs - 1 - slots // envs).remainder(self.slots // envs)
         alive = torch.ones_like(slots, dtype=torch.bool)
         for step in range(1, self.n_step):
             alive = alive & ~self.ended.gather(1, last) & (step <= ahead)
@@ -205,8 +204,7 @@ class ReplayBuffer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.added = state["added"]
-        self._count()
+        self._added.fill_(state["added"])
         self.storage[:, : self.size] = state["storage"]
         self.maximum.copy_(state["maximum"])
         # Before there were n-step returns and other scales, all stood here and nothing had ended.
@@ -214,7 +212,8 @@ class ReplayBuffer:
         if "ended" in state:
             self.ended[:, : self.size] = state["ended"]
         # A stopped run's episodes are not continued.
-        self.ended[:, self._newest : self._newest + self.envs_per_task] = True
+        newest = (self.added - self.envs_per_task) % self.slots
+        self.ended[:, newest : newest + self.envs_per_task] = True
 
 
 def free_memory(device: torch.device) -> int:

@@ -141,25 +141,32 @@ class ReturnScale(RewardScale):
         m, n = rewards.shape
         self._rewards[self._lengths, np.arange(m)[:, None], np.arange(n)] = rewards
         self._lengths += 1
+        if not done.any():
+            return
         for length in np.unique(self._lengths[done]).tolist():
             ended = done & (self._lengths == length)
             returns = discounted_returns(
                 self._rewards[:length, ended], terminated[ended], self.gamma
             )
             tasks = np.nonzero(ended)[0]  # of each of these episodes
+            summaries = torch.zeros(4, m, dtype=torch.float64)
             for task in np.unique(tasks).tolist():
-                self._add(task, torch.from_numpy(returns[:, tasks == task]))
+                summaries[:, task] = summary(torch.from_numpy(returns[:, tasks == task]))
+            self._add(summaries.to(self.mean.device))
         self._lengths[done] = 0
 
-    def _add(self, task: int, returns: Tensor) -> None:
-        """Chan et al.'s update of a task's moments with a batch of returns."""
-        new, count = returns.numel(), float(self.count[task])
-        delta = returns.mean().to(self.mean.device) - self.mean[task]
-        self.count[task] += new
-        self.mean[task] += delta * new / (count + new)
-        spread = (returns - returns.mean()).square().sum().to(self.squares.device)
-        self.squares[task] += spread + delta.square() * count * new / (count + new)
-        self.largest[task] = torch.maximum(self.largest[task], returns.abs().max().to(delta.device))
+    def _add(self, summaries: Tensor) -> None:
+        """Chan et al.'s update of every task's moments with a batch of returns, maybe empty.
+
+        summaries [quantity, task]: as `summary` has them, or zeros.
+        """
+        new, mean, spread, largest = summaries
+        total = (self.count + new).clamp(min=1)
+        delta = (mean - self.mean) * (new > 0)
+        self.squares += spread + delta.square() * self.count * new / total
+        self.mean += delta * new / total
+        self.count += new
+        torch.maximum(self.largest, largest, out=self.largest)
 
     def _measure(self, temperature: Tensor) -> Tensor:
         raise NotImplementedError
@@ -192,6 +199,14 @@ class ReturnDeviation(ReturnScale):
     def _measure(self, temperature: Tensor) -> Tensor:
         deviation = (self.squares / self.count.clamp(min=1)).sqrt()
         return torch.maximum(deviation, self.largest / self.support)
+
+
+def summary(returns: Tensor) -> Tensor:
+    """Number, mean, squared deviations and largest magnitude [4] of one task's returns."""
+    mean = returns.mean()
+    squares = (returns - mean).square().sum()
+    number = torch.tensor(returns.numel(), dtype=torch.float64)
+    return torch.stack([number, mean, squares, returns.abs().max()])
 
 
 def discounted_returns(

@@ -15,11 +15,12 @@ from torch import Tensor
 from mtrl import checkpoint
 from mtrl.agent import Agent
 from mtrl.capture import CapturedUpdate
+from mtrl.collector import Collector
 from mtrl.compilation import Compilation
-from mtrl.config import AgentConfig, Config
+from mtrl.config import Config
 from mtrl.ending import Stopped, TrainingError
 from mtrl.envs.goals import lane_goals
-from mtrl.envs.vector import Step, VectorEnv
+from mtrl.envs.vector import VectorEnv
 from mtrl.evaluate import Evaluation, Evaluator, agent_policy, goals_at
 from mtrl.gradients.diagnostics import Diagnostics
 from mtrl.log_window import LogWindow
@@ -27,17 +28,11 @@ from mtrl.recorder import Recorder
 from mtrl.replay import ReplayBuffer
 from mtrl.reward_scale import create_scale
 from mtrl.run_directory import RunDirectory, Status, peak_memory_mib
+from mtrl.schedule import schedule, updates_due
 from mtrl.timing import StageTimer
-from mtrl.transfer import Transfer
 from mtrl.videos import record
 
 SUCCESS_WINDOW = 10  # episodes per task in train/episode_success
-
-
-def schedule(config: AgentConfig, left: float) -> float:
-    """Factor of all step sizes where `left` (0..1) of the run is still to come."""
-    left = min(1.0, left / config.lr_decay) if config.lr_decay else 1.0
-    return 0.5 - 0.5 * math.cos(math.pi * left) if config.lr_schedule == "cosine" else left
 
 
 class Trainer:
@@ -72,7 +67,7 @@ class Trainer:
             gamma=config.agent.gamma,
             n_step=config.agent.n_step,
         )
-        self.transfer = Transfer(device)
+        self.collector = Collector(self.agent, self.replay, observation_dim)
         self.per_task_batch = config.replay.batch_size // config.num_tasks
         self.total = config.whole_steps
         self.step = 0
@@ -87,7 +82,7 @@ class Trainer:
         self.updates = 0
         self.diagnostics = Diagnostics()
         self.timer = StageTimer()
-        self.window = LogWindow(config.task_names, envs, self.timer)
+        self.window = LogWindow(config.task_names, envs, self.timer, device)
         self.last_evaluation: Evaluation | None = None
 
     def open_recorder(self) -> None:
@@ -114,21 +109,27 @@ class Trainer:
         )
 
     def prepare_updates(self) -> None:
-        """Compile them, in a thread while the warm-up goes on, and capture them, as configured."""
-        settings, agent = self.config.learner, self.agent
-        if settings.capture == "on":
-            for part in agent.parts.values():
-                part.optimizer.make_capturable()
-            self._captured = CapturedUpdate(
-                self._update,
-                [part.smto for part in agent.parts.values()],
-                agent.generators,
-                self.device,
-                lambda text: self.recorder.message(f"warning: {text}"),
-            )
-        if settings.compile == "on":  # last: the thread has the agent to itself
+        """Compile them as configured, in a thread while the warm-up goes on."""
+        if self.config.learner.compile == "on":
             batch = self.replay.sample(self.per_task_batch, torch.Generator(self.device))
-            self._compiling = Compilation(agent, batch, self._return_bound())
+            self._compiling = Compilation(self.agent, batch, self._return_bound())
+
+    def _begin_learning(self) -> None:
+        """After the warm-up: nothing may be compiled while something is captured."""
+        if self._compiling is not None:
+            self._finish_compiling(self._compiling)
+        if self.config.learner.capture == "on":
+            parts = self.agent.parts.values()
+            for part in parts:
+                part.optimizer.make_capturable()
+            smtos = [part.smto for part in parts]
+            self._captured = CapturedUpdate(
+                self._update, smtos, self.agent.generators, self.device, self._warn
+            )
+            self.collector.capture(self._warn)
+
+    def _warn(self, text: str) -> None:
+        self.recorder.message(f"warning: {text}")
 
     def _finish_compiling(self, compilation: Compilation) -> None:
         """Wait for it, but not deaf: a dead worker or a signal is answered meanwhile."""
@@ -138,69 +139,48 @@ class Trainer:
                 self._save_and_stop()  # every episode has just ended
             compilation.join(0.1)
         if compilation.failure:
-            self.recorder.message(
-                f"warning: torch.compile failed, going on without: {compilation.failure}"
-            )
+            self._warn(f"torch.compile failed, going on without: {compilation.failure}")
         self._compiling = None
         self.timer.lap("compile")
 
     # -- the algorithm --------------------------------------------------------------------------
 
     def loop(self) -> None:
-        config, agent, replay, envs = self.config, self.agent, self.replay, self.envs
+        config, envs, collector = self.config, self.envs, self.collector
         lap = self.timer.lap
         n = config.num_envs
         warmup = math.ceil(config.train.warmup_steps / n) * n
-        to_device, to_host = self.transfer.to_device, self.transfer.to_host
-        first = envs.reset(self._goals(self.episodes))
-        observations = to_device("observations", self._per_task(first))
+        collector.begin(envs.reset(self._goals(self.episodes)))
         solved = np.zeros(n, dtype=np.bool_)
         next_goals = self._goals(self.episodes + 1)
+        learning = False
 
         while not self.finished:
-            learning = self.step >= warmup
-            if learning and self._compiling is not None:
-                self._finish_compiling(self._compiling)
-            actions = agent.act(observations) if learning else agent.random_actions()
-            chosen = to_host("actions", actions.flatten(0, 1))
-            envs.send(self._finite(chosen, "action"), next_goals)
+            if self.step >= warmup and not learning:
+                learning = True
+                self._begin_learning()
+            actions = collector.act(random=not learning)
+            self._check_finite("action", actions)
+            envs.send(actions, next_goals)
             lap("act")
             if learning:  # on what is stored, while the workers simulate
-                self._learn(self._updates_due(warmup))
+                self._learn(updates_due(config.agent, (self.step - warmup) // n))
             outcome = envs.receive()
             lap("simulate")
-            self._check(outcome)
-            done = outcome.terminated | outcome.truncated
-            rewards, terminated, ended = map(
-                self._per_task, (outcome.rewards, outcome.terminated, done)
-            )
-            self.reward_scale.observe(rewards, terminated, ended)
-            replay.add(
-                observations,
-                actions,
-                to_device("rewards", rewards),
-                to_device("next_observations", self._per_task(outcome.next_observations)),
-                to_device("terminated", terminated),
-                to_device("ended", ended),
-            )
-            observations = to_device("observations", self._per_task(outcome.observations))
+            self._check_finite("observation", outcome.next_observations, outcome.observations)
+            self._check_finite("reward", outcome.rewards)
+            collector.store(outcome)
             lap("store")
             self.step += n
             solved |= outcome.success
+            done = outcome.ended
             if done.any():
                 self._finish_episodes(done, solved)
                 next_goals = self._goals(self.episodes + 1)
             if self.step == warmup and config.network.observation_norm:
-                agent.encoder.set_statistics(*replay.observation_statistics())
+                self.agent.encoder.set_statistics(*self.replay.observation_statistics())
             self._log_evaluate_save(may_save=bool(done.all()) or not config.episodes_end_together)
         self.writer.wait()
-
-    def _updates_due(self, warmup: int) -> int:
-        """Updates of this vector step; fractional rates are spread evenly."""
-        index = (self.step - warmup) // self.config.num_envs
-        rate = self.config.agent.updates_per_step
-        burst = self.config.agent.warmup_updates if index == 0 else 0
-        return burst + math.floor((index + 1) * rate) - math.floor(index * rate)
 
     def _learn(self, updates: int) -> None:
         if self.config.agent.lr_decay:
@@ -212,22 +192,23 @@ class Trainer:
         for _ in range(updates):
             look = every > 0 and self.updates % every == 0
             if look or self._captured is None:
-                metrics = self._update(gramians=look)
+                self._update(gramians=look)
             else:
-                metrics = self._captured()
+                self._captured()
             if look:
                 self.diagnostics.add(self.agent.gramians, self.agent.certificates())
             self.timer.lap("update")
             self.updates += 1
-            self.window.add(metrics)
+            self.window.updates += 1
 
-    def _update(self, *, gramians: bool = False) -> Tensor:
-        """One update on a fresh sample; -> its metrics [quantity, task]."""
+    def _update(self, *, gramians: bool = False) -> None:
+        """One update on a fresh sample."""
         agent = self.agent
         alpha = agent.temperature.alpha()
         batch = self.replay.sample(self.per_task_batch, agent.generator, alpha)
         self.timer.lap("sample")
-        return torch.stack(agent.update(batch, self._return_bound(), gramians=gramians))
+        metrics = agent.update(batch, self._return_bound(), gramians=gramians)
+        self.window.add(torch.stack(metrics))
 
     def _return_bound(self) -> Tensor | None:
         if not self.config.agent.target_clip:
@@ -236,14 +217,10 @@ class Trainer:
 
     # -- around it ------------------------------------------------------------------------------
 
-    def _per_task(self, lanes: NDArray[Any]) -> NDArray[Any]:
-        """[lane, ...] -> [task, env, ...]"""
-        return lanes.reshape(self.config.num_tasks, -1, *lanes.shape[1:])
-
-    def _goals(self, episodes: NDArray[np.int64]) -> list[int]:
+    def _goals(self, episodes: NDArray[np.int64]) -> NDArray[np.int64]:
         config = self.config
         copies, count = config.train.envs_per_task, config.env.num_goals
-        return lane_goals(config.seed, self.envs.names, episodes.tolist(), copies, count)
+        return lane_goals(config.seed, self.envs.names, episodes, copies, count)
 
     def _finish_episodes(self, done: NDArray[np.bool_], solved: NDArray[np.bool_]) -> None:
         for lane in np.flatnonzero(done):
@@ -272,19 +249,15 @@ class Trainer:
     def _crossed(self, every: int) -> bool:
         return every > 0 and self.step // every > (self.step - self.config.num_envs) // every
 
-    def _finite(self, values: NDArray[Any], quantity: str) -> NDArray[Any]:
-        """`values` [lane, ...], or a TrainingError that names the first other task."""
-        finite = np.isfinite(values).reshape(len(values), -1).all(1)
-        if not finite.all():
+    def _check_finite(self, quantity: str, *arrays: NDArray[Any]) -> None:
+        """TrainingError, which names a task, unless all of these arrays [lane, ...] are."""
+        for values in arrays:
+            if np.isfinite(values).all():
+                continue
             self.log()  # a non-finite loss is the cause, if there is one: it is named instead
-            task = self.envs.names[int(np.argmin(finite))]
+            lane = np.argwhere(~np.isfinite(values))[0, 0]
+            task = self.envs.names[lane]
             raise TrainingError(f"non-finite {quantity} of task {task} at step {self.step}")
-        return values
-
-    def _check(self, outcome: Step) -> None:
-        self._finite(outcome.next_observations, "observation")
-        self._finite(outcome.observations, "observation")
-        self._finite(outcome.rewards, "reward")
 
     def log(self) -> None:
         """Mean metrics since the last log; the one place where the loop waits for the device."""

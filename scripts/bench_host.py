@@ -5,8 +5,9 @@
 
 The real loop of `mt10.yaml` and real worker processes, over environments of Meta-World's shape that
 stand still. Microseconds of a vector step, medians (of goals and episodes' ends, which come once in
-500 steps: means); what a stage calls of another is counted there. On CUDA these are the host's,
-which waits for the device only where actions come back. `receive` waits for the busiest worker,
+500 steps: means); what a stage calls of another is counted there. `store` includes the reward
+moments. On CUDA these are the host's, which waits for the device only where actions come back; the
+policy's actions and storing are CUDA graphs, as in a run. `receive` waits for the busiest worker,
 whose own time stands beside it; what is left of it is the hand-over. A row is printed as soon as it
 is measured.
 """
@@ -86,6 +87,10 @@ class Stages:
 
         setattr(owner, name, watched)
 
+    def restart(self) -> None:
+        """Forget what is not of a whole step."""
+        self._now.clear()
+
     def end_step(self, seconds: float) -> None:
         """seconds: of the whole step."""
         self._now["everything else"] = seconds - sum(self._now.values())
@@ -121,6 +126,8 @@ def measure(config: Config, envs: VectorEnv, steps: int) -> dict[str, float]:
         def _log_evaluate_save(self, *, may_save: bool) -> None:
             if worked:
                 stages.end_step(time.perf_counter() - self.began)
+            else:
+                stages.restart()
             worked.append(envs.worker_seconds())
             if len(worked) > steps:
                 raise _Enough
@@ -130,16 +137,17 @@ def measure(config: Config, envs: VectorEnv, steps: int) -> dict[str, float]:
     config, _ = settle(config, device)
     with TemporaryDirectory() as folder, ExitStack() as stack:
         config = dataclasses.replace(config, run_dir=str(Path(folder, "run")))
-        trainer = Watched(config, RunDirectory.create(config), envs, device, stack)
+        run = RunDirectory.create(config)
+        trainer = Watched(config, run, envs, device, stack)
+        trainer.open_recorder()  # for a warning, if something cannot be captured
         for owner, name, stage in (
-            (trainer.agent, "act", "act"),
-            (trainer.transfer, "to_host", "to the host"),
-            (trainer, "_finite", "finite checks"),
+            (trainer.collector, "act", "act"),
+            (trainer.collector.transfer, "to_host", "to the host"),
+            (trainer, "_check_finite", "finite checks"),
             (envs, "send", "send"),
-            (trainer.transfer, "to_device", "to the device"),
+            (trainer.collector.transfer, "to_device", "to the device"),
             (trainer.reward_scale, "observe", "reward scale"),
-            (trainer.reward_scale, "stored", "reward scale"),
-            (trainer.replay, "add", "store"),
+            (trainer.collector, "store", "store"),
             (trainer, "_goals", "goals"),
             (trainer, "_finish_episodes", "episodes' ends"),
             (envs, "receive", "receive"),
@@ -156,7 +164,7 @@ def measure(config: Config, envs: VectorEnv, steps: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--envs-per-task", type=int, nargs="+", default=[1, 8, 32, 160])
-    parser.add_argument("--steps", type=int, default=1000, help="vector steps of a row")
+    parser.add_argument("--steps", type=int, default=600, help="vector steps of a row")
     parser.add_argument("--workers", type=int, help="processes; default: all cores")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")

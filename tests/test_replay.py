@@ -304,6 +304,35 @@ def test_observation_statistics_pool_the_stored_tasks():
     np.testing.assert_allclose(deviation.numpy(), held.std(0), rtol=1e-5)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    envs=st.integers(1, 3),
+    ring=st.integers(1, 6),
+    vector_steps=st.integers(1, 20),
+    reload=st.integers(1, 20),
+)
+def test_storage_is_a_ring_of_vector_steps(envs, ring, vector_steps, reload):
+    """Slot by slot as a plain array, also where a run is interrupted."""
+    buffer = make_buffer(2, ring * envs, "none", envs_per_task=envs)
+    rows = np.zeros((2, ring * envs, 3 + 2 + 1 + 3 + 1), np.float32)
+    ends = np.zeros((2, ring * envs), np.bool_)
+    for step in range(vector_steps):
+        here = slice(step % ring * envs, (step % ring + 1) * envs)
+        if step == reload:
+            state = copy.deepcopy(buffer.state_dict())
+            buffer = make_buffer(2, ring * envs, "none", envs_per_task=envs)
+            buffer.load_state_dict(state)
+            ends[:, (step - 1) % ring * envs : ((step - 1) % ring + 1) * envs] = True
+        *fields, ended = coded_transition(2, step, envs=envs)
+        buffer.add(*fields, ended)
+        flat = [np.asarray(field).reshape(2, envs, -1) for field in fields]
+        rows[:, here], ends[:, here] = np.concatenate(flat, 2), ended
+        held = min(step + 1, ring) * envs
+        assert (buffer.added, buffer.size) == ((step + 1) * envs, held)
+        np.testing.assert_array_equal(buffer.state_dict()["storage"], rows[:, :held])
+        np.testing.assert_array_equal(buffer.state_dict()["ended"], ends[:, :held])
+
+
 def plain_n_step(history, env, step, n, gamma):
     """history [step][field][task 0, env]: the sum, its discount, and the last step it contains."""
     total, discount, last = 0.0, 1.0, step

@@ -269,12 +269,26 @@ def test_lanes_of_a_task_share_its_goals_out(seed: int, copies: int, num_goals: 
     """Every goal once before any comes again, in whichever lane; other tasks' lanes alike."""
     task_names = [name for name in ("reach-v3", "push-v3") for _ in range(copies)]
     visited = [
-        lane_goals(seed, task_names, [episode] * 2 * copies, copies, num_goals)
+        lane_goals(seed, task_names, np.full(2 * copies, episode), copies, num_goals)
         for episode in range(num_goals)
     ]
     for index, name in enumerate(("reach-v3", "push-v3")):
         order = [g for row in visited for g in row[index * copies : (index + 1) * copies]]
         assert order == [goal_index(seed, name, i, num_goals) for i in range(copies * num_goals)]
+
+
+@given(seeds, st.integers(1, 5), st.integers(1, 6), st.integers(0, 2**32 - 1))
+@settings(max_examples=40, deadline=None)
+def test_lanes_that_have_had_more_episodes_are_further_in_the_order(
+    seed: int, copies: int, num_goals: int, draw: int
+) -> None:
+    task_names = [name for name in ("reach-v3", "push-v3") for _ in range(copies)]
+    episodes = np.random.default_rng(draw).integers(0, 30, 2 * copies)
+    goals = lane_goals(seed, task_names, episodes, copies, num_goals)
+    assert goals.tolist() == [
+        goal_index(seed, name, episodes[lane] * copies + lane % copies, num_goals)
+        for lane, name in enumerate(task_names)
+    ]
 
 
 # ---------------------------------------------------------------- make_env

@@ -10,7 +10,7 @@ from conftest import ENVIRONMENT, REPOSITORY, Mtrl, differences, final_state, su
 
 from mtrl import checkpoint
 from mtrl.config import AgentConfig, load_yaml
-from mtrl.trainer import schedule
+from mtrl.schedule import schedule
 
 TOY = load_yaml(REPOSITORY / "configs/toy.yaml").agent
 

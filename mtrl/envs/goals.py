@@ -27,16 +27,25 @@ def goal_index(seed: int, task_name: str, episode: int, num_goals: int) -> int:
 
 
 def lane_goals(
-    seed: int, names: Sequence[str], episodes: Sequence[int], envs_per_task: int, num_goals: int
-) -> list[int]:
-    """Goal of every lane's episode; the lanes of a task take its goals in turn.
+    seed: int,
+    names: Sequence[str],
+    episodes: NDArray[np.int64],
+    envs_per_task: int,
+    num_goals: int,
+) -> NDArray[np.int64]:
+    """Goal of every lane's episode [lane]; the lanes of a task take its goals in turn.
 
     names, episodes [lane], task-major.
     """
-    return [
-        goal_index(seed, name, episode * envs_per_task + lane % envs_per_task, num_goals)
-        for lane, (name, episode) in enumerate(zip(names, episodes, strict=True))
-    ]
+    turns = episodes * envs_per_task + np.arange(len(names)) % envs_per_task
+    sweeps, positions = np.divmod(turns, num_goals)
+    goals = np.empty_like(turns)
+    for first in range(0, len(names), envs_per_task):
+        lanes = slice(first, first + envs_per_task)
+        visited, which = np.unique(sweeps[lanes], return_inverse=True)
+        orders = [_goal_order(seed, names[first], sweep, num_goals) for sweep in visited.tolist()]
+        goals[lanes] = np.stack(orders)[which, positions[lanes]]
+    return goals
 
 
 class GoalOrder:

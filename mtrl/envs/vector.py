@@ -14,6 +14,7 @@ import ctypes
 import math
 import multiprocessing as mp
 import os
+import select
 import signal
 import time
 import traceback
@@ -38,6 +39,8 @@ IDLE, STEP, RESET = 0, 1, 2
 READY, GO, DONE, ERROR = b"ready", b"go", b"done", b"error"
 TIMEOUT_S = 300.0  # longest a single step of all lanes may take
 
+Goals = Sequence[int] | NDArray[np.int64]
+
 
 class WorkerError(RuntimeError):
     """A simulation worker died, failed or hung; names its tasks."""
@@ -58,6 +61,11 @@ class Step(NamedTuple):
     """[lane] the episode was cut at the horizon: bootstrap."""
     success: NDArray[np.bool_]
     """[lane] the task is solved at this step."""
+
+    @property
+    def ended(self) -> NDArray[np.bool_]:
+        """[lane] the episode ended, one way or the other."""
+        return self.terminated | self.truncated
 
 
 class _Shared:
@@ -184,6 +192,7 @@ class VectorEnv:
         workers = max(1, min(workers, self.num_lanes))
         self._lanes = balance(costs or [1.0] * self.num_lanes, workers, copies)
         self._connections: list[Connection] = []
+        self._pollers: list[select.poll] = []  # Connection.poll makes one at every call
         self._processes: list[BaseProcess] = []
         self._finalizer = weakref.finalize(self, _shut_down, self._connections, self._processes)
         for lanes in self._lanes:
@@ -205,28 +214,33 @@ class VectorEnv:
                 process.start()
             theirs.close()  # only the worker holds it now: its death reads as end of file
             self._connections.append(ours)
+            self._pollers.append(select.poll())
+            self._pollers[-1].register(ours, select.POLLIN)
             self._processes.append(process)
 
     @property
     def worker_pids(self) -> list[int]:
         return [process.pid for process in self._processes if process.pid is not None]
 
-    def reset(self, goals: Sequence[int]) -> NDArray[np.float32]:
+    def reset(self, goals: Goals) -> NDArray[np.float32]:
         """Start a new episode in every lane, with the goals given; -> observations [lane, obs]."""
-        self.command([RESET] * self.num_lanes, goals)
+        self.command(RESET, goals)
         return self.receive().observations
 
-    def send(self, actions: NDArray[np.float32], next_goals: Sequence[int]) -> None:
+    def send(self, actions: NDArray[np.float32], next_goals: Goals) -> None:
         """Start one step [lane, action]; an episode that ends goes on with `next_goals` [lane]."""
-        self.command([STEP] * self.num_lanes, next_goals, actions)
+        self.command(STEP, next_goals, actions)
 
     def command(
         self,
-        commands: Sequence[int] | NDArray[np.uint8],
-        goals: Sequence[int] | NDArray[np.int64],
+        commands: int | Sequence[int] | NDArray[np.uint8],
+        goals: Goals,
         actions: NDArray[np.float32] | None = None,
     ) -> None:
-        """IDLE, STEP or RESET for each lane. Goal -1: do not reset when an episode ends."""
+        """IDLE, STEP or RESET, for each lane or for all.
+
+        Goal -1: do not reset when an episode ends.
+        """
         if self._waiting:
             self._receive(READY)
             self._waiting = False
@@ -261,7 +275,7 @@ class VectorEnv:
     def _receive(self, expected: bytes) -> None:
         for index, connection in enumerate(self._connections):
             try:
-                if not connection.poll(TIMEOUT_S):
+                if not self._pollers[index].poll(1e3 * TIMEOUT_S):
                     raise WorkerError(
                         f"{self._describe(index)} did not answer in {TIMEOUT_S:.0f} s"
                     )

@@ -1,0 +1,20 @@
+"""When a run learns, and with what step sizes."""
+
+from __future__ import annotations
+
+import math
+
+from mtrl.config import AgentConfig
+
+
+def schedule(config: AgentConfig, left: float) -> float:
+    """Factor of all step sizes where `left` (0..1) of the run is still to come."""
+    left = min(1.0, left / config.lr_decay) if config.lr_decay else 1.0
+    return 0.5 - 0.5 * math.cos(math.pi * left) if config.lr_schedule == "cosine" else left
+
+
+def updates_due(config: AgentConfig, index: int) -> int:
+    """Updates of the vector step `index` after the warm-up; fractional rates are spread evenly."""
+    rate = config.updates_per_step
+    burst = config.warmup_updates if index == 0 else 0
+    return burst + math.floor((index + 1) * rate) - math.floor(index * rate)
