@@ -72,8 +72,7 @@ class CapturedUpdate:
                 metrics = self._update()
             main.wait_stream(self._stream)
         equal = before == [python_state(smto) for smto in self._smtos] and None not in before
-        possible = equal and all(smto.capturable for smto in self._smtos)
-        self._equal_steps = self._equal_steps + 1 if possible else 0
+        self._equal_steps = self._equal_steps + 1 if equal else 0
         return metrics
 
     def _capture(self) -> None:

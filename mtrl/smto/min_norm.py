@@ -27,10 +27,13 @@ class _MinNorm(GramianSMTO):
         plane = scales / lengths
         plane = plane / plane.max()
         y = min_norm(convex(cosine, ridge(self.precision, self.num_tasks)), plane)
-        hull = plane * y / (plane @ y)
-        products = cosine @ (hull / plane) / plane
-        gap = hull @ products - products.min()
-        self._certificates["duality_gap"] = gap * plane.min().square()
+
+        def gap() -> Tensor:
+            hull = plane * y / (plane @ y)
+            products = cosine @ (hull / plane) / plane
+            return (hull @ products - products.min()) * plane.min().square()
+
+        self._certificates["duality_gap"] = gap
         weights = y / lengths
         return weights / weights.sum()
 
