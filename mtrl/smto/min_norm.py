@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtrl.smto.base import GramianSMTO, register
-from mtrl.smto.solvers import convex, cosines, floored, min_norm, ridge
+from mtrl.smto.solvers import convex, cosines, floored, kernels, min_norm, ridge
 
 Normalisation = Literal["none", "l2", "loss", "loss+"]
 
@@ -119,10 +119,19 @@ class CDTT(EDM):
         distance = (1.0 - 2.0 * products / squares).clamp(min=0.0)
         pull = tension * distance / (distance**1.5 + ridge(self.precision)) / squares.sqrt()
         weights = weights + pull - pull.sum() * weights
-        for i in range(self.num_tasks):
-            product, square = gramian[i] @ weights, gramian[i, i]
-            share = -product / (square - product).clamp(min=1e-300)
-            share = torch.where(product < 0, share, 0.0)
-            weights = weights * (1.0 - share)
-            weights[i] += share
+        weights = corrected(gramian, weights)
         return torch.where((gramian.diagonal() > 0).all(), weights, central)
+
+
+def corrected(gramian: Tensor, weights: Tensor) -> Tensor:
+    """Weights [m] of a direction that task by task is moved towards g_i until orthogonal to it,
+    where it opposes g_i."""
+    if kernel := kernels(gramian):
+        return kernel.correct(gramian, weights)
+    for i in range(len(gramian)):
+        product, square = gramian[i] @ weights, gramian[i, i]
+        share = -product / (square - product).clamp(min=1e-300)
+        share = torch.where(product < 0, share, 0.0)
+        weights = weights * (1.0 - share)
+        weights[i] += share
+    return weights

@@ -1,6 +1,6 @@
 """Small convex problems on the m x m Gramian: float64 tensors, fixed iteration counts.
 
-On a GPU the functions that ask for `kernels` hand a whole solve to one kernel of `kernels.py`; the
+On a GPU the functions that ask for `kernels` hand a whole solve to one kernel of `kernels/`; the
 tensor code here is for everything else, and says what the kernels compute.
 
 Everything works on cosines, so that gradients of any length are treated alike: with the lengths
