@@ -129,8 +129,7 @@ class CapturedUpdate(Captured[Result]):
 
     def _fixed(self) -> object:
         states = [python_state(smto) for smto in self._smtos]
-        possible = None not in states and all(smto.capturable for smto in self._smtos)
-        return states if possible else None
+        return None if None in states else states
 
 
 def python_state(smto: SMTO) -> bytes | None:

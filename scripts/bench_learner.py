@@ -192,7 +192,7 @@ def captured(agent: Agent, batch: Batch) -> Callable[[Batch], object]:
         agent.device,
         warn=reasons.append,
     )
-    for _ in range(WARM_UPS + 1):
+    for _ in range(WARM_UPS + 2):  # the first step of a method may differ from the others
         update()
     if not update.is_captured:
         cause = reasons[0].split(": ", 1)[-1] if reasons else "its steps differ, or wait"

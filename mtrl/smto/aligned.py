@@ -14,11 +14,8 @@ class AlignedMTL(GramianSMTO):
 
     With G = V L V^T, w = sqrt(l_min) V L^(-1/2) V^T 1/m: all singular values of the gradient
     matrix become its smallest one. Eigenvalues that rounding cannot tell from zero count as zero,
-    with a smooth transition (the authors': a jump at l_max m eps). On the mean scale. The
-    eigendecomposition waits for a CUDA device.
+    with a smooth transition (the authors': a jump at l_max m eps). On the mean scale.
     """
-
-    capturable = False
 
     def solve(self, gramian: Tensor, losses: Tensor | None) -> Tensor:
         scaled = gramian / gramian.diagonal().max().clamp(min=1e-300)

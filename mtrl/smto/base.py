@@ -8,10 +8,11 @@ norm says so in its docstring.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import torch
@@ -42,16 +43,13 @@ class SMTO(ABC):
     compilable = False
     """Whether `weights` is a pure function of its tensors, fit for torch.compile: no random
     numbers, no state that changes. Of other methods everything before them is compiled."""
-    capturable = True
-    """False: a step waits for a CUDA device, which a CUDA graph cannot hold. (Steps that change
-    other attributes than tensors in place are found out, and not captured either.)"""
 
     def __init__(self, num_tasks: int) -> None:
         if num_tasks < 1:
             raise ValueError(f"num_tasks must be at least 1, not {num_tasks}")
         self.num_tasks = num_tasks
         self._kept: list[str] = []
-        self._certificates: dict[str, Tensor] = {}
+        self._certificates: dict[str, Callable[[], Tensor]] = {}
         if self.wants_positive_losses:
             self.keep(lower_bound=torch.zeros(num_tasks, dtype=torch.float64))
 
@@ -84,8 +82,10 @@ class SMTO(ABC):
         return self.direction(jacobian, losses)
 
     def certificates(self) -> dict[str, Tensor]:
-        """How well the last solve went (residual, duality gap), as scalars; {} if closed form."""
-        return dict(self._certificates)
+        """How well the last solve went (residual, duality gap), as scalars; {} if closed form.
+
+        Computed only now, from the tensors of that solve."""
+        return {name: compute() for name, compute in self._certificates.items()}
 
     # -- for subclasses -------------------------------------------------------------------------
 
@@ -262,15 +262,29 @@ may be wrong by 1e-4, by other amounts on every processor; over a block it is by
 def gram_matrix(jacobian: Tensor) -> Tensor:
     """J J^T [m, m] in the Jacobian's precision, never TF32; summed in float64 over blocks."""
     dtype, (m, columns) = jacobian.dtype, jacobian.shape
-    if jacobian.is_cuda and torch.backends.cuda.matmul.allow_tf32:
-        jacobian = jacobian.double()
     whole = columns - columns % BLOCK
     rest = jacobian[:, whole:]
-    total = (rest @ rest.T).double()
-    if whole:
-        blocks = jacobian[:, :whole].view(m, -1, BLOCK).transpose(0, 1)
-        total += torch.bmm(blocks, blocks.mT).sum(0, dtype=torch.float64)
+    with _without_tf32() if jacobian.is_cuda else contextlib.nullcontext():
+        total = (rest @ rest.T).double()
+        if whole:
+            blocks = jacobian[:, :whole].view(m, -1, BLOCK).transpose(0, 1)
+            total += torch.bmm(blocks, blocks.mT).sum(0, dtype=torch.float64)
     return total.to(dtype)
+
+
+@contextlib.contextmanager
+def _without_tf32() -> Iterator[None]:
+    """float32 products on CUDA in float32, whatever the program allows elsewhere."""
+    matmul = torch.backends.cuda.matmul
+    # Before PyTorch 2.9 a flag, and since then an error to read where the new setting was used.
+    new = hasattr(matmul, "fp32_precision")
+    name, exact = ("fp32_precision", "ieee") if new else ("allow_tf32", False)
+    before = getattr(matmul, name)
+    setattr(matmul, name, exact)
+    try:
+        yield
+    finally:
+        setattr(matmul, name, before)
 
 
 # -- registry -----------------------------------------------------------------------------------

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn import functional
 
 from mtrl.smto.base import GramianSMTO, register
-from mtrl.smto.solvers import convex, for_lengths, interior_point, ridge
+from mtrl.smto.solvers import convex, for_lengths, ridge, simplex_with_norm
 
 
 @register("cagrad")
@@ -47,33 +45,14 @@ class CAGrad(GramianSMTO):
         absent = (gramian.diagonal() <= 0).to(scaled)
         linear = scaled @ mean / share.sqrt() + 2.0 * absent
         smooth = convex(scaled, for_lengths(scaled, self.precision))
-        w = _smallest(linear, smooth, c)
+        w = simplex_with_norm(smooth, linear, c)
         norm = (w @ smooth @ w).sqrt()
-        product = scaled @ w
-        bound = w @ linear + c * (w @ product).clamp(min=0.0).sqrt()
-        self._certificates["duality_gap"] = bound - (linear + c / norm * product).min()
+
+        def gap() -> Tensor:
+            product = scaled @ w
+            bound = w @ linear + c * (w @ product).clamp(min=0.0).sqrt()
+            return bound - (linear + c / norm * product).min()
+
+        self._certificates["duality_gap"] = gap
         weights = mean + c * share.sqrt() / norm * w
         return weights / (1.0, 1.0 + self.c**2, 1.0 + self.c)[self.rescale]
-
-
-def _smallest(linear: Tensor, matrix: Tensor, c: Tensor, iterations: int = 18) -> Tensor:
-    """argmin linear . w + c (w^T G w)^(1/2) over the simplex.
-
-    The root has a kink, so it is a variable too: the smallest (w^T G w / t + t) / 2. The curvature
-    grows with 1 / t: t falls by no more than 70 % in an iteration, or the steps become tiny.
-    """
-    last = functional.pad(torch.zeros_like(linear), (0, 1), value=1.0)
-    plane = 1.0 - last
-    linear, matrix = functional.pad(linear, (0, 1)), functional.pad(matrix, (0, 1, 0, 1))
-
-    def model(x: Tensor) -> tuple[Tensor, Tensor]:
-        t = x[-1]
-        product = matrix @ x / t
-        square = x @ product / t
-        gradient = linear + c * product + 0.5 * c * (1.0 - square) * last
-        cross = torch.outer(product - 0.5 * square * last, last)
-        return gradient, c / t * (matrix - cross - cross.mT)
-
-    start = plane / plane.sum() + last
-    w = interior_point(model, start, plane, iterations, reach=0.99 * plane + 0.7 * last)[:-1]
-    return w / w.sum()

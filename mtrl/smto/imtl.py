@@ -30,11 +30,8 @@ class IMTLG(GramianSMTO):
     task as reference, and add 1e-6 I to the matrix). For independent gradients that is G^+ |g| as
     in Quinton & Rey's generalisation; for dependent ones ours does not depend on the gradients'
     lengths. Zero gradients get weight 0. Weights may be negative and are unbounded when the
-    gradients nearly cancel; they are equal, but for the lengths, if C 1 is zero. The
-    eigendecomposition waits for a CUDA device.
+    gradients nearly cancel; they are equal, but for the lengths, if C 1 is zero.
     """
-
-    capturable = False
 
     def solve(self, gramian: Tensor, losses: Tensor | None) -> Tensor:
         return equal_projections(gramian, self.precision)
@@ -48,7 +45,6 @@ class IMTL(LearnedSMTO, GramianSMTO):
     depends on gradient lengths by its length only, so s changes just that. s as in `imtl_l`.
     """
 
-    capturable = False
     wants_positive_losses = True
 
     def solve(self, gramian: Tensor, losses: Tensor | None) -> Tensor:

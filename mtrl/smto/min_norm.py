@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtrl.smto.base import GramianSMTO, register
-from mtrl.smto.solvers import convex, cosines, cut_off, floored, min_norm, ridge
+from mtrl.smto.solvers import convex, cosines, cut_off, floored, kernels, min_norm, ridge
 
 Normalisation = Literal["none", "l2", "loss", "loss+"]
 
@@ -26,11 +26,14 @@ class _MinNorm(GramianSMTO):
         # y_i = a_i |g_i| / s_i: the simplex becomes the plane sum_i y_i s_i / |g_i| = 1.
         plane = scales / lengths
         plane = plane / plane.max()
-        y = min_norm(convex(cosine, ridge(self.precision, self.num_tasks)), plane, iterations=16)
-        hull = plane * y / (plane @ y)
-        products = cosine @ (hull / plane) / plane
-        gap = hull @ products - products.min()
-        self._certificates["duality_gap"] = gap * plane.min().square()
+        y = min_norm(convex(cosine, ridge(self.precision, self.num_tasks)), plane)
+
+        def gap() -> Tensor:
+            hull = plane * y / (plane @ y)
+            products = cosine @ (hull / plane) / plane
+            return (hull @ products - products.min()) * plane.min().square()
+
+        self._certificates["duality_gap"] = gap
         weights = y / lengths
         return weights / weights.sum()
 
@@ -118,10 +121,19 @@ class CDTT(EDM):
         pull = tension * distance**1.5 / (distance.square() + cut_off(self.precision) ** 2)
         pull = pull / squares.sqrt()
         weights = weights + pull - pull.sum() * weights
-        for i in range(self.num_tasks):
-            product, square = gramian[i] @ weights, gramian[i, i]
-            share = -product / (square - product).clamp(min=1e-300)
-            share = torch.where(product < 0, share, 0.0)
-            weights = weights * (1.0 - share)
-            weights[i] += share
+        weights = corrected(gramian, weights)
         return torch.where((gramian.diagonal() > 0).all(), weights, central)
+
+
+def corrected(gramian: Tensor, weights: Tensor) -> Tensor:
+    """Weights [m] of a direction that task by task is moved towards g_i until orthogonal to it,
+    where it opposes g_i."""
+    if kernel := kernels(gramian):
+        return kernel.correct(gramian, weights)
+    for i in range(len(gramian)):
+        product, square = gramian[i] @ weights, gramian[i, i]
+        share = -product / (square - product).clamp(min=1e-300)
+        share = torch.where(product < 0, share, 0.0)
+        weights = weights * (1.0 - share)
+        weights[i] += share
+    return weights

@@ -36,7 +36,9 @@ class _Bargaining(GramianSMTO):
         exponent = 1.0 / self.alpha
         kappa = relative ** (exponent - 1.0)
         x = balance(matrix, kappa, self.alpha, self.iterations)
-        self._certificates["residual"] = ((matrix @ x) * x**exponent / kappa - 1.0).abs().max()
+        self._certificates["residual"] = lambda: (
+            ((matrix @ x) * x**exponent / kappa - 1.0).abs().max()
+        )
         weights = torch.where(exists, x / relative, 0.0) * unit ** (-2.0 / (1.0 + exponent))
         if self.max_norm > 0:
             y = torch.where(exists, x, 0.0) * unit ** (1.0 - 2.0 / (1.0 + exponent))

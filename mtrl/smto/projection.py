@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtrl.smto.base import GramianSMTO, RandomSMTO, register
-from mtrl.smto.solvers import cosines, ridge
+from mtrl.smto.solvers import cosines, kernels, ridge
 
 
 class _Projection(RandomSMTO, GramianSMTO):
@@ -27,20 +27,26 @@ class _Projection(RandomSMTO, GramianSMTO):
     def project(self, gramian: Tensor, order: Tensor) -> Tensor:
         """Weights [m] for given orders [m, m]; row i: in which order task i meets the others."""
         cosine, lengths = cosines(gramian)
-        rows = torch.arange(len(order), device=order.device)
-        exists = cosine.diagonal() > 0
-        meets = (
-            exists[:, None] & exists & ~torch.eye(len(order), dtype=torch.bool, device=order.device)
-        )
-        added = self.meet(cosine, order, meets.to(cosine)[rows[:, None], order])
-        coefficients = torch.eye(len(order), dtype=cosine.dtype, device=cosine.device)
-        coefficients = coefficients.scatter_add(1, order, added)
-        inverse = torch.where(exists, 1.0 / lengths, 0.0)
+        coefficients = self.meet(cosine, order)
+        inverse = torch.where(lengths > 0, 1.0 / lengths, 0.0)
         return (lengths @ coefficients) * inverse / len(order)
 
     @abstractmethod
-    def meet(self, cosine: Tensor, order: Tensor, meets: Tensor) -> Tensor:
-        """Coefficients [m, m] that each meeting adds, as ordered; meets: 0 where there is none."""
+    def meet(self, cosine: Tensor, order: Tensor) -> Tensor:
+        """A [m, m], from the cosines [m, m] and `order`."""
+
+
+def _meetings(cosine: Tensor, order: Tensor) -> Tensor:
+    """[m, m], as ordered: 1, or 0 where a task would meet itself or a zero gradient."""
+    exists = cosine.diagonal() > 0
+    itself = torch.eye(len(order), dtype=torch.bool, device=order.device)
+    return (exists[:, None] & exists & ~itself).to(cosine).gather(1, order)
+
+
+def _coefficients(order: Tensor, added: list[Tensor]) -> Tensor:
+    """A [m, m]: 1 for a task's own gradient, and what each of its meetings added."""
+    own = torch.eye(len(order), dtype=added[0].dtype, device=order.device)
+    return own.scatter_add(1, order, torch.stack(added, dim=1))
 
 
 @register("pcgrad")
@@ -53,16 +59,18 @@ class PCGrad(_Projection):
     shares one); a zero g_j is skipped.
     """
 
-    def meet(self, cosine: Tensor, order: Tensor, meets: Tensor) -> Tensor:
+    def meet(self, cosine: Tensor, order: Tensor) -> Tensor:
+        if kernel := kernels(cosine):
+            return kernel.project(cosine, order)
         products = cosine.clone()  # g_i' . g_k / |g_k|
-        added = []
+        meets, added = _meetings(cosine, order), []
         steps = zip(order.unbind(1), meets.unbind(1), cosine[order].unbind(1), strict=True)
         for j, met, others in steps:
             product = products.gather(1, j[:, None])[:, 0]
             change = product.clamp(max=0.0) * met
             products.addcmul_(change[:, None], others, value=-1.0)
             added.append(-change)
-        return torch.stack(added, dim=1)
+        return _coefficients(order, added)
 
 
 @register("gradvac", "gradient_vaccine")
@@ -85,9 +93,13 @@ class GradVac(_Projection):
         self.beta = beta
         self.keep(targets=torch.zeros(num_tasks, num_tasks, dtype=torch.float64))
 
-    def meet(self, cosine: Tensor, order: Tensor, meets: Tensor) -> Tensor:
-        targets = self.targets.gather(1, order)
+    def meet(self, cosine: Tensor, order: Tensor) -> Tensor:
         nearest = 1.0 - max(1e-6, 16.0 * ridge(self.precision))
+        if kernel := kernels(cosine):
+            blur = ridge(self.precision)
+            return kernel.vaccinate(cosine, order, self.targets, self.beta, nearest, blur)
+        meets = _meetings(cosine, order)
+        targets = self.targets.gather(1, order)
         wanted = targets.clamp(-nearest, nearest)
         tangents = wanted / (1.0 - wanted * wanted).sqrt()
         products = cosine.clone()
@@ -118,4 +130,4 @@ class GradVac(_Projection):
             measured.append(phi)
         moved = targets + self.beta * (torch.stack(measured, dim=1) - targets) * meets
         self.targets.scatter_(1, order, moved)
-        return torch.stack(added, dim=1)
+        return _coefficients(order, added)

@@ -34,6 +34,10 @@ class SDMGrad(GramianSMTO):
         hessian, linear = share * scaled, (1.0 - share) * scaled.mean(1)
         w = simplex_quadratic(convex(hessian, for_lengths(scaled, self.precision)), linear)
         w = w / w.sum()
-        gradient = hessian @ w + linear
-        self._certificates["duality_gap"] = w @ gradient - gradient.min()
+
+        def gap() -> Tensor:
+            gradient = hessian @ w + linear
+            return w @ gradient - gradient.min()
+
+        self._certificates["duality_gap"] = gap
         return share * w + (1.0 - share) / self.num_tasks

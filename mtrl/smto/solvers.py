@@ -1,5 +1,8 @@
 """Small convex problems on the m x m Gramian: float64 tensors, fixed iteration counts.
 
+On a GPU the functions that ask for `kernels` hand a whole solve to one kernel of `kernels/`; the
+tensor code here is for everything else, and says what the kernels compute.
+
 Everything works on cosines, so that gradients of any length are treated alike: with the lengths
 n_i = |g_i| the Gramian is G = D C D, D = diag(n), and C has a unit diagonal.
 
@@ -10,18 +13,43 @@ far as the `precision` of G (its relative rounding error) leaves them open.
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable
+from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 SINGLE, DOUBLE = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
 CENTRE = 1e-14
 """Where interior-point iterations stop moving: complementarity x_i z_i, in units of x z ~ 1."""
+LARGEST = 64
+"""Tasks up to which a kernel's matrix fits into the registers of one program."""
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Whether Triton runs kernels on the CPU, one NumPy operation after the other: for tests."""
+
+
+def kernels(matrix: Tensor) -> ModuleType | None:
+    """The module of kernels, if they can take this matrix [m, m]."""
+    possible = (matrix.is_cuda or INTERPRETED) and len(matrix) <= LARGEST
+    return _triton_kernels() if possible else None
+
+
+@functools.cache
+def _triton_kernels() -> ModuleType | None:
+    try:  # not at the top: PyTorch for CPUs comes without Triton
+        from mtrl.smto import kernels
+    except ImportError:
+        return None
+    return kernels
 
 
 def cosines(gramian: Tensor) -> tuple[Tensor, Tensor]:
     """G [m, m] -> C [m, m], n [m]; rows and columns of zero gradients are zero in C."""
+    if kernel := kernels(gramian):
+        return kernel.cosines(gramian)
     lengths = gramian.diagonal().clamp(min=0.0).sqrt()
     inverse = torch.where(lengths > 0, 1.0 / lengths, 0.0)
     return gramian * inverse * inverse[:, None], lengths
@@ -44,9 +72,12 @@ def ridge(precision: float, m: int = 1) -> float:
 
 def convex(matrix: Tensor, added: Tensor | float) -> Tensor:
     """C plus a diagonal, [m] or a number: at least float32's ridge where C is still indefinite."""
+    least = ridge(SINGLE, len(matrix))
+    if kernel := kernels(matrix):
+        return kernel.convex(matrix, added, least)
     diagonal = torch.zeros_like(matrix[0]) + added
     failed = torch.linalg.cholesky_ex(matrix + diagonal.diag_embed()).info > 0
-    diagonal = torch.where(failed, diagonal.clamp(min=ridge(SINGLE, len(matrix))), diagonal)
+    diagonal = torch.where(failed, diagonal.clamp(min=least), diagonal)
     return matrix + diagonal.diag_embed()
 
 
@@ -67,12 +98,12 @@ def spectrum(matrix: Tensor, precision: float) -> tuple[Tensor, Tensor, Tensor]:
 
     A jump between the two would let rounding decide. Instead with t = cut_off, 1 / l becomes
     l^5 / (l^6 + t^6): right to 1e-6 from 10 t on, and negligible for what rounding makes of zero.
-    l counts in units of v^T diag(G) v, since errors of G are relative to gradient lengths. On
-    CUDA torch's eigh waits for the device, which nothing else here does.
+    l counts in units of v^T diag(G) v, since errors of G are relative to gradient lengths.
     """
     # LAPACK raises for NaN; a training loop finds the loss behind it by itself.
     matrix = matrix.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-    values, vectors = torch.linalg.eigh(matrix)
+    kernel = kernels(matrix)
+    values, vectors = kernel.eigen(matrix) if kernel else torch.linalg.eigh(matrix)
     squares = matrix.diagonal().clamp(min=0.0)
     # eigh's own error is relative to the largest eigenvalue.
     unit = torch.maximum(squares @ vectors.square(), 1e-6 * squares.max()).clamp(min=1e-300)
@@ -132,28 +163,62 @@ def _solve(matrix: Tensor, right: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(factor.mT, half, upper=True)
 
 
-def quadratic(hessian: Tensor, linear: Tensor | float = 0.0) -> Model:
-    """x^T H x / 2 + linear . x, for one x [m] or many [k, m]."""
-    return lambda x: (x @ hessian + linear, hessian)
+def quadratic_program(
+    hessian: Tensor, linear: Tensor, plane: Tensor | None, iterations: int
+) -> Tensor:
+    """argmin x^T H x / 2 + linear . x over x >= 0, and plane . x = 1 if given (plane [m] >= 0).
+
+    linear and x: [m], or [k, m] for k problems at once.
+    """
+    if kernel := kernels(hessian):
+        return kernel.interior_point(hessian, linear, plane, iterations, CENTRE)
+    start = torch.ones_like(linear) if plane is None else torch.ones_like(plane) / plane.sum()
+    return interior_point(lambda x: (x @ hessian + linear, hessian), start, plane, iterations)
 
 
-def min_norm(matrix: Tensor, plane: Tensor, iterations: int = 13) -> Tensor:
+def min_norm(matrix: Tensor, plane: Tensor, iterations: int = 16) -> Tensor:
     """argmin y^T C y over y >= 0, plane . y = 1 (plane [m] positive, largest entry 1)."""
-    start = torch.ones_like(plane) / plane.sum()
-    return interior_point(quadratic(matrix), start, plane, iterations)
+    return quadratic_program(matrix, torch.zeros_like(plane), plane, iterations)
 
 
 def simplex_quadratic(hessian: Tensor, linear: Tensor, iterations: int = 13) -> Tensor:
     """argmin w^T H w / 2 + linear . w over the simplex; entries of H and linear of order 1."""
-    plane = torch.ones_like(linear)
-    return interior_point(quadratic(hessian, linear), plane / len(plane), plane, iterations)
+    return quadratic_program(hessian, linear, torch.ones_like(linear), iterations)
+
+
+def simplex_with_norm(
+    matrix: Tensor, linear: Tensor, share: Tensor, iterations: int = 18
+) -> Tensor:
+    """argmin linear . w + share (w^T G w)^(1/2) over the simplex, share a scalar.
+
+    The root has a kink, so it is a variable too: the smallest (w^T G w / t + t) / 2. The curvature
+    grows with 1 / t: t falls by no more than 70 % in an iteration, or the steps become tiny.
+    """
+    if kernel := kernels(matrix):
+        ones = torch.ones_like(linear)
+        w = kernel.interior_point(matrix, linear, ones, iterations, CENTRE, share)
+        return w / w.sum()
+    last = functional.pad(torch.zeros_like(linear), (0, 1), value=1.0)
+    plane = 1.0 - last
+    linear, matrix = functional.pad(linear, (0, 1)), functional.pad(matrix, (0, 1, 0, 1))
+
+    def model(x: Tensor) -> tuple[Tensor, Tensor]:
+        t = x[-1]
+        product = matrix @ x / t
+        square = x @ product / t
+        gradient = linear + share * product + 0.5 * share * (1.0 - square) * last
+        cross = torch.outer(product - 0.5 * square * last, last)
+        return gradient, share / t * (matrix - cross - cross.mT)
+
+    start = plane / plane.sum() + last
+    w = interior_point(model, start, plane, iterations, reach=0.99 * plane + 0.7 * last)[:-1]
+    return w / w.sum()
 
 
 def dual_cone_projections(matrix: Tensor, iterations: int = 13) -> Tensor:
     """U [m, m]: row i is argmin u^T C u over u >= e_i, the projection of gradient i, expressed in
     the gradients, onto {d: C d >= 0}."""
-    start = torch.ones_like(matrix)
-    extra = interior_point(quadratic(matrix, matrix), start, None, iterations)
+    extra = quadratic_program(matrix, matrix, None, iterations)
     return extra + torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
 
 
@@ -163,6 +228,8 @@ def balance(matrix: Tensor, kappa: Tensor, alpha: float, iterations: int) -> Ten
     Primal-dual Newton in x and y = C x on log y + log x / alpha = log kappa, from the solution
     for orthogonal gradients; the steps stop short of the boundary.
     """
+    if kernel := kernels(matrix):
+        return kernel.balance(matrix, kappa, alpha, iterations)
     x = y = kappa ** (alpha / (1.0 + alpha))
     target = kappa.log()
     eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)

@@ -24,6 +24,6 @@ class UPGrad(GramianSMTO):
         cosine, lengths = cosines(gramian)
         added = max(1e-6, ridge(self.precision, self.num_tasks))
         rows = dual_cone_projections(convex(cosine, added))
-        self._certificates["conflict"] = (-(rows @ cosine)).clamp(min=0.0).max()
+        self._certificates["conflict"] = lambda: (-(rows @ cosine)).clamp(min=0.0).max()
         weights = lengths @ rows
         return torch.where(lengths > 0, weights / lengths, 0.0) / self.num_tasks
