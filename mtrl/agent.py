@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from mtrl import losses
 from mtrl.checkpoint import check_fit
+from mtrl.compiled import compiled
 from mtrl.config import Config, Loss
 from mtrl.earlier_checkpoints import upgraded
 from mtrl.gradients.buffer import Buffer
@@ -217,7 +218,7 @@ class Agent:
         if self.device.type == "cuda":  # many small kernels; a CPU is as fast without
             self.critic.optimizer.compile()
             self.actor.optimizer.compile()
-            self._move_target = torch.compile(move_target, dynamic=False)
+            self._move_target = compiled(move_target)
 
     # -- its parts --------------------------------------------------------------------------------
 

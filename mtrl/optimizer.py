@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtrl.compiled import compiled
 from mtrl.config import AgentConfig
 from mtrl.muon import Muon
 
@@ -76,7 +77,7 @@ class Optimizer:
         logging.getLogger("torch._dynamo.variables.ctx_manager").setLevel(logging.ERROR)
         self.make_capturable()
         self.torch.param_groups[0].update(fused=False, foreach=True)
-        return torch.compile(self.torch.step, dynamic=False)
+        return compiled(self.torch.step)
 
     def compile(self) -> None:
         """Before the first step: on CUDA, compile it.

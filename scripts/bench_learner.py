@@ -409,13 +409,13 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=[400, 1024])
     parser.add_argument("--methods", nargs="+", default=["unitary", "pcgrad"])
     parser.add_argument(
-        "--precisions", nargs="+", choices=PRECISIONS, help="default: fp32 bf16, CUDA: tf32"
+        "--precisions", nargs="+", choices=PRECISIONS, help="default: fp32 bf16, CUDA: tf32 bf16"
     )
     parser.add_argument(
         "--modes",
         nargs="+",
         choices=MODES,
-        help="default: eager compiled, CUDA: captured eager compiled+captured",
+        help="default: eager compiled, CUDA: compiled+captured captured eager",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
@@ -430,9 +430,9 @@ def main() -> None:
         describe(method)  # unknown names are refused before the work begins
     device = choose_device(options.device)
     on_gpu = device.type == "cuda"
-    precisions = options.precisions or (["tf32"] if on_gpu else ["fp32", "bf16"])
+    precisions = options.precisions or (["tf32", "bf16"] if on_gpu else ["fp32", "bf16"])
     modes = options.modes or (
-        ["captured", "eager", "compiled+captured"] if on_gpu else ["eager", "compiled"]
+        ["compiled+captured", "captured", "eager"] if on_gpu else ["eager", "compiled"]
     )
     lists = options.benchmarks, options.widths, options.methods, precisions, modes
     print(f"{machine(device)}.\n", flush=True)

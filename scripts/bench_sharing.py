@@ -106,6 +106,8 @@ def rows(counts: list[int], work: Work, with_mps: bool) -> Iterator[str]:
     alone: float | None = None
     for mps in (False, True) if with_mps else (False,):
         for count in counts:
+            if mps and count == 1:
+                continue  # it shares with nobody
             if mps:
                 with service():
                     rates = measure(count, work)
@@ -125,7 +127,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=400)
     parser.add_argument("--method", default="unitary")
     parser.add_argument("--precision", default="tf32", choices=["fp32", "tf32", "bf16"])
-    parser.add_argument("--mode", default="captured")
+    parser.add_argument("--mode", help="default: captured, on a CPU eager")
     parser.add_argument("--device", default="cuda", help="cuda, or cpu to try the script")
     parser.add_argument("--seconds", type=float, default=5.0, help="watched for each row")
     parser.add_argument("--markdown", type=Path, help="file with the marked place for the table")
@@ -135,7 +137,7 @@ def main() -> None:
         options.width,
         options.method,
         options.precision,
-        options.mode,
+        options.mode or ("eager" if options.device == "cpu" else "captured"),
         options.device,
         options.seconds,
     )

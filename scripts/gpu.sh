@@ -17,7 +17,7 @@
 #           profile (operations of an update), smto (every method's cost) and supervised
 # DEVICE    of the learner (cuda)
 # METHODS   of the learner's table, the first one is the baseline (unitary pcgrad mgda famo ...)
-# TRAIN     configuration and options of the run (mt10.yaml, eight environments of each task)
+# TRAIN     configuration and options of the run (best_mt10.yaml)
 # METHOD    of the run (unitary); SEED (1)
 # RUNS      where runs and their checkpoints are kept (runs/gpu)
 # PYTHON    the interpreter (python or python3); where it lacks what mtrl needs, .venv is set up
@@ -39,12 +39,10 @@ device=${DEVICE:-cuda}
 cores=$(env -u OMP_NUM_THREADS nproc) # it would say that number instead
 method=${METHOD:-unitary} seed=${SEED:-1}
 read -ra methods <<<"${METHODS:-unitary pcgrad mgda famo nash_mtl fairgrad aligned_mtl graddrop}"
-# One update for ten transitions, as in the preset.
-read -ra train <<<"${TRAIN:-configs/mt10.yaml --train.envs-per-task 8 --agent.updates-per-step 8 \
-  --evaluation.every 200000 --checkpoint.every 400000}"
+read -ra train <<<"${TRAIN:-configs/best_mt10.yaml}"
 # Shares of what is left when a step's turn comes, among it and those after it.
-declare -A share=([tests]=20 [learner]=35 [profile]=10 [smto]=15 [loop]=20 [host]=5 [simulation]=6
-  [sharing]=8 [supervised]=10 [train]=30)
+declare -A share=([tests]=17 [learner]=30 [profile]=10 [smto]=15 [loop]=13 [host]=3 [simulation]=4
+  [sharing]=11 [supervised]=10 [train]=48)
 shares=0
 for step in $steps; do
   if [ -z "${share[$step]:-}" ]; then
@@ -94,14 +92,14 @@ run_step() {
       ;;
     learner)
       table "Learner" scripts/bench_learner.py --device "$device" --minutes "$minutes" \
-        --methods "${methods[@]}"
+        --methods "${methods[@]}" --widths 400 1024 4096
       ;;
     profile) table "Operations of an update" scripts/profile_update.py --device "$device" ;;
     smto)
       table "Methods" scripts/bench_smto.py --device "$device" --minutes "$minutes"
       ;;
     loop)
-      table "Whole loop" scripts/bench_train.py --device "$device" --methods unitary pcgrad \
+      table "Whole loop" scripts/bench_train.py --device "$device" --methods unitary \
         --envs-per-task 8 32 --seconds $((limit / 16 + 1))
       ;;
     host)

@@ -569,6 +569,15 @@ def test_compiled_equals_eager(settings):
         assert (getattr(one, quantity) != getattr(two, quantity)).all()
 
 
+def test_any_number_of_agents_may_be_compiled():
+    """PyTorch stops after some variants of a function, by default eight."""
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for width in (3, 4, 5):
+            agent = make_agent(network={"width": width, "depth": 1})
+            agent.compile(make_batch())
+            agent.update(make_batch())
+
+
 def test_learning_rates_scale():
     still, moving = make_agent(), make_agent()
     scale_learning_rates(still, 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -53,7 +54,7 @@ def test_compiled_steps_equal_fused_ones(kind: str) -> None:
     with torch.no_grad():
         for mine, its in zip(resumed, compiled, strict=True):
             mine.copy_(its)
-    other.load_state_dict(quick.state_dict())
+    other.load_state_dict(copy.deepcopy(quick.state_dict()))
     for k in range(3, 6):
         step(plain, k, CUDA)
         step(quick, k, CUDA)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from mtrl.compiled import compiled
 from mtrl.gradients.buffer import Buffer
 from mtrl.gradients.combine import Direction, combine, plain_direction
 from mtrl.gradients.general import general_gradients
@@ -89,14 +89,11 @@ class Objective:
         """
         if not self.is_recorded:
             return
-        pure = self.direction if self.smto.compilable else self.layers
-        # Sizes never change; left to guess, the compiler makes other code after other agents.
-        # At every call, since the setting holds for one thread, and a compilation has its own.
-        # AttributeError before PyTorch 2.11.
-        with_backward = torch._dynamo.config.patch(trace_autograd_ops=True)
-        compiled = with_backward(torch.compile(pure, fullgraph=True, dynamic=False))
-        compiled(*example)
+        pure: Callable[..., Any] = self.direction if self.smto.compilable else self.layers
+        # The setting takes the backward in; AttributeError before PyTorch 2.11.
+        quick = compiled(pure, fullgraph=True, trace_autograd_ops=True)
+        quick(*example)
         if self.smto.compilable:
-            self.plain = compiled
+            self.plain = quick
         else:
-            self.layers, self.plain = compiled, None
+            self.layers, self.plain = quick, None
