@@ -41,7 +41,7 @@ method=${METHOD:-unitary} seed=${SEED:-1}
 read -ra methods <<<"${METHODS:-unitary pcgrad mgda famo nash_mtl fairgrad aligned_mtl graddrop}"
 read -ra train <<<"${TRAIN:-configs/best_mt10.yaml}"
 # Shares of what is left when a step's turn comes, among it and those after it.
-declare -A share=([tests]=17 [learner]=30 [profile]=10 [smto]=15 [loop]=13 [host]=3 [simulation]=4
+declare -A share=([tests]=20 [learner]=30 [profile]=10 [smto]=15 [loop]=13 [host]=3 [simulation]=4
   [sharing]=11 [supervised]=10 [train]=48)
 shares=0
 for step in $steps; do
