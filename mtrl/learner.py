@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 from typing import Literal
+from warnings import filterwarnings
 
 import torch
 
@@ -53,6 +54,8 @@ def set_up_learner(config: Config) -> torch.device:
     device = choose_device(config.learner.device)
     if device.type == "cuda" and config.learner.precision in ("auto", "tf32"):
         torch.set_float32_matmul_precision("high")
+    # The compiler would recommend TF32 where another precision was chosen.
+    filterwarnings("ignore", message="TensorFloat32 tensor cores")
     return device
 
 

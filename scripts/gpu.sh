@@ -26,8 +26,11 @@ out=$(realpath -m "${1:-results}")
 runs=$(realpath -m "${RUNS:-$(dirname "${BASH_SOURCE[0]}")/../runs/gpu}")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+# Nothing is drawn here, and MuJoCo cannot be imported where this names a renderer that is missing.
+export MUJOCO_GL=disable
 python=${PYTHON:-$(command -v python || command -v python3 || true)}
-if ! "$python" -c 'import mtrl.trainer, metaworld, pytest' 2>/dev/null; then
+if ! missing=$("$python" -c 'import mtrl.trainer, metaworld, pytest' 2>&1); then
+  echo "gpu.sh: $python lacks something, so .venv is set up: ${missing##*$'\n'}" >&2
   source scripts/setup.sh dev
   python=$PWD/.venv/bin/python
   SECONDS=0
