@@ -91,7 +91,7 @@ run_step() {
     tests)
       # Only these: other files may import what a GPU machine lacks.
       mapfile -t files < <(grep -lE 'mark\.gpu' tests/test_*.py)
-      bounded tests.txt "$python" -m pytest -m gpu -n 4 -v -p no:cacheprovider "${files[@]}"
+      bounded tests.txt "$python" -m pytest -m gpu -n 4 --dist load -vv -p no:cacheprovider "${files[@]}"
       ;;
     learner)
       table "Learner" scripts/bench_learner.py --device "$device" --minutes "$minutes" \

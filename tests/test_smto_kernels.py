@@ -22,9 +22,10 @@ from mtrl.smto import available, create, describe, solvers
 from mtrl.smto.projection import GradVac, PCGrad
 
 METHODS = [name for name in available() if describe(name).needs == "gramian"]
-TOLERANCE = 1e-6
-"""Relative to the largest weight. A change of the Gramian by 4e-16 moves weights by up to 1e-7: the
-ridge for float32 Gramians is 3e-5 m, the cut-off of eigenvalues 1e-3, with a slope of 1e6."""
+TOLERANCE = 3e-5
+"""Relative to the largest weight. Eigenvalues of uneven gradients count in units down to 1e-6 of the
+largest, where 4e-16 is 4e-10, and at the cut-off of 1e-3 the sixth power of the ratio counts: 2e-6
+for one eigenvalue; 7e-6 was seen with 50."""
 
 
 def gramians(m: int, kinds: tuple[str, ...] = KINDS) -> list[Tensor]:
@@ -215,8 +216,9 @@ def test_the_gramian_is_no_tf32_product_on_cuda(setting: str) -> None:
     from mtrl.smto.base import gram_matrix
 
     before = torch.get_float32_matmul_precision()
-    # TF32 rounds each entry down, to a power of two.
-    jacobian = torch.full((10, 10_000), 1.0 + 2.0**-12) * 2.0 ** torch.arange(10)[:, None]
+    # TF32 holds multiples of 2^-10 here: it rounds all entries down, so products by 3e-4.
+    steps = torch.randint(1024, (10, 10_000), generator=torch.Generator().manual_seed(0))
+    jacobian = 1.0 + steps * 2.0**-10 + 2.0**-12
     exact = jacobian.double() @ jacobian.double().T
     torch.set_float32_matmul_precision(setting)
     try:
@@ -225,4 +227,4 @@ def test_the_gramian_is_no_tf32_product_on_cuda(setting: str) -> None:
         assert torch.backends.cuda.matmul.allow_tf32 == (setting == "high")
     finally:
         torch.set_float32_matmul_precision(before)
-    torch.testing.assert_close(ours, exact, rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(ours, exact, rtol=3e-5, atol=0.0)
