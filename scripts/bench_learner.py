@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtrl.agent import Agent
-from mtrl.capture import WARM_UPS, CapturedUpdate
+from mtrl.capture import WARM_UPS, Captured, CapturedUpdate
 from mtrl.compilation import Compilation, exit_now
 from mtrl.config import AgentConfig, Config, EnvConfig, LearnerConfig, NetworkConfig, SmtoConfig
 from mtrl.envs.tasks import benchmark_tasks
@@ -155,6 +155,20 @@ class Products:
     def update(self, batch: Batch) -> None:
         for one, two in self.calls:
             torch.bmm(one, two)
+
+    def captured(self) -> Callable[[Batch], object]:
+        """On CUDA, as one graph: launched one by one, the host would be measured."""
+        generators: list[torch.Generator] = []
+        products = Captured(
+            lambda: [torch.bmm(one, two) for one, two in self.calls],
+            generators,
+            self.calls[0][0].device,
+            print,
+            name="the products",
+        )
+        for _ in range(WARM_UPS + 1):
+            products()
+        return lambda _: products()
 
 
 def use(precision: str) -> None:
@@ -285,8 +299,10 @@ class Shape:
         self.key, self.device = (benchmark, width), device
         m = len(benchmark_tasks(benchmark))
         self.batch = make_batch(m, device)
-        self.products = Products(m, width, device).update
+        products = Products(m, width, device)
         self.precision = "tf32" if device.type == "cuda" else "fp32"
+        use(self.precision)  # a graph keeps the precision with which it was captured
+        self.products = products.captured() if device.type == "cuda" else products.update
 
     def timed(self, update: Update, precision: str) -> Callable[[int], float]:
         def work(times: int) -> float:
