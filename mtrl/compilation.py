@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import threading
+import time
 from typing import NoReturn
 
 import psutil
@@ -40,12 +41,14 @@ def exit_now(code: int) -> NoReturn:
     """End this process although a compilation runs in it, and the compiler with it."""
     sys.stdout.flush()
     sys.stderr.flush()
-    children = psutil.Process().children(recursive=True)
-    # Asked first: a killed compiler leaves half a library in PyTorch's cache.
-    for child in children:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.terminate()
-    for child in psutil.wait_procs(children, timeout=0.5)[1]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
+    last = time.monotonic() + 5.0
+    # Again until there are none: the compilation may start the next compiler when one has ended.
+    while (children := psutil.Process().children(recursive=True)) and time.monotonic() < last:
+        # Asked first: a killed compiler leaves half a library in PyTorch's cache.
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.terminate()
+        for child in psutil.wait_procs(children, timeout=0.5)[1]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
     os._exit(code)

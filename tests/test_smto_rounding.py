@@ -45,9 +45,10 @@ FREE_LENGTH = {"edm", "cdtt", "imtl_g", "imtl"}
 are shared among parallel gradients of different lengths decides the length of the direction."""
 
 
-DIRECTION = {"gradvac": 1e-4, "gradnorm": 1e-2, "condition_number": 1e-2}
+DIRECTION = {"gradvac": 7e-4, "gradnorm": 1e-2, "condition_number": 1e-2}
 """Tolerance, where it is not 1e-5. GradVac: with targets t of up to 1 - 5e-4 an error of a cosine
-moves a gradient by 1 / (1 - t^2), 10^3, times as much. GradNorm: a step of Adam more or less where
+moves a gradient by 1 / (1 - t^2), 10^3, times as much, at each of m - 1 meetings: 1e-7 times 10^3
+times the root of 49. GradNorm: a step of Adam more or less where
 the sign of |g| - target is open. condition_number: the best of 200 steps of Adam, no minimum."""
 
 
