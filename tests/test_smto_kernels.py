@@ -24,7 +24,7 @@ from mtrl.smto.projection import GradVac, PCGrad
 METHODS = [name for name in available() if describe(name).needs == "gramian"]
 TOLERANCE = 3e-5
 """Relative to the largest weight. Eigenvalues of uneven gradients count in units down to 1e-6 of
-the largest, where 4e-16 is 4e-10, and at the cut-off of 1e-3 the sixth power of the ratio counts: 2e-6
+the largest, where 4e-16 is 4e-10, and at the cut-off of 1e-3 the ratio's sixth power counts: 2e-6
 for one eigenvalue; 7e-6 was seen with 50."""
 
 
