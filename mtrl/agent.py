@@ -6,7 +6,9 @@ device: metrics come back as detached tensors.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,9 +20,11 @@ from mtrl.checkpoint import check_fit
 from mtrl.compiled import compiled
 from mtrl.config import Config, Loss
 from mtrl.earlier_checkpoints import upgraded
+from mtrl.exploration import Exploration
 from mtrl.gradients.buffer import Buffer
 from mtrl.gradients.objective import Objective
-from mtrl.networks.critic import make_critic, move_target
+from mtrl.networks.actor import Actor
+from mtrl.networks.critic import Critic, make_critic, move_target
 from mtrl.networks.layers import TaskTable
 from mtrl.optimizer import Optimizer
 from mtrl.policy import DeterministicPolicy, make_actor, make_encoder
@@ -47,27 +51,17 @@ class Agent:
     def __init__(
         self, config: Config, observation_dim: int, action_dim: int, device: torch.device
     ) -> None:
-        self.config, self.device = config.agent, device
+        self.config, self.device, self._seed = config.agent, device, config.seed
         self.num_tasks, self.action_dim = config.num_tasks, action_dim
         self.envs_per_task = config.train.envs_per_task
         self.value = create_value(config, device)
-        with torch.random.fork_rng(devices=[]):  # built on the CPU: equal weights on any device
-            torch.manual_seed(config.seed)
-            self.encoder = make_encoder(config, observation_dim).to(device)
-            inputs = self.encoder.output_dim
-            actor = make_actor(config, inputs, action_dim).to(device)
-            critic, self.target_critic = (
-                make_critic(
-                    config,
-                    inputs + action_dim,
-                    self.value.outputs,
-                    per_task_head=self.value.per_task_head,
-                ).to(device)
-                for _ in range(2)
-            )
-        self.target_critic.requires_grad_(False)
+        self.encoder = make_encoder(config, observation_dim).to(device)
+        self._new_networks = partial(
+            _networks, config, self.encoder.output_dim, action_dim, self.value, device
+        )
+        actor, critic = self._new_networks(config.seed)
+        self.target_critic = copy.deepcopy(critic).requires_grad_(False)
         self._move_target = move_target
-        self.target_critic.load_state_dict(critic.state_dict())
         self._table: TaskTable | None = critic.table
         self._copy_codes()
         self.policy = DeterministicPolicy(self.encoder, actor)
@@ -112,8 +106,11 @@ class Agent:
         """Whether the state loaded last is from another kind of device."""
         self.gramians: dict[str, Tensor] = {}
         """{loss: [task, task]} of the last update that was asked for them."""
+        self._of_actor = torch.zeros(4, self.num_tasks, device=device)
+        """Metrics of its last update: loss, entropy, value, weight."""
         # Separate streams: exploration must not depend on the number of updates.
-        self.exploration = torch.Generator(device).manual_seed(config.seed + 1)
+        lanes = (self.num_tasks, self.envs_per_task, action_dim)
+        self.exploration = Exploration(lanes, config.seed + 1, settings.noise_repeat, device)
         self.generator = torch.Generator(device).manual_seed(config.seed + 2)
 
     # -- acting ---------------------------------------------------------------------------------
@@ -125,24 +122,24 @@ class Agent:
             actions: Tensor = self.policy(observations)
             return actions
         mean, log_std = self.actor.network(self.encoder(observations))
-        noise = _noise(mean.shape, self.exploration)
+        noise = self.exploration.noise(mean.shape)
         # As `sample_action`, without the log-probability.
         return torch.addcmul(mean, log_std.exp(), noise).tanh()
-
-    def random_actions(self) -> Tensor:
-        """Uniform actions [task, env, action] of the warm-up, from the exploration stream."""
-        shape = (self.num_tasks, self.envs_per_task, self.action_dim)
-        uniform = torch.rand(shape, generator=self.exploration, device=self.device)
-        return 2.0 * uniform - 1.0
 
     # -- learning -------------------------------------------------------------------------------
 
     def update(
-        self, batch: Batch, return_bound: Tensor | None = None, *, gramians: bool = False
+        self,
+        batch: Batch,
+        return_bound: Tensor | None = None,
+        *,
+        actor: bool = True,
+        gramians: bool = False,
     ) -> Metrics:
         """One step of critic, actor, temperature and target critic, in this order.
 
         return_bound [task]: upper clip of the Q targets, if target clipping is on.
+        actor: False leaves out actor and temperature, whose metrics are the last update's then.
         gramians: leave the Gramians of both losses in `self.gramians`; changes nothing else.
         """
         alpha = self.temperature.alpha()
@@ -152,29 +149,49 @@ class Agent:
         critic = self.critic.step(batch, next_noise, alpha, return_bound, gramian=gramians)
         self.value.follow(critic.auxiliary, (self.critic.network, self.target_critic))
         self._copy_codes()
-        actor = self.actor.step(batch.observations, noise, alpha, gramian=gramians)
-        log_prob = actor.auxiliary
-        self.temperature.step(log_prob)
+        self.gramians = {} if critic.gramian is None else {"critic": critic.gramian}
+        if actor:
+            self._update_actor(batch.observations, noise, alpha, gramians=gramians)
         self._move_target(self.target_critic, self.critic.network, self.config.tau)
 
-        if gramians:
-            made = {"critic": critic.gramian, "actor": actor.gramian}
-            self.gramians = {loss: g for loss, g in made.items() if g is not None}
+        actor_loss, entropy, value, actor_weight = self._of_actor.clone()
+        weights = critic.weights
         none = torch.full_like(alpha, torch.nan)
+        critic_weight = none if weights is None else weights.float()
         return Metrics(
-            critic.losses,
-            actor.losses,
-            alpha,
-            -log_prob,
-            alpha * log_prob - actor.losses,  # the Q in the actor's loss
-            none if critic.weights is None else critic.weights.float(),
-            none if actor.weights is None else actor.weights.float(),
+            critic.losses, actor_loss, alpha, entropy, value, critic_weight, actor_weight
         )
+
+    def _update_actor(
+        self, observations: Tensor, noise: Tensor, alpha: Tensor, *, gramians: bool
+    ) -> None:
+        found = self.actor.step(observations, noise, alpha, gramian=gramians)
+        loss, log_prob, weights = found.losses, found.auxiliary, found.weights
+        self.temperature.step(log_prob)
+        if found.gramian is not None:
+            self.gramians["actor"] = found.gramian
+        value = alpha * log_prob - loss  # the Q in the loss
+        none = torch.full_like(alpha, torch.nan)
+        weight = none if weights is None else weights.float()
+        self._of_actor.copy_(torch.stack([loss, -log_prob, value, weight]))
 
     def _copy_codes(self) -> None:
         """The actor is given the task codes that the critic has learned."""
         if self._table is not None:
             self.encoder.codes.copy_(F.normalize(self._table.rows.detach()[0, :, 0], dim=-1))
+
+    def reset(self, number: int) -> None:
+        """Actor and critics start again from new weights, the optimisers without memory.
+
+        In place. number: of the reset, 1, 2, ...: each draws other weights.
+        """
+        actor, critic = self._new_networks(self._seed + 1_000_003 * number)
+        self.actor.network.load_state_dict(actor.state_dict())
+        for network in (self.critic.network, self.target_critic):
+            network.load_state_dict(critic.state_dict())
+        self.actor.optimizer.forget()
+        self.critic.optimizer.forget()
+        self._copy_codes()
 
     def critic_inputs(
         self, batch: Batch, noise: Tensor, alpha: Tensor, return_bound: Tensor | None
@@ -258,6 +275,7 @@ class Agent:
             "critic": self.critic.network,
             "target_critic": self.target_critic,
             "value": self.value,
+            "noise": self.exploration,
         }
         smtos = {f"{loss}_smto": part.smto for loss, part in self.parts.items()}
         return networks | smtos | {f"{k}_optimizer": p.optimizer for k, p in self.parts.items()}
@@ -266,7 +284,8 @@ class Agent:
         state = {name: part.state_dict() for name, part in self._stateful().items()}
         return state | {
             "log_alpha": self.temperature.log_alpha.detach(),
-            "exploration": self.exploration.get_state(),
+            "of_actor": self._of_actor,
+            "exploration": self.exploration.generator.get_state(),
             "generator": self.generator.get_state(),
         }
 
@@ -274,7 +293,7 @@ class Agent:
         """Raises CheckpointError, before anything is changed, for the state of another agent."""
         stateful = self._stateful()
         networks = {name: stateful[name] for name in ("actor", "critic", "target_critic")}
-        state = {"value": {}} | upgraded(state, networks)  # absent in older checkpoints
+        state = {"value": {}, "noise": {}} | upgraded(state, networks)  # absent in older ones
         sized = {
             name: part.state_dict()
             for name, part in stateful.items()
@@ -285,12 +304,31 @@ class Agent:
             part.load_state_dict(state[name])
         with torch.no_grad():
             self.temperature.log_alpha.copy_(state["log_alpha"])
-        self.moved = not continue_stream(self.exploration, state["exploration"])
+            if "of_actor" in state:  # absent in older checkpoints
+                self._of_actor.copy_(state["of_actor"])
+        self.moved = not continue_stream(self.exploration.generator, state["exploration"])
         continue_stream(self.generator, state["generator"])
 
 
 def _noise(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=generator, device=generator.device)
+
+
+def _networks(
+    config: Config,
+    inputs: int,
+    action_dim: int,
+    value: losses.Value,
+    device: torch.device,
+    seed: int,
+) -> tuple[Actor, Critic]:
+    with torch.random.fork_rng(devices=[]):  # built on the CPU: equal weights on any device
+        torch.manual_seed(seed)
+        actor = make_actor(config, inputs, action_dim)
+        critic = make_critic(
+            config, inputs + action_dim, value.outputs, per_task_head=value.per_task_head
+        )
+    return actor.to(device), critic.to(device)
 
 
 def create_value(config: Config, device: torch.device) -> losses.Value:

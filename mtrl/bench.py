@@ -83,8 +83,13 @@ class _Watched(Trainer):
     watch_s = 20.0
     _until = float("inf")
 
+    @property
+    def _until_captured(self) -> int:
+        """Updates until all kinds of them are compiled and captured."""
+        return (WARM_UPS + 1) * self.config.agent.actor_every
+
     def _log_evaluate_save(self, *, may_save: bool) -> None:
-        if self._until == float("inf") and self.updates > WARM_UPS + 1:  # compiled, captured
+        if self._until == float("inf") and self.updates > self._until_captured:
             self._until = time.perf_counter() + self.watch_s
             self.window.restart(self.step)
         if time.perf_counter() > self._until:

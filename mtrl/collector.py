@@ -38,7 +38,7 @@ class Collector:
         """From now on; two graphs, because a checkpoint may come between storing and acting."""
         device = self.agent.device
         self._act = Captured(
-            self._act_eagerly, [self.agent.exploration], device, warn, name="acting"
+            self._act_eagerly, [self.agent.exploration.generator], device, warn, name="acting"
         )
         self._store = Captured(self._store_eagerly, [], device, warn, name="storing")
 
@@ -49,7 +49,7 @@ class Collector:
     def act(self, *, random: bool) -> NDArray[np.float32]:
         """Actions [lane, action], valid until the next call; the policy's, or uniform ones."""
         if random:
-            self._actions.copy_(self.agent.random_actions())
+            self._actions.copy_(self.agent.exploration.uniform())
         else:
             self._act()
         return self.transfer.to_host(self._actions.flatten(0, 1))

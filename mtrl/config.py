@@ -75,9 +75,12 @@ class ReplayConfig:
     """Transitions kept, in all tasks together; split evenly."""
     batch_size: int = 1280
     """Transitions per update, in all tasks together; split evenly, so divisible by the tasks."""
-    reward_normalization: Literal["none", "sample", "ema", "return_range", "return_std"] = "sample"
+    reward_normalization: Literal[
+        "none", "sample", "ema", "mean_reward", "return_range", "return_std"
+    ] = "sample"
     """What a task's rewards are divided by. Stored raw and divided when sampled:
     sample: their standard deviation (Kurin et al.).
+    mean_reward: their mean over the largest of all tasks' (ARS).
     return_range: the largest return plus the entropy bonus, over critic.support (BRC).
     return_std: the standard deviation of the returns, at least the largest over critic.support.
     Before they are stored: ema: a moving average's standard deviation (Sodhani et al. 2021).
@@ -217,6 +220,14 @@ class AgentConfig:
     """Entropy temperature at the start."""
     target_entropy_scale: float = 1.0
     """Target entropy = -scale * action dimensions."""
+    noise_repeat: int = 1
+    """An environment keeps its exploration noise for up to so many steps, drawn from Zeta(2)
+    (FlashSAC: 16); 1 = fresh noise at every step."""
+    actor_every: int = 1
+    """Actor and temperature are updated at one of so many updates of the critics."""
+    resets: int = 0
+    """How often actor and critics start again from new weights, evenly over the run; the replay
+    stays (ARS)."""
     max_grad_norm: float | None = None
     """Clip the norm of the actor's and of the critics' final direction; None = off."""
     target_clip: bool = False

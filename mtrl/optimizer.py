@@ -97,6 +97,12 @@ class Optimizer:
             lr = torch.tensor(group["lr"], device=self._parameters[0].device)
             group.update(lr=lr, capturable=True)
 
+    def forget(self) -> None:
+        """Moments and step counts become those of a new optimiser, in place."""
+        for state in self.torch.state.values():
+            for value in state.values():
+                value.zero_()
+
     def state_dict(self) -> dict[str, Any]:
         return self.torch.state_dict()
 

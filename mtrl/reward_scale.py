@@ -58,6 +58,9 @@ class RewardScale:
     ) -> None:
         """Raw rewards and ends of one step of every environment [task, env], on the host."""
 
+    def refresh(self) -> None:
+        """Learning begins, or actor and critics have just been reset."""
+
     def stored(self, rewards: Tensor) -> Tensor:
         """What is stored for raw rewards [task, env], float64, on the device."""
         self.moments.add(rewards)
@@ -90,6 +93,25 @@ class RewardSigma(RewardScale):
 
     def divisor(self, temperature: Tensor) -> Tensor:
         return self.moments.sigma
+
+
+class MeanReward(RewardScale):
+    """`mean_reward`: the mean raw reward of the task over that of the task with most (ARS, 2025).
+
+    It is set when learning begins and at resets (`agent.resets`), and held in between. Of every
+    reward so far (the paper's: of those in the replay). For positive rewards, as V2 has them.
+    """
+
+    def __init__(self, num_tasks: int, device: torch.device) -> None:
+        super().__init__(num_tasks, device)
+        self.share = torch.ones(num_tasks, dtype=torch.float64, device=device)
+
+    def refresh(self) -> None:
+        mean = self.moments.mean.clamp(min=EPSILON)
+        self.share.copy_(mean / mean.max())
+
+    def divisor(self, temperature: Tensor) -> Tensor:
+        return self.share
 
 
 class MovingAverage(RewardScale):
@@ -229,6 +251,8 @@ def create_scale(config: Config, action_dim: int, device: torch.device) -> Rewar
             return RewardScale(m, device)
         case "sample":
             return RewardSigma(m, device)
+        case "mean_reward":
+            return MeanReward(m, device)
         case "ema":
             return MovingAverage(m, device, config.replay.ema_alpha)
         case "return_range":

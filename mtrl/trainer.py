@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, NoReturn
 
 import numpy as np
@@ -78,7 +79,8 @@ class Trainer:
         self.elapsed = 0.0
         self.stop_signal = 0
         self._compiling: Compilation | None = None
-        self._captured: CapturedUpdate | None = None
+        self._captured: dict[bool, CapturedUpdate] = {}
+        """By whether the update is the actor's too."""
         self.updates = 0
         self.diagnostics = Diagnostics()
         self.timer = StageTimer()
@@ -123,9 +125,14 @@ class Trainer:
             for part in parts:
                 part.optimizer.make_capturable()
             smtos = [part.smto for part in parts]
-            self._captured = CapturedUpdate(
-                self._update, smtos, self.agent.generators, self.device, self._warn
-            )
+            for actor in {True, self.config.agent.actor_every == 1}:
+                self._captured[actor] = CapturedUpdate(
+                    partial(self._update, actor=actor),
+                    smtos,
+                    self.agent.generators,
+                    self.device,
+                    self._warn,
+                )
             self.collector.capture(self._warn)
 
     def _warn(self, text: str) -> None:
@@ -177,10 +184,19 @@ class Trainer:
             if done.any():
                 self._finish_episodes(done, solved)
                 next_goals = self._goals(self.episodes + 1)
-            if self.step == warmup and config.network.observation_norm:
-                self.agent.encoder.set_statistics(*self.replay.observation_statistics())
+            if self.step == warmup:
+                if config.network.observation_norm:
+                    self.agent.encoder.set_statistics(*self.replay.observation_statistics())
+                self.reward_scale.refresh()
+            self._reset_networks()
             self._log_evaluate_save(may_save=bool(done.all()) or not config.episodes_end_together)
         self.writer.wait()
+
+    def _reset_networks(self) -> None:
+        every = self.total // (self.config.agent.resets + 1)
+        if self._crossed(every) and not self.finished:
+            self.agent.reset(self.step // every)
+            self.reward_scale.refresh()
 
     def _learn(self, updates: int) -> None:
         if self.config.agent.lr_decay:
@@ -191,23 +207,24 @@ class Trainer:
         every = self.config.diagnostics.every
         for _ in range(updates):
             look = every > 0 and self.updates % every == 0
-            if look or self._captured is None:
-                self._update(gramians=look)
+            actor = self.updates % self.config.agent.actor_every == 0
+            if look or not self._captured:
+                self._update(actor=actor, gramians=look)
             else:
-                self._captured()
+                self._captured[actor]()
             if look:
                 self.diagnostics.add(self.agent.gramians, self.agent.certificates())
             self.timer.lap("update")
             self.updates += 1
             self.window.updates += 1
 
-    def _update(self, *, gramians: bool = False) -> None:
+    def _update(self, *, actor: bool, gramians: bool = False) -> None:
         """One update on a fresh sample."""
         agent = self.agent
         alpha = agent.temperature.alpha()
         batch = self.replay.sample(self.per_task_batch, agent.generator, alpha)
         self.timer.lap("sample")
-        metrics = agent.update(batch, self._return_bound(), gramians=gramians)
+        metrics = agent.update(batch, self._return_bound(), actor=actor, gramians=gramians)
         self.window.add(torch.stack(metrics))
 
     def _return_bound(self) -> Tensor | None:

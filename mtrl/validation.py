@@ -140,6 +140,9 @@ def validate(config: Config) -> None:
         "agent.actor_l2",
         f"is for adam and sgd; {agent.optimizer} has agent.weight_decay",
     )
+    need(1 <= agent.noise_repeat <= 1000, "agent.noise_repeat", "must be in 1..1000")
+    need(agent.actor_every >= 1, "agent.actor_every", "must be at least 1")
+    need(agent.resets >= 0, "agent.resets", "must be zero or positive")
     need(0 <= agent.lr_decay <= 1, "agent.lr_decay", "must be in [0, 1]")
     need(
         agent.max_grad_norm is None or agent.max_grad_norm > 0,

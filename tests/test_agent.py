@@ -506,7 +506,7 @@ def test_exploration_has_the_policys_distribution():
 
 def test_random_actions_are_uniform():
     agent = make_agent()
-    actions = torch.stack([agent.random_actions() for _ in range(2000)]).flatten()
+    actions = torch.stack([agent.exploration.uniform() for _ in range(2000)]).flatten()
     counts = torch.histc(actions, 10, -1.0, 1.0).numpy()
     assert counts.sum() == actions.numel()
     assert ((counts - 1200) ** 2 / 1200).sum() < 40  # chi-square, 9 degrees of freedom: p < 1e-5
@@ -517,7 +517,7 @@ def test_acting_does_not_change_learning():
     for k in range(3):
         for deterministic in (True, False):
             active.act(torch.randn(3, OBSERVATION), deterministic=deterministic)
-        active.random_actions()
+        active.exploration.uniform()
         train(quiet, 1, k), train(active, 1, k)
     assert torch.equal(parameters(quiet), parameters(active))
 
@@ -528,7 +528,7 @@ def test_learning_does_not_change_the_exploration_noise():
     for k in range(3):
         train(active, 2, k)
         assert torch.equal(quiet.act(observations), active.act(observations))
-        assert torch.equal(quiet.random_actions(), active.random_actions())
+        assert torch.equal(quiet.exploration.uniform(), active.exploration.uniform())
 
 
 # -- compilation ----------------------------------------------------------------------------------
@@ -567,6 +567,51 @@ def test_compiled_equals_eager(settings):
     assert torch.equal(one.alpha, two.alpha)
     for quantity in ("critic_loss", "actor_loss", "entropy"):
         assert (getattr(one, quantity) != getattr(two, quantity)).all()
+
+
+def test_the_actor_rests_in_some_updates():
+    agent, other = make_agent(), make_agent()
+    train(agent, 1), train(other, 1)
+    before = [p.detach().clone() for p in agent.actor.network.parameters()]
+    alpha = agent.temperature.log_alpha.detach().clone()
+    old = agent.update(make_batch(seed=5), actor=False)
+    new = other.update(make_batch(seed=5))
+    for a, b in zip(before, agent.actor.network.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(alpha, agent.temperature.log_alpha)
+    pairs = (agent.critic.network, other.critic.network), (agent.target_critic, other.target_critic)
+    for one, two in pairs:
+        for a, b in zip(one.parameters(), two.parameters(), strict=True):
+            assert torch.equal(a, b)
+    assert torch.equal(old.critic_loss, new.critic_loss)
+    assert not torch.equal(old.actor_loss, new.actor_loss), "it is the last update's"
+
+
+def test_a_reset_agent_starts_again_from_other_weights():
+    agent = make_agent()
+    train(agent, 5)
+    alpha = agent.temperature.log_alpha.detach().clone()
+    places = [p.data_ptr() for p in agent.critic.network.parameters()]
+    agent.reset(1)
+    assert places == [p.data_ptr() for p in agent.critic.network.parameters()]
+    assert torch.equal(alpha, agent.temperature.log_alpha)
+    fresh = make_agent(seed=1 + 1_000_003)
+    for mine, its in (
+        (agent.actor.network, fresh.actor.network),
+        (agent.critic.network, fresh.critic.network),
+        (agent.target_critic, fresh.critic.network),
+    ):
+        for a, b in zip(mine.parameters(), its.parameters(), strict=True):
+            assert torch.equal(a, b)
+    # One step from there, without moments: as far as the first step of a new optimiser.
+    fresh.generator.set_state(agent.generator.get_state())
+    with torch.no_grad():
+        fresh.temperature.log_alpha.copy_(agent.temperature.log_alpha)
+    agent.update(make_batch(seed=3)), fresh.update(make_batch(seed=3))
+    for a, b in zip(
+        agent.critic.network.parameters(), fresh.critic.network.parameters(), strict=True
+    ):
+        assert torch.equal(a, b)
 
 
 def test_any_number_of_agents_may_be_compiled():
@@ -609,7 +654,7 @@ def test_equal_seeds_are_bitwise_equal(smto):
     torch.manual_seed(2)
     train(two, 5)
     assert torch.equal(parameters(one), parameters(two))
-    assert torch.equal(one.random_actions(), two.random_actions())
+    assert torch.equal(one.exploration.uniform(), two.exploration.uniform())
 
 
 def test_creating_and_updating_leave_the_global_random_stream_alone():
@@ -625,7 +670,9 @@ def test_different_seeds_differ():
     assert torch.equal(parameters(one), parameters(two))
     train(one, 1), train(two, 1)  # equal networks, other noise
     assert not torch.equal(parameters(one), parameters(two))
-    assert not torch.equal(make_agent(seed=1).random_actions(), make_agent(seed=2).random_actions())
+    assert not torch.equal(
+        make_agent(seed=1).exploration.uniform(), make_agent(seed=2).exploration.uniform()
+    )
 
 
 @pytest.mark.parametrize("smto", ["unitary", "pcgrad"])
@@ -634,7 +681,7 @@ def test_restored_agent_continues_bitwise(smto, tmp_path):
     original, restored = make_agent(**settings), make_agent(seed=77, **settings)
     original.encoder.set_statistics(torch.arange(5.0), torch.full((5,), 2.0))
     train(original, 3)
-    original.random_actions()
+    original.exploration.uniform()
     torch.save(original.state_dict(), tmp_path / "agent.pt")
     train(original, 3, first=3)
     restored.load_state_dict(torch.load(tmp_path / "agent.pt"))

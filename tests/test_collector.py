@@ -96,7 +96,7 @@ class Play:
         return checkpoint.snapshot(
             {
                 "replay": self.replay.state_dict(),
-                "exploration": self.agent.exploration.get_state(),
+                "exploration": self.agent.exploration.generator.get_state(),
                 "next": self.collector._observations,
             }
         )

@@ -42,6 +42,14 @@ COMPILED = (
 )
 
 
+RARE = (
+    *("--agent.actor-every", 3, "--agent.noise-repeat", 4, "--agent.optimizer", "muon"),
+    *("--agent.resets", 3, "--replay.reward-normalization", "mean_reward"),
+    *("--critic.kind", "popart", "--network.task-encoding", "learned", "--checkpoint.keep", 9),
+)
+"""What keeps state of its own, and that no preset has."""
+
+
 @pytest.fixture(scope="module")
 def runs(run_mtrl: Mtrl, tmp_path_factory: pytest.TempPathFactory, reference: Path) -> Path:
     """Runs to compare with `reference`, and two on Meta-World; the first legs of resumed ones."""
@@ -67,6 +75,7 @@ def runs(run_mtrl: Mtrl, tmp_path_factory: pytest.TempPathFactory, reference: Pa
         meta_world("mw_upstream", 1200, "--env.no-fast"),
         compiled("compiled"),
         compiled("compiled_half", *half),
+        toy("rare", *RARE),
     ):
         succeeded(run_mtrl(*line))
     succeeded(run_mtrl.process(*toy("again", "--checkpoint.keep", 9)))
@@ -121,6 +130,16 @@ def test_resumed_equals_uninterrupted_compiled_with_two_environments_per_task(
     assert state["episodes"] == [10] * 2 * m
     assert state["replay"]["added"] == 1600 // m
     assert load_yaml(runs / "compiled" / "config.yaml").learner.compile == "on"
+
+
+def test_resumed_equals_uninterrupted_with_resets_and_what_else_is_rare(
+    runs: Path, tmp_path: Path
+) -> None:
+    """From the checkpoint of a step at which the networks were reset."""
+    run = tmp_path / "run"
+    shutil.copytree(runs / "rare", run)
+    cli.main(["resume", str(checkpoint.step_path(run / "checkpoints", 400))])
+    assert_equal_runs(run, runs / "rare")
 
 
 def test_resumed_equals_uninterrupted_on_meta_world(runs: Path) -> None:

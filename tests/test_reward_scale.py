@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtrl.replay import ReplayBuffer
-from mtrl.reward_scale import ReturnDeviation, ReturnRange, ReturnScale
+from mtrl.reward_scale import MeanReward, ReturnDeviation, ReturnRange, ReturnScale
 
 CPU = torch.device("cpu")
 GAMMA, SUPPORT, HORIZON, ENTROPY = 0.9, 5.0, 12, 4.0
@@ -109,3 +109,21 @@ def test_a_restored_scale_continues_identically():
     for scale in (original, restored):
         play(scale, 3 * HORIZON, 0.1, seed=2, tasks=2, envs=2)
     assert torch.equal(original.divisor(torch.ones(2)), restored.divisor(torch.ones(2)))
+
+
+def test_mean_rewards_are_compared_with_the_largest_and_held_until_a_reset():
+    scale = MeanReward(3, CPU)
+    rewards = torch.tensor([[1.0, 3.0], [8.0, 8.0], [0.0, 0.0]], dtype=torch.float64)
+    temperature = torch.ones(3)
+    assert scale.divisor(temperature).tolist() == [1.0, 1.0, 1.0]
+    scale.stored(rewards)
+    assert scale.divisor(temperature).tolist() == [1.0, 1.0, 1.0]
+    scale.refresh()
+    np.testing.assert_allclose(scale.divisor(temperature), [0.25, 1.0, 0.0], atol=1e-8)
+    assert (scale.divisor(temperature) > 0).all(), "a task without rewards stays finite"
+    held = scale.divisor(temperature).clone()
+    scale.stored(10.0 * rewards)
+    assert torch.equal(scale.divisor(temperature), held)
+    other = MeanReward(3, CPU)
+    other.load_state_dict(copy.deepcopy(scale.state_dict()))
+    assert torch.equal(other.divisor(temperature), held)
