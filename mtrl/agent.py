@@ -352,4 +352,4 @@ def _smto(config: Config, loss: Loss, device: torch.device) -> SMTO:
         "total_steps": max(config.total_updates, 1),
     }
     own = {key: value for key, value in known.items() if key in options_of(chosen.name)}
-    return create(chosen.name, config.num_tasks, **own | chosen.options)
+    return create(chosen.name, config.num_tasks, **own | chosen.options).to(device)

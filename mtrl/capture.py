@@ -10,13 +10,10 @@ from generators that the graph knows: every replay continues their streams.
 
 from __future__ import annotations
 
-import io
-import pickle
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor
 
 from mtrl.smto import SMTO
 
@@ -63,13 +60,12 @@ class Captured(Generic[Result]):
         self._graph.replay()
         return self._result
 
-    def _fixed(self) -> object:
-        """What a graph would fix; capturing waits until a call leaves it equal. None: it has to
-        wait anyway."""
-        return ()
+    def _is_ready(self) -> bool:
+        """Whether all calls from here on are alike."""
+        return True
 
     def _warm_up(self) -> Result:
-        before = self._fixed()
+        ready = self._is_ready()
         if self._stream is None:
             result = self._function()
         else:  # PyTorch asks for calls before a capture on a stream beside the default one
@@ -78,8 +74,7 @@ class Captured(Generic[Result]):
             with torch.cuda.stream(self._stream):
                 result = self._function()
             main.wait_stream(self._stream)
-        equal = before is not None and before == self._fixed()
-        self._equal_calls = self._equal_calls + 1 if equal else 0
+        self._equal_calls = self._equal_calls + 1 if ready else 0
         return result
 
     def _capture(self) -> None:
@@ -112,8 +107,8 @@ class Captured(Generic[Result]):
 class CapturedUpdate(Captured[Result]):
     """A function that makes one update.
 
-    It cannot be captured while a step of one of `smtos` changes anything but tensors in place:
-    counters (`update_every`, AutoScale while it explores) would stand still in a graph.
+    It cannot be captured while a method of `smtos` is not `capturable`: counters (`update_every`,
+    AutoScale while it explores) would stand still in a graph.
     """
 
     def __init__(
@@ -127,30 +122,5 @@ class CapturedUpdate(Captured[Result]):
         super().__init__(update, generators, device, warn, name="the update")
         self._smtos = smtos
 
-    def _fixed(self) -> object:
-        states = [python_state(smto) for smto in self._smtos]
-        return None if None in states else states
-
-
-def python_state(smto: SMTO) -> bytes | None:
-    """What a graph would freeze of a method: everything but the contents of its tensors.
-
-    Two equal results: nothing has changed but tensors in place. Certificates are only results.
-    None: it holds something that cannot be compared.
-    """
-    file = io.BytesIO()
-    attributes = {name: value for name, value in vars(smto).items() if name != "_certificates"}
-    try:
-        _AddressPickler(file).dump(attributes)
-    except (pickle.PicklingError, AttributeError, TypeError):
-        return None
-    return file.getvalue()
-
-
-class _AddressPickler(pickle.Pickler):
-    """Writes the addresses of tensors instead of their contents."""
-
-    def persistent_id(self, value: object) -> str | None:
-        if isinstance(value, Tensor):
-            return f"tensor at {value.data_ptr()}"
-        return "generator" if isinstance(value, torch.Generator) else None
+    def _is_ready(self) -> bool:
+        return all(smto.capturable for smto in self._smtos)

@@ -170,7 +170,7 @@ def _shapes(name: str, content: Any) -> dict[str, tuple[int, ...]]:
         return {
             key: shape
             for part, value in content.items()
-            if part != "generator"  # whose size is the device's
+            if part != "_extra_state"  # a generator, whose size is the device's, and counters
             for key, shape in _shapes(f"{name}.{part}", value).items()
         }
     return {name: tuple(content.shape) if isinstance(content, Tensor) else ()}

@@ -16,7 +16,7 @@ def upgraded(state: Mapping[str, Any], networks: Mapping[str, nn.Module]) -> dic
     Before networks were made of recorded layers, each was one `mlp` that had all its weights, then
     all its biases, and optimisers counted parameters in this order.
     """
-    state = dict(state)
+    state = {k: smto_state(v) if k.endswith("_smto") else v for k, v in state.items()}
     for key, network in networks.items():
         before = state.get(key)
         if not isinstance(before, Mapping) or "mlp.weights.0" not in before:
@@ -51,3 +51,23 @@ def _mlp_name(name: str, today: list[str]) -> str:
         )
     )
     return next((candidate for candidate in candidates if candidate in today), name)
+
+
+def smto_state(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of a multi-task optimiser, which was no module once and had an Adam of its own."""
+    state = dict(state)
+    if "_extra_state" in state:
+        return state
+    extra: dict[str, Any] = {}
+    if "held" in state:
+        state["solved"], extra["step"] = state.pop("held"), state.pop("age")
+    if "moment" in state:
+        steps, moment, square = (state.pop(name) for name in ("updates", "moment", "square"))
+        moments = {"step": steps.float(), "exp_avg": moment, "exp_avg_sq": square}
+        extra["adam"] = {0: moments} if steps else {}
+    if "calls" in state:
+        calls = state.pop("calls")
+        extra |= {"has_begun": bool(calls)} if "previous" in state else {"calls": calls}
+    if "generator" in state:
+        extra["generator"] = state.pop("generator")
+    return state | {"_extra_state": extra}

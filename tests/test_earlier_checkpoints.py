@@ -1,17 +1,23 @@
-"""Checkpoints written before networks were made of recorded layers."""
+"""Checkpoints written before networks were made of recorded layers, and methods modules."""
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from conftest import REPOSITORY, Mtrl, final_state, succeeded
+from torch import Tensor
 from torch.nn import functional as F
 
 from mtrl.agent import Agent
 from mtrl.config import load_yaml
+from mtrl.earlier_checkpoints import smto_state
 from mtrl.envs import toy
+from mtrl.smto import SMTO, create
 from mtrl.trained import open_trained
 
 RUN, STEP = REPOSITORY / "tests/data/earlier_run", 600
@@ -59,3 +65,51 @@ def test_the_run_continues_and_its_policy_can_be_used(run_mtrl: Mtrl, tmp_path: 
     assert actions.shape == (2, toy.ACTION_DIM)
     succeeded(run_mtrl("resume", run))
     assert final_state(run, 800)["step"] == 800
+
+
+def earlier(name: str, state: dict[str, Any]) -> dict[str, Any]:
+    """A method's state as it was stored before methods were modules."""
+    state = dict(state)
+    extra = state.pop("_extra_state")
+    if "solved" in state:
+        state |= {"held": state.pop("solved"), "age": extra["step"]}
+    if "adam" in extra:
+        moments = extra["adam"][0]
+        state |= {"moment": moments["exp_avg"], "square": moments["exp_avg_sq"]}
+        state["updates"] = moments["step"].double()
+    if name == "famo":
+        state["calls"] = 1
+    state |= {key: value for key, value in extra.items() if key in ("calls", "generator")}
+    return state
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("famo", {}),
+        ("uw", {}),
+        ("gradnorm", {"update_every": 3}),
+        ("pcgrad", {"update_every": 3}),
+        ("gradvac", {}),
+        ("dwa", {"window": 2}),
+        ("autoscale", {"total_steps": 20, "windows": 2}),
+        ("unitary", {}),
+    ],
+)
+def test_methods_that_were_no_modules_continue(name: str, options: dict[str, Any]) -> None:
+    one, two = (create(name, 3, **options) for _ in range(2))
+    generator = torch.Generator().manual_seed(0)
+
+    def step(*methods: SMTO) -> list[Tensor]:
+        jacobian = torch.randn(3, 6, dtype=torch.float64, generator=generator)
+        losses = torch.rand(3, dtype=torch.float64, generator=generator)
+        return [method.direction(jacobian, losses) for method in methods]
+
+    for _ in range(4):
+        step(one)
+    two.load_state_dict(smto_state(earlier(name, copy.deepcopy(one.state_dict()))))
+    for _ in range(5):
+        first, second = step(one, two)
+        assert torch.equal(first, second)
+    today = one.state_dict()
+    assert smto_state(today).keys() == today.keys()

@@ -43,7 +43,7 @@ def weights(name: str, matrices: list[Tensor], **options: Any) -> list[Tensor]:
     results = []
     for step, gramian in enumerate(matrices):
         if isinstance(smto, PCGrad | GradVac):  # the same orders on any device
-            smto.follow(device)
+            smto.to(device)
             generator = torch.Generator().manual_seed(step)
             order = torch.rand(m, m, generator=generator).argsort(dim=1).to(device)
             results.append(smto.project(gramian.double(), order))

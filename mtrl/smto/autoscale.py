@@ -37,7 +37,6 @@ class AutoScale(SMTO):
     needs: Needs = "gramian"
     total: Tensor
     found: Tensor
-    calls: int
 
     def __init__(
         self,
@@ -69,11 +68,10 @@ class AutoScale(SMTO):
         self.wants_positive_losses = cost == "loss_scale"
         super().__init__(num_tasks)
         shape = (num_tasks, num_tasks) if cost == "condition_number" else (num_tasks,)
-        self.keep(
-            total=torch.zeros(shape, dtype=torch.float64),
-            found=torch.full((windows + 1, num_tasks), 1.0 / num_tasks, dtype=torch.float64),
-            calls=0,
-        )
+        uniform = torch.full((windows + 1, num_tasks), 1.0 / num_tasks, dtype=torch.float64)
+        self.register_buffer("total", torch.zeros(shape, dtype=torch.float64))
+        self.register_buffer("found", uniform)
+        self.calls = 0
         self._choose_needs()
 
     @property
@@ -88,7 +86,6 @@ class AutoScale(SMTO):
         given = gramian if self.needs == "gramian" else losses
         if given is None:
             raise ValueError(f"AutoScale needs the {self.needs} in this step")
-        self.follow(given.device)
         weights = self.found[min(self.calls // self.length, self.windows)].clone()
         if self.exploring:
             self._collect(given.detach().double())
@@ -100,7 +97,7 @@ class AutoScale(SMTO):
 
     def _collect(self, given: Tensor) -> None:
         if self.cost == "loss_scale":
-            self.total += self.take(given)
+            self.total += self.observe(given)
         elif self.cost == "equal_magnitude":
             self.total += given.diagonal().clamp(min=0.0).sqrt()
         else:
@@ -130,8 +127,16 @@ class AutoScale(SMTO):
         weights = torch.maximum(weights, 0.1 * found.amin(0))
         return weights / weights.sum()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        super().load_state_dict(state)
+    @property
+    def capturable(self) -> bool:
+        return not self.exploring
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return super().get_extra_state() | {"calls": self.calls}
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        super().set_extra_state(state)
+        self.calls = state["calls"]
         self._choose_needs()
 
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Needs = Literal["losses", "gramian", "jacobian"]
 
@@ -25,18 +26,21 @@ MARGIN = 0.1
 SMALLEST_LOSS = 1e-8
 
 
-class SMTO(ABC):
+class SMTO(nn.Module):
     """Base class of all methods. A subclass declares what it `needs` and gets nothing dearer.
 
     needs = "losses":   override `weights(losses=...)`
     needs = "gramian":  override `weights(gramian=...)`, or derive from `GramianSMTO`
     needs = "jacobian": override `direction`
+
+    A module, so that state is a buffer or a parameter, in float64, changed in place; what is
+    neither goes into the extra state. `.to(device)` of the learner, once, before the first step.
     """
 
     needs: Needs = "losses"
     """The dearest input of the next step; may change while training."""
     wants_positive_losses: bool = False
-    """Whether losses of any sign are first shifted by a tracked lower bound (`take`)."""
+    """Whether losses of any sign are first shifted by a tracked lower bound (`observe`)."""
 
     lower_bound: Tensor
 
@@ -44,14 +48,20 @@ class SMTO(ABC):
     """Whether `weights` is a pure function of its tensors, fit for torch.compile: no random
     numbers, no state that changes. Of other methods everything before them is compiled."""
 
+    @property
+    def capturable(self) -> bool:
+        """Whether every step from here on is the same operations on the same tensors, changed in
+        place if at all, and never waits for the device: fit for a CUDA graph. A method says so."""
+        return False
+
     def __init__(self, num_tasks: int) -> None:
         if num_tasks < 1:
             raise ValueError(f"num_tasks must be at least 1, not {num_tasks}")
+        super().__init__()
         self.num_tasks = num_tasks
-        self._kept: list[str] = []
         self._certificates: dict[str, Callable[[], Tensor]] = {}
         if self.wants_positive_losses:
-            self.keep(lower_bound=torch.zeros(num_tasks, dtype=torch.float64))
+            self.register_buffer("lower_bound", torch.zeros(num_tasks, dtype=torch.float64))
 
     def weights(self, *, losses: Tensor | None = None, gramian: Tensor | None = None) -> Tensor:
         """Task weights w [m]; the direction is w @ J. To be called once per training step.
@@ -89,24 +99,10 @@ class SMTO(ABC):
 
     # -- for subclasses -------------------------------------------------------------------------
 
-    def keep(self, **state: Tensor | int) -> None:
-        """Set attributes that `state_dict` holds. Change the tensors in place only."""
-        for name, value in state.items():
-            setattr(self, name, value)
-            self._kept.append(name)
-
-    def follow(self, device: torch.device) -> None:
-        """Move the kept tensors to the inputs' device (once, at the first step)."""
-        for name in self._kept:
-            value = getattr(self, name)
-            if isinstance(value, Tensor) and value.device != device:
-                setattr(self, name, value.to(device))
-
-    def take(self, losses: Tensor | None) -> Tensor:
+    def observe(self, losses: Tensor | None) -> Tensor:
         """Losses as float64, detached, and shifted if the method needs positive ones."""
         if losses is None:
             raise ValueError(f"{type(self).__name__} needs the losses")
-        self.follow(losses.device)
         losses = losses.detach().double()
         if self.wants_positive_losses:
             torch.minimum(self.lower_bound, losses, out=self.lower_bound)
@@ -123,26 +119,15 @@ class SMTO(ABC):
 
     # -- state ----------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything a resumed run needs; tensors and plain values."""
-        values = {name: getattr(self, name) for name in self._kept}
-        return {k: v.clone() if isinstance(v, Tensor) else v for k, v in values.items()}
+    def get_extra_state(self) -> dict[str, Any]:
+        """What a resumed run needs beside buffers and parameters; subclasses add to it."""
+        return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if set(state) != set(self._kept):
-            wanted = sorted(self._kept) or "no state"
-            raise ValueError(f"{type(self).__name__} has {wanted}, but got {sorted(state)}")
-        for name in self._kept:
-            own, value = getattr(self, name), state[name]
-            if not isinstance(own, Tensor):
-                setattr(self, name, value)
-            elif own.shape == value.shape:
-                own.copy_(value)
-            else:
-                raise ValueError(
-                    f"{type(self).__name__}: {name} must have shape {tuple(own.shape)}, "
-                    f"not {tuple(value.shape)}"
-                )
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Subclasses take their own out of it. ValueError for the state of another method."""
+        own = self.get_extra_state()
+        if set(state) != set(own):
+            raise ValueError(f"{type(self).__name__} has {sorted(own)}, but got {sorted(state)}")
 
 
 class GramianSMTO(SMTO):
@@ -156,8 +141,8 @@ class GramianSMTO(SMTO):
     precision: float
     """Relative rounding error of the Gramian, by the dtype in which it was given: solvers are to be
     indifferent to changes of that size."""
-    held: Tensor
-    age: int
+    solved: Tensor
+    """[m] weights of the last solve, with update_every above 1."""
 
     def __init__(self, num_tasks: int, *, update_every: int = 1, **options: Any) -> None:
         super().__init__(num_tasks, **options)
@@ -165,35 +150,44 @@ class GramianSMTO(SMTO):
             raise ValueError(f"update_every must be at least 1, not {update_every}")
         self.update_every = update_every
         self.precision = torch.finfo(torch.float32).eps
+        self._step = 0
+        """In its round of update_every."""
         if update_every > 1:
-            self.keep(held=torch.zeros(num_tasks, dtype=torch.float64), age=0)
+            self.register_buffer("solved", torch.zeros(num_tasks, dtype=torch.float64))
+
+    @property
+    def capturable(self) -> bool:
+        return self.update_every == 1
 
     @abstractmethod
     def solve(self, gramian: Tensor, losses: Tensor | None) -> Tensor:
-        """Gramian [m, m] in float64 -> weights [m]; `take` the losses if they matter."""
+        """Gramian [m, m] in float64 -> weights [m]; `observe` the losses if they matter."""
 
     def weights(self, *, losses: Tensor | None = None, gramian: Tensor | None = None) -> Tensor:
         if self.needs == "losses":
-            self._grow_older()
-            return self.held.clone()
+            self._go_to(self._step + 1)
+            return self.solved.clone()
         if gramian is None:
             raise ValueError(f"{type(self).__name__} needs the Gramian")
-        self.follow(gramian.device)
         self.precision = torch.finfo(gramian.dtype).eps
         weights = self.solve(gramian.detach().double(), losses)
         if self.update_every > 1:
-            self.held.copy_(weights)
-            self._grow_older()
+            self.solved.copy_(weights)
+            self._go_to(1)
         return weights
 
-    def _grow_older(self) -> None:
-        self.age = (self.age + 1) % self.update_every
-        self.needs = "losses" if self.age else "gramian"
+    def _go_to(self, step: int) -> None:
+        self._step = step % self.update_every
+        self.needs = "losses" if self._step else "gramian"
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        super().load_state_dict(state)
+    def get_extra_state(self) -> dict[str, Any]:
+        own = {"step": self._step} if self.update_every > 1 else {}
+        return super().get_extra_state() | own
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        super().set_extra_state(state)
         if self.update_every > 1:
-            self.needs = "losses" if self.age else "gramian"
+            self._go_to(state["step"])
 
 
 class RandomSMTO(SMTO):
@@ -205,11 +199,11 @@ class RandomSMTO(SMTO):
         super().__init__(num_tasks, **options)
         self.generator = torch.Generator(device).manual_seed(seed)
 
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"generator": self.generator.get_state()}
+    def get_extra_state(self) -> dict[str, Any]:
+        return super().get_extra_state() | {"generator": self.generator.get_state()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        super().load_state_dict({k: v for k, v in state.items() if k != "generator"})
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        super().set_extra_state(state)
         continue_stream(self.generator, state["generator"])
 
 
@@ -227,31 +221,35 @@ def continue_stream(generator: torch.Generator, state: Tensor) -> bool:
 class LearnedSMTO(SMTO):
     """A method with one learned number per task, moved by its own Adam inside `weights`.
 
-    lr: step size of that Adam (betas .9, .999, eps 1e-8), in units of the learned number.
+    lr: step size of that Adam, in units of the learned number.
     """
-
-    parameter: Tensor
-    moment: Tensor
-    square: Tensor
-    updates: Tensor
 
     def __init__(self, num_tasks: int, *, lr: float = 1e-3, **options: Any) -> None:
         super().__init__(num_tasks, **options)
         if not lr > 0:
             raise ValueError(f"lr must be positive, not {lr}")
         self.lr = lr
+        # Gradients come from formulas, not from autograd.
         zeros = torch.zeros(num_tasks, dtype=torch.float64)
-        self.keep(parameter=zeros.clone(), moment=zeros.clone(), square=zeros.clone())
-        self.keep(updates=torch.zeros((), dtype=torch.float64))
+        self.parameter = nn.Parameter(zeros, requires_grad=False)
+
+    @cached_property
+    def adam(self) -> torch.optim.Adam:
+        """Made late: it is to see the device, and the first one imports torch's compiler."""
+        on_gpu = self.parameter.is_cuda
+        return torch.optim.Adam([self.parameter], lr=self.lr, capturable=on_gpu, foreach=False)
 
     def descend(self, gradient: Tensor) -> None:
         """One step of Adam on the learned numbers; gradient [m]."""
-        self.updates += 1.0
-        self.moment.lerp_(gradient, 0.1)
-        self.square.lerp_(gradient * gradient, 0.001)
-        mean = self.moment / (1.0 - 0.9**self.updates)
-        scale = (self.square / (1.0 - 0.999**self.updates)).sqrt() + 1e-8
-        self.parameter -= self.lr * mean / scale
+        self.parameter.grad = gradient
+        self.adam.step()
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return super().get_extra_state() | {"adam": self.adam.state_dict()["state"]}
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        super().set_extra_state(state)
+        self.adam.load_state_dict(self.adam.state_dict() | {"state": state["adam"]})
 
 
 BLOCK = 4096

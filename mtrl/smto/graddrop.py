@@ -22,6 +22,7 @@ class GradDrop(RandomSMTO):
     """
 
     needs = "jacobian"
+    capturable = True
 
     def __init__(self, num_tasks: int, *, leak: float = 0.0, **options: Any) -> None:
         super().__init__(num_tasks, **options)
@@ -68,6 +69,7 @@ class RandomGradDropout(RandomSMTO):
     """
 
     needs = "jacobian"
+    capturable = True
 
     def __init__(self, num_tasks: int, *, p: float = 0.5, **options: Any) -> None:
         super().__init__(num_tasks, **options)

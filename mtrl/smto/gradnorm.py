@@ -31,10 +31,11 @@ class GradNorm(LearnedSMTO, GramianSMTO):
         super().__init__(num_tasks, lr=lr, **options)
         self.alpha = alpha
         self.parameter.fill_(1.0)
-        self.keep(initial=torch.full((num_tasks,), torch.nan, dtype=torch.float64))
+        unknown = torch.full((num_tasks,), torch.nan, dtype=torch.float64)
+        self.register_buffer("initial", unknown)
 
     def solve(self, gramian: Tensor, losses: Tensor | None) -> Tensor:
-        losses = self.take(losses)
+        losses = self.observe(losses)
         weights = self.parameter / self.num_tasks
         self.initial.copy_(torch.where(self.initial.isnan(), losses, self.initial))
         progress = losses / self.initial
@@ -46,5 +47,5 @@ class GradNorm(LearnedSMTO, GramianSMTO):
         apart = missed.abs() > ridge(self.precision) * target
         self.descend(lengths * torch.sign(missed) * apart)
         self.parameter.clamp_(min=1e-3)
-        self.parameter *= self.num_tasks / self.parameter.sum()
+        self.parameter.mul_(self.num_tasks / self.parameter.sum())
         return weights

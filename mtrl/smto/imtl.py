@@ -48,7 +48,7 @@ class IMTL(LearnedSMTO, GramianSMTO):
     wants_positive_losses = True
 
     def solve(self, gramian: Tensor, losses: Tensor | None) -> Tensor:
-        losses = self.take(losses)
+        losses = self.observe(losses)
         scale = self.parameter.exp()
         self.descend(scale * losses - 1.0)
         return scale * equal_projections(gramian * scale * scale[:, None], self.precision)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,10 +22,11 @@ class UncertaintyWeighting(LearnedSMTO):
     """
 
     needs = "losses"
+    capturable = True
     wants_positive_losses = True
 
     def weights(self, *, losses: Tensor | None = None, gramian: Tensor | None = None) -> Tensor:
-        losses = self.take(losses)
+        losses = self.observe(losses)
         precision = torch.exp(-self.parameter)
         self.descend(0.5 - 0.5 * precision * losses)
         return precision / self.num_tasks
@@ -41,10 +42,11 @@ class IMTLL(LearnedSMTO):
     """
 
     needs = "losses"
+    capturable = True
     wants_positive_losses = True
 
     def weights(self, *, losses: Tensor | None = None, gramian: Tensor | None = None) -> Tensor:
-        losses = self.take(losses)
+        losses = self.observe(losses)
         scale = self.parameter.exp()
         self.descend(scale * losses - 1.0)
         return scale / self.num_tasks
@@ -59,10 +61,11 @@ class ScaleInvariant(SMTO):
     """
 
     needs = "losses"
+    capturable = True
     wants_positive_losses = True
 
     def weights(self, *, losses: Tensor | None = None, gramian: Tensor | None = None) -> Tensor:
-        return 1.0 / (self.num_tasks * self.take(losses))
+        return 1.0 / (self.num_tasks * self.observe(losses))
 
 
 @register("dwa", "dynamic_weight_average")
@@ -75,6 +78,7 @@ class DynamicWeightAverage(SMTO):
     """
 
     needs = "losses"
+    capturable = True
     wants_positive_losses = True
     total: Tensor
     last: Tensor
@@ -89,11 +93,13 @@ class DynamicWeightAverage(SMTO):
             raise ValueError(f"window must be at least 1, not {window}")
         self.temperature, self.window = temperature, window
         nothing = torch.full((num_tasks,), torch.nan, dtype=torch.float64)
-        self.keep(total=torch.zeros_like(nothing), last=nothing, ratio=torch.ones_like(nothing))
-        self.keep(count=torch.zeros((), dtype=torch.float64))
+        self.register_buffer("total", torch.zeros_like(nothing))
+        self.register_buffer("last", nothing)
+        self.register_buffer("ratio", torch.ones_like(nothing))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
 
     def weights(self, *, losses: Tensor | None = None, gramian: Tensor | None = None) -> Tensor:
-        losses = self.take(losses)
+        losses = self.observe(losses)
         weights = (self.ratio / self.temperature).softmax(0)
         self.total += losses
         self.count += 1.0
@@ -121,7 +127,6 @@ class FAMO(LearnedSMTO):
     needs = "losses"
     wants_positive_losses = True
     previous: Tensor
-    calls: int
 
     def __init__(
         self, num_tasks: int, *, lr: float = 0.025, decay: float = 1e-3, **options: Any
@@ -130,19 +135,31 @@ class FAMO(LearnedSMTO):
         if decay < 0:
             raise ValueError(f"decay must not be negative, but is {decay}")
         self.decay = decay
-        self.keep(previous=torch.ones(num_tasks, dtype=torch.float64), calls=0)
+        self.register_buffer("previous", torch.ones(num_tasks, dtype=torch.float64))
+        self.has_begun = False
 
     def weights(self, *, losses: Tensor | None = None, gramian: Tensor | None = None) -> Tensor:
-        positive = self.take(losses)
+        positive = self.observe(losses)
         assert losses is not None  # or `take` has raised
-        if self.calls:
+        if self.has_begun:
             share = self.parameter.softmax(0)
             gain = self.shift(self.previous).log() - positive.log()
             self.descend(share * (gain - share @ gain) + self.decay * self.parameter)
-        self.calls = 1  # 0 = never, 1 = before: a count would keep an update from being captured
+        self.has_begun = True
         self.previous.copy_(losses)
         weights = self.parameter.softmax(0) / positive
         return weights / weights.sum()
+
+    @property
+    def capturable(self) -> bool:
+        return self.has_begun  # the first step is another
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return super().get_extra_state() | {"has_begun": self.has_begun}
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        super().set_extra_state(state)
+        self.has_begun = state["has_begun"]
 
 
 @register("stch", "smooth_tchebycheff")
@@ -157,6 +174,9 @@ class SmoothTchebycheff(SMTO):
     """
 
     needs = "losses"
+    capturable = True
+    preference: Tensor
+    ideal: Tensor
 
     def __init__(
         self,
@@ -176,10 +196,9 @@ class SmoothTchebycheff(SMTO):
             raise ValueError(f"preference must be {num_tasks} positive numbers: {preference}")
         if point.shape != (num_tasks,) or not point.isfinite().all():
             raise ValueError(f"ideal must be {num_tasks} finite numbers: {ideal}")
-        self.preference, self.ideal = weight / weight.mean(), point
+        self.register_buffer("preference", weight / weight.mean(), persistent=False)
+        self.register_buffer("ideal", point, persistent=False)
 
     def weights(self, *, losses: Tensor | None = None, gramian: Tensor | None = None) -> Tensor:
-        losses = self.take(losses)
-        self.preference = self.preference.to(losses.device)
-        self.ideal = self.ideal.to(losses.device)
+        losses = self.observe(losses)
         return self.preference * (self.preference * (losses - self.ideal) / self.mu).softmax(0)

@@ -21,7 +21,7 @@ class _MinNorm(GramianSMTO):
         cosine, lengths = cosines(gramian)
         lengths = floored(lengths)
         by_loss, by_length = self.normalisation.startswith("loss"), self.normalisation[-1] in "2+"
-        scales = self.take(losses) if by_loss else torch.ones_like(lengths)
+        scales = self.observe(losses) if by_loss else torch.ones_like(lengths)
         scales = scales * lengths if by_length else scales
         # y_i = a_i |g_i| / s_i: the simplex becomes the plane sum_i y_i s_i / |g_i| = 1.
         plane = scales / lengths
@@ -101,14 +101,14 @@ class CDTT(EDM):
             raise ValueError(f"window must be at least 1, not {window}")
         self.alpha, self.window = alpha, window
         empty = torch.full((window + 1, num_tasks), torch.nan, dtype=torch.float64)
-        self.keep(history=empty)
+        self.register_buffer("history", empty)
 
     def solve(self, gramian: Tensor, losses: Tensor | None) -> Tensor:
         central = weights = super().solve(gramian, losses)
         lengths = floored(gramian.diagonal().clamp(min=0.0).sqrt())
         self.history.copy_(torch.cat([self.history[1:], lengths[None]]))
         growth = self.history[1:].sum(0) / self.history[:-1].sum(0)
-        strain = growth + self.take(losses).log10()
+        strain = growth + self.observe(losses).log10()
         tension = self.alpha * torch.sigmoid(math.e * (strain - 1.0)) + 1.0 - self.alpha
         tension = tension.nan_to_num(nan=0.0)  # the window is not full yet
 

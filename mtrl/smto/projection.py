@@ -91,7 +91,8 @@ class GradVac(_Projection):
         if not 0 <= beta <= 1:
             raise ValueError(f"beta must be in [0, 1], not {beta}")
         self.beta = beta
-        self.keep(targets=torch.zeros(num_tasks, num_tasks, dtype=torch.float64))
+        zeros = torch.zeros(num_tasks, num_tasks, dtype=torch.float64)
+        self.register_buffer("targets", zeros)
 
     def meet(self, cosine: Tensor, order: Tensor) -> Tensor:
         nearest = 1.0 - max(1e-6, 16.0 * ridge(self.precision))

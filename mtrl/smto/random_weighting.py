@@ -13,6 +13,7 @@ from mtrl.smto.base import RandomSMTO, register
 
 class _RandomWeights(RandomSMTO):
     needs = "losses"
+    capturable = True
 
     @abstractmethod
     def draw(self) -> Tensor:

@@ -22,6 +22,7 @@ class Unitary(SMTO):
     """Plain mean of the task losses (Kurin et al. 2022, eq. 2, divided by m)."""
 
     needs = "losses"
+    capturable = True
     compilable = True
 
     def weights(self, *, losses: Tensor | None = None, gramian: Tensor | None = None) -> Tensor:
@@ -38,7 +39,9 @@ class Fixed(SMTO):
     """
 
     needs = "losses"
+    capturable = True
     compilable = True
+    given: Tensor
 
     def __init__(self, num_tasks: int, *, weights: Sequence[float] = ()) -> None:
         super().__init__(num_tasks)
@@ -47,9 +50,7 @@ class Fixed(SMTO):
             raise ValueError(f"weights must be {num_tasks} finite non-negative numbers: {weights}")
         if given.sum() <= 0:
             raise ValueError("weights: at least one must be positive")
-        self._weights = given / given.sum()
+        self.register_buffer("given", given / given.sum(), persistent=False)
 
     def weights(self, *, losses: Tensor | None = None, gramian: Tensor | None = None) -> Tensor:
-        given = _like(losses, gramian)
-        self._weights = self._weights.to(given.device)  # copied once, to stay free of syncs later
-        return self._weights.to(given.dtype)
+        return self.given.to(_like(losses, gramian).dtype)

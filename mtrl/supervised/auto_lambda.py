@@ -43,12 +43,11 @@ class AutoLambda(LearnedSMTO):
         self.parameter.fill_(1.0 / num_tasks)
 
     def weights(self, *, losses: Tensor | None = None, gramian: Tensor | None = None) -> Tensor:
-        self.take(losses)
+        self.observe(losses)
         return self.parameter.clone()
 
     def learn(self, slope: Tensor) -> None:
         """Move lambda against `slope` [task], which `look_ahead` found; before `weights`."""
-        self.follow(slope.device)
         self.descend(slope)
         self.parameter.clamp_(min=0.0)
 

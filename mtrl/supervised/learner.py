@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mtrl.earlier_checkpoints import smto_state
 from mtrl.schema import user_path
 from mtrl.smto import SMTO, create
 from mtrl.smto.base import options_of
@@ -63,7 +64,7 @@ class Learner:
         known = {"seed": config.seed + 1, "device": self.device, "total_steps": total_steps}
         method = methods.find(config.smto.name)
         own = {key: value for key, value in known.items() if key in options_of(method)}
-        return create(method, config.num_tasks, **own | config.smto.options)
+        return create(method, config.num_tasks, **own | config.smto.options).to(self.device)
 
     def update(
         self, batch: Batch, epoch: int, *, look: bool = False, held_out: Batch | None = None
@@ -136,6 +137,7 @@ class Learner:
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        state = dict(state) | {"smto": smto_state(state["smto"])}
         for name, part in self._stateful().items():
             part.load_state_dict(state[name])
         torch.set_rng_state(state["dropout"])
