@@ -213,7 +213,7 @@ def test_eigenvalues_and_vectors_on_cuda(m: int) -> None:
 @on_cuda
 @pytest.mark.parametrize("setting", ["high", "highest"])
 def test_the_gramian_is_no_tf32_product_on_cuda(setting: str) -> None:
-    from mtrl.smto.base import gram_matrix
+    from mtrl.smto.source import gram_matrix
 
     before = torch.get_float32_matmul_precision()
     # TF32 holds multiples of 2^-10 here: it rounds all entries down, so products by 3e-4.

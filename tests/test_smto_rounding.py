@@ -18,7 +18,7 @@ from smto_cases import ALL
 from torch import Tensor
 
 from mtrl.smto import create, describe
-from mtrl.smto.base import gram_matrix
+from mtrl.smto.source import gram_matrix
 
 NOISE = 1e-7
 """Relative; float32 rounds by up to 6e-8."""

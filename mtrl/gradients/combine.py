@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from mtrl.gradients.buffer import Buffer
 from mtrl.gradients.layers import GRAMIAN_CHUNK, Layers, TaskGradients, TaskLoss
-from mtrl.smto.base import SMTO, gram_matrix
+from mtrl.smto.base import SMTO
+from mtrl.smto.source import gram_matrix
 
 
 class Direction(NamedTuple):
@@ -28,6 +29,33 @@ class Direction(NamedTuple):
     """[task] the SMTO's weights, where it has weights."""
     gramian: Tensor | None = None
     """[task, task] where the SMTO needs it or it was asked for."""
+
+
+class _Layers:
+    """Task gradients from what layers saw: a `Source` of gradients shaped like the parameters."""
+
+    def __init__(self, rows: TaskGradients, buffer: Buffer, chunk_size: int | None) -> None:
+        self.rows, self.losses = rows, rows.losses
+        self._buffer, self._chunk_size = buffer, chunk_size
+        self._jacobian: Tensor | None = None
+
+    def gramian(self) -> Tensor:
+        if self._chunk_size is not None:
+            return self.rows.gramian(self._chunk_size, self._buffer)
+        return gram_matrix(self.jacobian())
+
+    def jacobian(self) -> Tensor:
+        self._jacobian = self.rows.jacobian(self._buffer)
+        return self._jacobian
+
+    def weighted(self, weights: Tensor) -> tuple[Tensor, ...]:
+        weights = weights.to(self.losses.dtype)
+        if self._jacobian is None:
+            return self.rows.weighted(weights)
+        return self.rows.split(weights @ self._jacobian)
+
+    def shaped(self, direction: Tensor) -> tuple[Tensor, ...]:
+        return self.rows.split(direction)
 
 
 @torch.no_grad()
@@ -46,29 +74,13 @@ def combine(
     all P in any case). Raises MemoryError, before allocating, if the columns do not fit.
     gramian: give the Gramian too, where the method does without it.
     """
-    rows, losses = TaskGradients(network, layers), layers.losses
-    weights: Tensor | None = None
-    matrix: Tensor | None = None
-    match smto.needs:
-        case "losses":
-            weights = smto.weights(losses=losses)
-            gradients = rows.weighted(weights.to(losses.dtype))
-        case "gramian" if chunk_size is not None:
-            matrix = rows.gramian(chunk_size, buffer)
-            weights = smto.weights(losses=losses, gramian=matrix)
-            gradients = rows.weighted(weights.to(losses.dtype))
-        case "gramian":
-            jacobian = rows.jacobian(buffer)
-            matrix = gram_matrix(jacobian)
-            weights = smto.weights(losses=losses, gramian=matrix)
-            gradients = rows.split(weights.to(losses.dtype) @ jacobian)
-        case "jacobian":
-            jacobian = rows.jacobian(buffer)
-            gradients = rows.split(smto.direction(jacobian, losses))
+    rows = TaskGradients(network, layers)
+    chosen = smto.choose(_Layers(rows, buffer, chunk_size))
+    matrix = chosen.gramian
     if gramian and matrix is None:
         # In memory of its own: a larger shared buffer would move, under a captured update.
         matrix = rows.gramian(chunk_size or GRAMIAN_CHUNK, Buffer())
-    return Direction(losses, layers.auxiliary, gradients, weights, matrix)
+    return Direction(layers.losses, layers.auxiliary, chosen.direction, chosen.weights, matrix)
 
 
 def plain_direction(

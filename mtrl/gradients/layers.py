@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mtrl.gradients.buffer import Buffer
 from mtrl.networks.layers import Term, layers_of, recording
-from mtrl.smto.base import gram_matrix
+from mtrl.smto.source import gram_matrix
 
 TaskLoss = Callable[..., tuple[Tensor, Tensor]]
 """(network, *inputs) -> (loss, auxiliary). With inputs [task, ...] both are [task]."""

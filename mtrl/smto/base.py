@@ -8,16 +8,17 @@ norm says so in its docstring.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import inspect
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
+
+from mtrl.smto.source import Chosen, Direction, Rows, Source
 
 Needs = Literal["losses", "gramian", "jacobian"]
 
@@ -73,8 +74,19 @@ class SMTO(nn.Module):
 
     def direction(self, jacobian: Tensor, losses: Tensor) -> Tensor:
         """Jacobian [m, P], losses [m] -> direction [P]. Inputs are not checked: no device sync."""
-        gramian = gram_matrix(jacobian) if self.needs == "gramian" else None
-        return self.weights(losses=losses, gramian=gramian).to(jacobian.dtype) @ jacobian
+        return self.choose(Rows(jacobian, losses)).direction
+
+    def choose(self, source: Source[Direction]) -> Chosen[Direction]:
+        """The direction of this step, from nothing dearer than the method needs."""
+        gramian: Tensor | None = None
+        match self.needs:
+            case "jacobian":
+                direction = self.direction(source.jacobian(), source.losses)
+                return Chosen(source.shaped(direction), None, None)
+            case "gramian":
+                gramian = source.gramian()
+        weights = self.weights(losses=source.losses, gramian=gramian)
+        return Chosen(source.weighted(weights), weights, gramian)
 
     def combine(self, jacobian: Tensor, losses: Tensor) -> Tensor:
         """`direction` with checked inputs: ValueError for a wrong shape or a non-finite task."""
@@ -250,39 +262,6 @@ class LearnedSMTO(SMTO):
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         super().set_extra_state(state)
         self.adam.load_state_dict(self.adam.state_dict() | {"state": state["adam"]})
-
-
-BLOCK = 4096
-"""Columns of J whose products are summed in its own precision. One float32 sum over 10^6 columns
-may be wrong by 1e-4, by other amounts on every processor; over a block it is by 1e-7."""
-
-
-def gram_matrix(jacobian: Tensor) -> Tensor:
-    """J J^T [m, m] in the Jacobian's precision, never TF32; summed in float64 over blocks."""
-    dtype, (m, columns) = jacobian.dtype, jacobian.shape
-    whole = columns - columns % BLOCK
-    rest = jacobian[:, whole:]
-    with _without_tf32() if jacobian.is_cuda else contextlib.nullcontext():
-        total = (rest @ rest.T).double()
-        if whole:
-            blocks = jacobian[:, :whole].view(m, -1, BLOCK).transpose(0, 1)
-            total += torch.bmm(blocks, blocks.mT).sum(0, dtype=torch.float64)
-    return total.to(dtype)
-
-
-@contextlib.contextmanager
-def _without_tf32() -> Iterator[None]:
-    """float32 products on CUDA in float32, whatever the program allows elsewhere."""
-    matmul = torch.backends.cuda.matmul
-    # Before PyTorch 2.9 a flag, and since then an error to read where the new setting was used.
-    new = hasattr(matmul, "fp32_precision")
-    name, exact = ("fp32_precision", "ieee") if new else ("allow_tf32", False)
-    before = getattr(matmul, name)
-    setattr(matmul, name, exact)
-    try:
-        yield
-    finally:
-        setattr(matmul, name, before)
 
 
 # -- registry -----------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.smto import SMTO, GradDrop, GramianSMTO
-from mtrl.smto.base import gram_matrix
+from mtrl.smto.source import gram_matrix
 from mtrl.supervised.metrics import Loss
 from mtrl.supervised.networks import MultiTaskNetwork
 
@@ -67,37 +67,21 @@ def backward(
     losses = losses.detach()
 
     shared = list(network.encoder.parameters())
-    weights = matrix = None
     needs = smto.needs
-    if needs == "losses":
-        weights = smto.weights(losses=losses)
-    if look or (needs != "losses" and space == "parameters"):
-        jacobian = task_jacobian(z, shared, rows, chunk_size)
-    if look or (needs == "gramian" and space == "parameters"):
-        matrix = gram_matrix(jacobian)
-
-    if needs != "losses" and space == "parameters":
-        if needs == "gramian":
-            weights = smto.weights(losses=losses, gramian=matrix)
-            direction = weights.to(jacobian.dtype) @ jacobian
-        else:
-            direction = smto.direction(jacobian, losses)
-        pieces = direction.split([p.numel() for p in shared])
-        for parameter, piece in zip(shared, pieces, strict=True):
-            parameter.grad = piece.view_as(parameter)
+    source = _Parameters(losses, z, shared, rows, chunk_size)
+    # Looking must not change how a method that needs the losses alone is computed.
+    aside = _Parameters(losses, z, shared, rows, chunk_size) if needs == "losses" else source
+    matrix = aside.gramian() if look else None
+    weights: Tensor | None = None
+    if needs != "losses" and space == "representation" and isinstance(smto, GradDrop):
+        direction = source.from_z(sign_dropped(smto, z.detach(), rows))
     else:
-        flat = rows.flatten(1)
-        if needs == "gramian":
-            weights = smto.weights(losses=losses, gramian=gram_matrix(flat))
-        if weights is not None:
-            at_z = (weights.to(flat.dtype) @ flat).view_as(z)
-        elif isinstance(smto, GradDrop):
-            at_z = sign_dropped(smto, z.detach(), rows)
-        else:
-            at_z = smto.direction(flat, losses).view_as(z)
-        gradients = torch.autograd.grad(z, shared, at_z)
-        for parameter, gradient in zip(shared, gradients, strict=True):
-            parameter.grad = gradient
+        chosen = smto.choose(source if space == "parameters" else _Representation(source))
+        direction, weights = chosen.direction, chosen.weights
+        if space == "parameters" and chosen.gramian is not None:
+            matrix = chosen.gramian
+    for parameter, gradient in zip(shared, direction, strict=True):
+        parameter.grad = gradient
 
     # Not by `needs` alone: between two solutions a Gramian method's held weights need losses only.
     weighs_losses = needs == "losses" and not isinstance(smto, GramianSMTO)
@@ -107,6 +91,65 @@ def backward(
         for parameter in own:
             parameter.grad = next(found).mul_(factor)
     return Outcome(losses, weights, matrix)
+
+
+class _Parameters:
+    """Task gradients on the encoder's parameters: a `Source`."""
+
+    def __init__(
+        self,
+        losses: Tensor,
+        z: Tensor,
+        shared: Sequence[nn.Parameter],
+        rows: Tensor,
+        chunk_size: int,
+    ) -> None:
+        """rows: dl_i/dz [task, *z]."""
+        self.losses, self.z, self.shared, self.rows = losses, z, shared, rows
+        self._chunk_size = chunk_size
+        self._jacobian: Tensor | None = None
+
+    def jacobian(self) -> Tensor:
+        if self._jacobian is None:
+            self._jacobian = task_jacobian(self.z, self.shared, self.rows, self._chunk_size)
+        return self._jacobian
+
+    def gramian(self) -> Tensor:
+        return gram_matrix(self.jacobian())
+
+    def weighted(self, weights: Tensor) -> Sequence[Tensor]:
+        weights = weights.to(self.rows.dtype)
+        if self._jacobian is not None:
+            return self.shaped(weights @ self._jacobian)
+        return self.from_z((weights @ self.rows.flatten(1)).view_as(self.z))
+
+    def shaped(self, direction: Tensor) -> Sequence[Tensor]:
+        pieces = direction.split([p.numel() for p in self.shared])
+        return [piece.view_as(p) for p, piece in zip(self.shared, pieces, strict=True)]
+
+    def from_z(self, gradient: Tensor) -> Sequence[Tensor]:
+        """One backward of the encoder, from a gradient at z."""
+        return torch.autograd.grad(self.z, self.shared, gradient)
+
+
+class _Representation:
+    """Task gradients at z: a `Source` of gradients on the encoder's parameters."""
+
+    def __init__(self, parameters: _Parameters) -> None:
+        self._parameters, self.losses = parameters, parameters.losses
+        self._rows = parameters.rows.flatten(1)
+
+    def jacobian(self) -> Tensor:
+        return self._rows
+
+    def gramian(self) -> Tensor:
+        return gram_matrix(self._rows)
+
+    def weighted(self, weights: Tensor) -> Sequence[Tensor]:
+        return self.shaped(weights.to(self._rows.dtype) @ self._rows)
+
+    def shaped(self, direction: Tensor) -> Sequence[Tensor]:
+        return self._parameters.from_z(direction.view_as(self._parameters.z))
 
 
 def task_jacobian(

@@ -1,0 +1,93 @@
+"""Where task gradients come from, as a method sees them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+Direction = TypeVar("Direction")
+Form = TypeVar("Form", covariant=True)
+
+
+class Source(Protocol[Form]):
+    """Where task gradients come from; what a method does not need is never made."""
+
+    @property
+    def losses(self) -> Tensor:
+        """[task] detached."""
+
+    def gramian(self) -> Tensor:
+        """J J^T [task, task]"""
+
+    def jacobian(self) -> Tensor:
+        """J [task, P]"""
+
+    def weighted(self, weights: Tensor) -> Form:
+        """weights @ J, in the source's own form."""
+
+    def shaped(self, direction: Tensor) -> Form:
+        """A direction [P] in that form."""
+
+
+class Chosen(NamedTuple, Generic[Direction]):
+    direction: Direction
+    weights: Tensor | None
+    """[task] the method's weights, where it has weights."""
+    gramian: Tensor | None
+    """[task, task] where the method needs it."""
+
+
+class Rows(NamedTuple):
+    """The rows of a Jacobian [task, P] that exists: a `Source`."""
+
+    matrix: Tensor
+    losses: Tensor
+
+    def gramian(self) -> Tensor:
+        return gram_matrix(self.matrix)
+
+    def jacobian(self) -> Tensor:
+        return self.matrix
+
+    def weighted(self, weights: Tensor) -> Tensor:
+        return weights.to(self.matrix.dtype) @ self.matrix
+
+    def shaped(self, direction: Tensor) -> Tensor:
+        return direction
+
+
+BLOCK = 4096
+"""Columns of J whose products are summed in its own precision. One float32 sum over 10^6 columns
+may be wrong by 1e-4, by other amounts on every processor; over a block it is by 1e-7."""
+
+
+def gram_matrix(jacobian: Tensor) -> Tensor:
+    """J J^T [m, m] in the Jacobian's precision, never TF32; summed in float64 over blocks."""
+    dtype, (m, columns) = jacobian.dtype, jacobian.shape
+    whole = columns - columns % BLOCK
+    rest = jacobian[:, whole:]
+    with _without_tf32() if jacobian.is_cuda else contextlib.nullcontext():
+        total = (rest @ rest.T).double()
+        if whole:
+            blocks = jacobian[:, :whole].view(m, -1, BLOCK).transpose(0, 1)
+            total += torch.bmm(blocks, blocks.mT).sum(0, dtype=torch.float64)
+    return total.to(dtype)
+
+
+@contextlib.contextmanager
+def _without_tf32() -> Iterator[None]:
+    """float32 products on CUDA in float32, whatever the program allows elsewhere."""
+    matmul = torch.backends.cuda.matmul
+    # Before PyTorch 2.9 a flag, and since then an error to read where the new setting was used.
+    new = hasattr(matmul, "fp32_precision")
+    name, exact = ("fp32_precision", "ieee") if new else ("allow_tf32", False)
+    before = getattr(matmul, name)
+    setattr(matmul, name, exact)
+    try:
+        yield
+    finally:
+        setattr(matmul, name, before)
