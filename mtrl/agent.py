@@ -149,7 +149,8 @@ class Agent:
         critic = self.critic.step(batch, next_noise, alpha, return_bound, gramian=gramians)
         self.value.follow(critic.auxiliary, (self.critic.network, self.target_critic))
         self._copy_codes()
-        self.gramians = {} if critic.gramian is None else {"critic": critic.gramian}
+        if gramians and critic.gramian is not None:
+            self.gramians = {"critic": critic.gramian}
         if actor:
             self._update_actor(batch.observations, noise, alpha, gramians=gramians)
         self._move_target(self.target_critic, self.critic.network, self.config.tau)
@@ -168,7 +169,7 @@ class Agent:
         found = self.actor.step(observations, noise, alpha, gramian=gramians)
         loss, log_prob, weights = found.losses, found.auxiliary, found.weights
         self.temperature.step(log_prob)
-        if found.gramian is not None:
+        if gramians and found.gramian is not None:
             self.gramians["actor"] = found.gramian
         value = alpha * log_prob - loss  # the Q in the loss
         none = torch.full_like(alpha, torch.nan)
