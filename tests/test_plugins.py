@@ -7,6 +7,7 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import gymnasium
 import pytest
@@ -49,6 +50,18 @@ def test_documented_example_from_python(example: Path) -> None:
     jacobian = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
     direction = smto.combine(jacobian, torch.ones(2))
     torch.testing.assert_close(direction, torch.tensor([0.8, 0.4]))  # weights 4 : 1
+
+
+def test_examples_of_the_readme() -> None:
+    text = (REPOSITORY / "README.md").read_text()
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(block, names)
+    names["env"].close()
+    assert names["direction"].shape == (1000,)
+    jacobian = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    direction = create("mine", num_tasks=2).combine(jacobian, torch.ones(2))
+    torch.testing.assert_close(direction, torch.tensor([2 / 3, 2 / 3]))  # weights 2 : 1
 
 
 def test_documented_example_trains_resumes_and_evaluates(
