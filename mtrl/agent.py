@@ -23,16 +23,17 @@ from mtrl.earlier_checkpoints import upgraded
 from mtrl.exploration import Exploration
 from mtrl.gradients.buffer import Buffer
 from mtrl.gradients.objective import Objective
-from mtrl.networks.actor import Actor
-from mtrl.networks.critic import Critic, make_critic, move_target
+from mtrl.methods import create_smto
+from mtrl.networks.critic import move_target
 from mtrl.networks.layers import TaskTable
+from mtrl.networks.make import make_encoder, make_networks
 from mtrl.optimizer import Optimizer
-from mtrl.policy import DeterministicPolicy, make_actor, make_encoder
-from mtrl.popart import PopArtValue
+from mtrl.policy import DeterministicPolicy
 from mtrl.replay import Batch
-from mtrl.smto import SMTO, RandomSMTO, create
-from mtrl.smto.base import continue_stream, options_of
+from mtrl.smto import RandomSMTO
+from mtrl.smto.base import continue_stream
 from mtrl.temperature import Temperature
+from mtrl.values import create_value
 
 
 class Metrics(NamedTuple):
@@ -57,7 +58,7 @@ class Agent:
         self.value = create_value(config, device)
         self.encoder = make_encoder(config, observation_dim).to(device)
         self._new_networks = partial(
-            _networks, config, self.encoder.output_dim, action_dim, self.value, device
+            make_networks, config, self.encoder.output_dim, action_dim, self.value, device
         )
         actor, critic = self._new_networks(config.seed)
         self.target_critic = copy.deepcopy(critic).requires_grad_(False)
@@ -76,7 +77,7 @@ class Agent:
             critic,
             self.critic_inputs,
             self._critic_loss,
-            _smto(config, "critic", device),
+            create_smto(config, "critic", device),
             Optimizer(critic.parameters(), settings.critic_lr, settings),
             **learning,
         )
@@ -84,7 +85,7 @@ class Agent:
             actor,
             self.actor_inputs,
             self._actor_loss,
-            _smto(config, "actor", device),
+            create_smto(config, "actor", device),
             Optimizer(actor.parameters(), settings.actor_lr, settings, l2=settings.actor_l2),
             **learning,
         )
@@ -92,7 +93,7 @@ class Agent:
             settings,
             self.num_tasks,
             -settings.target_entropy_scale * action_dim,
-            _smto(config, "temperature", device),
+            create_smto(config, "temperature", device),
             device,
         )
         self.parts: dict[Loss, Objective | Temperature] = {
@@ -313,44 +314,3 @@ class Agent:
 
 def _noise(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=generator, device=generator.device)
-
-
-def _networks(
-    config: Config,
-    inputs: int,
-    action_dim: int,
-    value: losses.Value,
-    device: torch.device,
-    seed: int,
-) -> tuple[Actor, Critic]:
-    with torch.random.fork_rng(devices=[]):  # built on the CPU: equal weights on any device
-        torch.manual_seed(seed)
-        actor = make_actor(config, inputs, action_dim)
-        critic = make_critic(
-            config, inputs + action_dim, value.outputs, per_task_head=value.per_task_head
-        )
-    return actor.to(device), critic.to(device)
-
-
-def create_value(config: Config, device: torch.device) -> losses.Value:
-    critic = config.critic
-    match critic.kind:
-        case "scalar":
-            return losses.ScalarValue(critic.ensemble)
-        case "categorical":
-            return losses.CategoricalValue(critic.bins, critic.support, device, critic.ensemble)
-        case "popart":
-            return PopArtValue(config.num_tasks, critic.popart_rate, device, critic.ensemble)
-
-
-def _smto(config: Config, loss: Loss, device: torch.device) -> SMTO:
-    chosen = config.smto_of(loss)
-    # What only the run knows; a stream of random numbers per loss.
-    offset = {"critic": 3, "actor": 4, "temperature": 5}[loss]
-    known = {
-        "seed": config.seed + offset,
-        "device": device,
-        "total_steps": max(config.total_updates, 1),
-    }
-    own = {key: value for key, value in known.items() if key in options_of(chosen.name)}
-    return create(chosen.name, config.num_tasks, **own | chosen.options).to(device)

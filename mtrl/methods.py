@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from mtrl.config import Config, Loss
 from mtrl.plugins import load_plugins
 from mtrl.schema import ConfigError, coerce, describe_type, nearest
 from mtrl.smto import SMTO, available, create, describe
+from mtrl.smto.base import options_of
 
 LOSSES: tuple[Loss, ...] = ("critic", "actor", "temperature")
 SET_BY_THE_RUN = ("seed", "device", "total_steps")
@@ -98,3 +101,17 @@ def _kind(default: Any) -> Any:
     if isinstance(default, tuple | list):
         return tuple[float, ...]
     return type(default) if isinstance(default, bool | int | float | str) else Any
+
+
+def create_smto(config: Config, loss: Loss, device: torch.device) -> SMTO:
+    """The method of one loss, with a stream of random numbers of its own."""
+    chosen = config.smto_of(loss)
+    # What only the run knows.
+    offset = {"critic": 3, "actor": 4, "temperature": 5}[loss]
+    known = {
+        "seed": config.seed + offset,
+        "device": device,
+        "total_steps": max(config.total_updates, 1),
+    }
+    own = {key: value for key, value in known.items() if key in options_of(chosen.name)}
+    return create(chosen.name, config.num_tasks, **own | chosen.options).to(device)

@@ -10,32 +10,8 @@ from torch import Tensor, nn
 
 from mtrl.config import Config
 from mtrl.networks.actor import Actor
-from mtrl.networks.bodies import create_body
 from mtrl.networks.encoder import InputEncoder
-
-
-def make_encoder(config: Config, observation_dim: int) -> InputEncoder:
-    return InputEncoder(
-        config.num_tasks,
-        observation_dim,
-        observation_norm=config.network.observation_norm,
-        task_encoding=config.network.task_encoding,
-        task_dim=config.network.task_dim,
-    )
-
-
-def make_actor(config: Config, input_dim: int, action_dim: int) -> Actor:
-    net = config.network
-    body = create_body(
-        net.body,
-        input_dim,
-        2 * action_dim,
-        width=net.width,
-        depth=net.depth,
-        layer_norm=net.layer_norm,
-        bf16=config.learner.precision == "bf16",
-    )
-    return Actor(body, net.log_std_min, net.log_std_max, net.log_std_bound)
+from mtrl.networks.make import make_actor, make_encoder
 
 
 class DeterministicPolicy(nn.Module):

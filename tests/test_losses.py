@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtrl import losses
+from mtrl import losses, values
 
 RNG = np.random.default_rng(0)
 TASKS, SAMPLES, STATE, ACTION = 3, 5, 4, 2
@@ -16,7 +16,7 @@ ACTIONS = RNG.uniform(-1.0, 1.0, (TASKS, SAMPLES, ACTION))
 REWARDS = RNG.normal(size=(TASKS, SAMPLES))
 ALPHA = np.array([0.1, 1.0, 3.0])
 GAMMA = 0.9
-SCALAR = losses.ScalarValue("min")
+SCALAR = values.ScalarValue("min")
 
 
 def tensor(array):
@@ -52,7 +52,7 @@ def bellman(terminated, alpha=ALPHA, noise=NOISE, ensemble="min"):
     return losses.bellman_target(
         actor,
         linear_critic(TARGET_WEIGHTS),
-        losses.ScalarValue(ensemble),
+        values.ScalarValue(ensemble),
         tensor(NEXT_STATES),
         tensor(REWARDS),
         tensor(GAMMA * (1.0 - terminated)),
@@ -143,7 +143,7 @@ ATOMS = np.linspace(-SUPPORT, SUPPORT, BINS)
 
 
 def categorical(ensemble, bins=BINS):
-    return losses.CategoricalValue(bins, SUPPORT, torch.device("cpu"), ensemble)
+    return values.CategoricalValue(bins, SUPPORT, torch.device("cpu"), ensemble)
 
 
 def softmax(logits):

@@ -15,8 +15,8 @@ from mtrl.config import AgentConfig, Config, CriticConfig, EnvConfig, NetworkCon
 from mtrl.envs import toy
 from mtrl.networks.bodies import create_body
 from mtrl.networks.critic import Critic
-from mtrl.popart import PopArtValue
 from mtrl.replay import Batch
+from mtrl.values import PopArtValue
 
 CPU = torch.device("cpu")
 TASKS, SAMPLES = 3, 6

@@ -6,8 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtrl.config import Config
-from mtrl.networks.bodies import create_body
 from mtrl.networks.layers import TaskTable
 
 
@@ -27,25 +25,6 @@ class Critic(nn.Module):
             inputs = torch.cat([inputs[..., : -codes.shape[-1]], codes], dim=-1)
         out: Tensor = self.body(torch.cat([inputs, actions], dim=-1))
         return out.squeeze(-1) if self.outputs == 1 else out
-
-
-def make_critic(
-    config: Config, input_dim: int, outputs: int, *, per_task_head: bool = False
-) -> Critic:
-    net, critic = config.network, config.critic
-    body = create_body(
-        critic.body or net.body,
-        input_dim,
-        outputs,
-        width=critic.width or net.width,
-        depth=critic.depth or net.depth,
-        layer_norm=net.layer_norm,
-        bf16=config.learner.precision == "bf16",
-        copies=critic.members,
-        heads=config.num_tasks if per_task_head else None,
-    )
-    learned = net.task_encoding == "learned"
-    return Critic(body, outputs, TaskTable(config.num_tasks, net.task_dim) if learned else None)
 
 
 @torch.no_grad()
