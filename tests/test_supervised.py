@@ -372,6 +372,7 @@ def test_stopped_and_resumed_equals_uninterrupted(
     """Stopped in the middle of the second epoch, then `mtrl resume`."""
     config = small_config(mnist_folder, tmp_path / "run")
     run = RunDirectory.create(config)
+    torch.set_num_threads(1)  # as the configuration says, and `train` does
     with ExitStack() as stack:
         trainer = Trainer(config, run, load_data(config), CPU, stack)
         trainer.open_recorder()
