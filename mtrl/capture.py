@@ -41,7 +41,7 @@ class Captured(Generic[Result]):
         self._function, self._generators = function, generators
         self._device, self._warn, self._name = device, warn, name
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._equal_calls = 0
+        self._ready_calls = 0
         self._failed = False
         self._graph: torch.cuda.CUDAGraph | None = None
         self._result: Result
@@ -53,7 +53,7 @@ class Captured(Generic[Result]):
 
     def __call__(self) -> Result:
         """Once captured, the result is the same tensor each time: the next call writes there."""
-        if self._graph is None and self._equal_calls >= WARM_UPS and not self._failed:
+        if self._graph is None and self._ready_calls >= WARM_UPS and not self._failed:
             self._capture()
         if self._graph is None:
             return self._function() if self._failed else self._warm_up()
@@ -74,7 +74,7 @@ class Captured(Generic[Result]):
             with torch.cuda.stream(self._stream):
                 result = self._function()
             main.wait_stream(self._stream)
-        self._equal_calls = self._equal_calls + 1 if ready else 0
+        self._ready_calls = self._ready_calls + 1 if ready else 0
         return result
 
     def _capture(self) -> None:
@@ -99,7 +99,7 @@ class Captured(Generic[Result]):
                 generator.graphsafe_set_state(fresh)
             cause = error.__context__ or error  # what invalidated the capture, before it was ended
             reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
-            self._warn(f"{self._name} could not be captured, going on without: {reason}")
+            self._warn(f"{self._name} could not be captured, continuing without: {reason}")
         else:
             self._graph, self._result = graph, result
 

@@ -18,3 +18,13 @@ def updates_due(config: AgentConfig, index: int) -> int:
     rate = config.updates_per_step
     burst = config.warmup_updates if index == 0 else 0
     return burst + math.floor((index + 1) * rate) - math.floor(index * rate)
+
+
+def reset_due(config: AgentConfig, last: int, step: int, total: int) -> int | None:
+    """Number (1, 2, ...) of the reset that falls between the steps `last` and `step`, or None.
+
+    `config.resets` of them cut a run of `total` steps into equal parts; none is at its end.
+    """
+    parts = config.resets + 1
+    number = step * parts // total
+    return number if number > last * parts // total and step < total else None

@@ -29,7 +29,7 @@ from mtrl.recorder import Recorder
 from mtrl.replay import ReplayBuffer
 from mtrl.reward_scale import create_scale
 from mtrl.run_directory import RunDirectory, Status, peak_memory_mib
-from mtrl.schedule import schedule, updates_due
+from mtrl.schedule import reset_due, schedule, updates_due
 from mtrl.timing import StageTimer
 from mtrl.videos import record
 
@@ -111,7 +111,7 @@ class Trainer:
         )
 
     def prepare_updates(self) -> None:
-        """Compile them as configured, in a thread while the warm-up goes on."""
+        """Compile them as configured, in a thread during the warm-up."""
         if self.config.learner.compile == "on":
             batch = self.replay.sample(self.per_task_batch, torch.Generator(self.device))
             self._compiling = Compilation(self.agent, batch, self._return_bound())
@@ -125,7 +125,7 @@ class Trainer:
             for part in parts:
                 part.optimizer.make_capturable()
             smtos = [part.smto for part in parts]
-            for actor in {True, self.config.agent.actor_every == 1}:
+            for actor in (True,) if self.config.agent.actor_every == 1 else (True, False):
                 self._captured[actor] = CapturedUpdate(
                     partial(self._update, actor=actor),
                     smtos,
@@ -146,7 +146,7 @@ class Trainer:
                 self._save_and_stop()  # every episode has just ended
             compilation.join(0.1)
         if compilation.failure:
-            self._warn(f"torch.compile failed, going on without: {compilation.failure}")
+            self._warn(f"torch.compile failed, continuing without: {compilation.failure}")
         self._compiling = None
         self.timer.lap("compile")
 
@@ -193,9 +193,10 @@ class Trainer:
         self.writer.wait()
 
     def _reset_networks(self) -> None:
-        every = self.total // (self.config.agent.resets + 1)
-        if self._crossed(every) and not self.finished:
-            self.agent.reset(self.step // every)
+        last = self.step - self.config.num_envs
+        number = reset_due(self.config.agent, last, self.step, self.total)
+        if number is not None:
+            self.agent.reset(number)
             self.reward_scale.refresh()
 
     def _learn(self, updates: int) -> None:
@@ -343,7 +344,7 @@ class Trainer:
         return self.last_evaluation
 
     def _record_video(self) -> None:
-        """Beside the training: what goes wrong here must not end it."""
+        """In the background: what goes wrong here must not end it."""
         started = time.monotonic()
         try:
             path = record(self.config, agent_policy(self.agent), self.run.video_folder(self.step))

@@ -42,7 +42,7 @@ class Value(ABC):
         """[...], summed over members."""
 
     def summary(self, loss: Tensor, target: Tensor) -> Tensor:
-        """What `follow` wants to know of a batch, [task, ...], from loss [task] and targets."""
+        """What `follow` needs of a batch, [task, ...], from loss [task] and targets."""
         return loss
 
     def follow(self, summary: Tensor, critics: Iterable[nn.Module]) -> bool:

@@ -232,7 +232,7 @@ def test_without_cuda_every_call_is_an_ordinary_update(method: str, tries: bool)
         assert len(learner.warnings) == (tries and k >= WARM_UPS)
     assert torch.equal(plain.parameters(), learner.parameters())
     if tries:
-        assert "could not be captured, going on without: " in learner.warnings[0]
+        assert "could not be captured, continuing without: " in learner.warnings[0]
 
 
 def test_step_sizes_are_plain_numbers_again_after_loading() -> None:

@@ -147,7 +147,7 @@ def test_where_capturing_fails_everything_continues_as_it_is() -> None:
     assert differences(plain.state(), play.state()) == []
     assert np.array_equal(plain.acted, play.acted)
     said = [warning.partition(":")[0] for warning in play.warnings]
-    assert said == [f"{w} could not be captured, going on without" for w in ("acting", "storing")]
+    assert said == [f"{w} could not be captured, continuing without" for w in ("acting", "storing")]
 
 
 # -- GPU ------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ def test_failed_compilation_falls_back_to_the_same_run(
     line = run_mtrl.toy_line(tmp_path / "run", *options, "--learner.compile", "on")
     done = run_mtrl.process(*line)
     succeeded(done)
-    assert done.stderr.count("warning: torch.compile failed, going on without: ") == 1
+    assert done.stderr.count("warning: torch.compile failed, continuing without: ") == 1
     assert "Traceback" not in done.stderr
     one, two = (final_state(tmp_path / name, 800) for name in ("eager", "run"))
     assert differences(one, two) == []

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
@@ -27,8 +27,8 @@ MARGIN = 0.1
 SMALLEST_LOSS = 1e-8
 
 
-class SMTO(nn.Module):
-    """Base class of all methods. A subclass declares what it `needs` and gets nothing dearer.
+class SMTO(nn.Module, ABC):
+    """Base class of all methods. A subclass declares what it `needs` and gets no more.
 
     needs = "losses":   override `weights(losses=...)`
     needs = "gramian":  override `weights(gramian=...)`, or derive from `GramianSMTO`
@@ -77,7 +77,7 @@ class SMTO(nn.Module):
         return self.choose(Rows(jacobian, losses)).direction
 
     def choose(self, source: Source[Direction]) -> Chosen[Direction]:
-        """The direction of this step, from nothing dearer than the method needs."""
+        """The direction of this step, from no more than the method needs."""
         gramian: Tensor | None = None
         match self.needs:
             case "jacobian":
@@ -249,7 +249,7 @@ class LearnedSMTO(SMTO):
     def adam(self) -> torch.optim.Adam:
         """Made late: it is to see the device, and the first one imports torch's compiler."""
         on_gpu = self.parameter.is_cuda
-        return torch.optim.Adam([self.parameter], lr=self.lr, capturable=on_gpu, foreach=False)
+        return torch.optim.Adam([self.parameter], lr=self.lr, capturable=on_gpu, fused=True)
 
     def descend(self, gradient: Tensor) -> None:
         """One step of Adam on the learned numbers; gradient [m]."""
