@@ -228,7 +228,7 @@ class VectorEnv:
         return self.receive().observations
 
     def send(self, actions: NDArray[np.float32], next_goals: Goals) -> None:
-        """Start one step [lane, action]; an episode that ends makes room for `next_goals` [lane]."""
+        """Start one step [lane, action]; an episode that ends leads to `next_goals` [lane]."""
         self.command(STEP, next_goals, actions)
 
     def command(
