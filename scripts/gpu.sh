@@ -10,7 +10,7 @@
 # beside their tables) and failed.txt (steps that failed, if any); at the end success.png (curves of
 # the run) and records.tar.gz (the run without its checkpoints). A step that its limit cuts leaves
 # what it had measured; what a step leaves of its time goes to those after it. Called again, it
-# measures anew, and the run continues from its checkpoint.
+# measures again, and the run continues from its checkpoint.
 #
 # BUDGET_S  seconds for everything once the environment is there (3600)
 # STEPS     which, in which order (tests learner loop host simulation sharing train); there are also
