@@ -6,8 +6,8 @@
         -- --data-dir /data --smto.preset kurin
 
 `rotograd` stands for unitary with RotoGrad. What follows `--` goes to every run, as to
-`mtrl supervised`. Finished runs are left alone, others begin again: the same command continues where
-it was ended. Seeds take turns, so that a part of them can be compared early
+`mtrl supervised`. Finished runs are left alone, others begin again: the same command continues
+where it was ended. Seeds take turns, so that a part of them can be compared early
 (scripts/compare_supervised.py).
 """
 
