@@ -10,20 +10,24 @@ modules for both critics, one backward of the mean loss, torch.optim.Adam. `prod
 the matrix products of an update, in the same shapes; both in fp32, on CUDA in TF32. `compiled` and
 `captured` (the whole update as one CUDA graph): as a run does it.
 
-The most important rows come first: every list is given in that order. A row is printed as soon as
-it is measured, and none begins when the time is over. It takes turns with the products, so that a
-busy machine slows both; medians of the turns. `over the first method`: of the same benchmark,
-width, precision and mode. MiB: the most that the row's agent and updates needed.
+The most important rows come first: every list is given in that order. Several prepare themselves
+at the same time, since compiling takes longest; then each is measured alone, and printed at once.
+It takes turns with the products, so that a busy machine slows both; medians of the turns. None
+begins when the time is over. `over the first method`: of the same benchmark, width, precision and
+mode. MiB: the most that the row's agent and updates needed.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import multiprocessing
+import os
 import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,6 +53,7 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 MODES = ("eager", "compiled", "captured", "compiled+captured")
 CHUNK_S = 0.03  # of updates that follow each other before the clock is read
 MOST_TURNS = 100
+MOST_S = 4.0  # of one row, unless a few turns take longer
 
 
 def make_agent(
@@ -379,44 +384,103 @@ HEAD = [
 ]
 
 
-def measure(row: Row, shape: Shape, table: Table, until: float, end: float) -> None:
+def measure(
+    row: Row, device: torch.device, threads: int | None, end: float, pipe: Connection
+) -> None:
+    """One row, in a process of its own: says that it is ready, or why not; waits for its turn."""
+    configure(threads)
     made: list[Update] = []
 
     def make() -> None:
         use(row.precision)
-        agent = make_agent(*row.shape, row.method, row.precision, shape.device)
-        patience = max(end - time.perf_counter(), 0)
-        made.append(prepare(agent, shape.batch, row.mode, patience))
+        agent = make_agent(*row.shape, row.method, row.precision, device)
+        made.append(prepare(agent, shape.batch, row.mode, max(end - time.perf_counter(), 0)))
         seconds(made[0], shape.batch)
 
     try:
-        memory = peak_memory(shape.device, make)
-        times = shape.against_products(made[0], row.precision, until, end)
+        shape = Shape(*row.shape, device)
+        memory = peak_memory(device, make)
+        pipe.send("")
+        until = pipe.recv()
+        pipe.send((*shape.against_products(made[0], row.precision, until, end), memory))
     except RuntimeError as error:  # this row's: one that does not fit into memory ends no others
-        table.failed(row, (str(error).strip() or type(error).__name__).splitlines()[0])
-    else:
-        table.row(row, *times, memory)
+        pipe.send((str(error).strip() or type(error).__name__).splitlines()[0])
+    if any(thread.name == "compilation" for thread in threading.enumerate()):
+        exit_now(0)  # Python's own way out waits for the compiler
 
 
-def measure_all(rows: Sequence[Row], device: torch.device, end: float) -> Table:
-    """All rows for which there is time until `end`, of equal shares."""
+class Candidate:
+    """A row whose process prepares itself at once."""
+
+    def __init__(self, row: Row, device: torch.device, threads: int | None, end: float) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        self.row, self._end = row, end
+        self._pipe, theirs = spawn.Pipe()
+        arguments = (row, device, threads, end, theirs)
+        self._process = spawn.Process(target=measure, args=arguments, daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def answer(self) -> Any:
+        if not self._pipe.poll(max(self._end - time.perf_counter(), 0)):
+            raise TimeoutError
+        try:
+            return self._pipe.recv()
+        except EOFError:
+            return "its process ended; its error is above"
+
+    def go(self, until: float) -> Any:
+        self._pipe.send(until)
+        return self.answer()
+
+    def leave(self) -> None:
+        self._process.terminate()
+        self._process.join()
+
+
+def measure_all(
+    rows: Sequence[Row],
+    device: torch.device,
+    end: float,
+    processes: int = 1,
+    threads: int | None = None,
+) -> Table:
+    """All rows for which there is time until `end`. So many at a time prepare themselves, which is
+    most of the time where they compile; then one after the other is measured alone."""
     table = Table(rows[0].method)
-    shape = Shape(*rows[0].shape, device)
     print("\n".join(HEAD), flush=True)
-    for index, row in enumerate(rows):
-        now = time.perf_counter()
-        if now >= end:
-            print(f"\n{len(rows) - index} rows were not measured: the time was over.")
-            break
-        until = now + (end - now) / (len(rows) - index)
-        if row.shape != shape.key:
-            shape = Shape(*row.shape, device)
-        if not table.has(row.shape):
-            table.plain_loop(row.shape, *shape.plain_loop(until, end))
-        measure(row, shape, table, until, end)
-        if "compiled" in row.mode and time.perf_counter() < end:
-            torch.compiler.reset()  # or one process may compile only so many agents
+    left = list(rows)
+    try:
+        while left and time.perf_counter() < end:
+            wave = [Candidate(row, device, threads, end) for row in left[:processes]]
+            try:
+                reasons = [candidate.answer() for candidate in wave]
+                for candidate, reason in zip(wave, reasons, strict=True):
+                    share = min((end - time.perf_counter()) / len(left), MOST_S)
+                    if not table.has(candidate.row.shape):
+                        shape = Shape(*candidate.row.shape, device)
+                        times = shape.plain_loop(time.perf_counter() + share / 2, end)
+                        table.plain_loop(shape.key, *times)
+                    result = reason or candidate.go(time.perf_counter() + share)
+                    if isinstance(result, str):
+                        table.failed(candidate.row, result)
+                    else:
+                        table.row(candidate.row, *result)
+                    left.remove(candidate.row)
+            finally:
+                for candidate in wave:
+                    candidate.leave()
+    except TimeoutError:
+        pass
+    if left:
+        print(f"\n{len(left)} rows were not measured: the time was over.")
     return table
+
+
+def configure(threads: int | None) -> None:
+    torch.set_flush_denormal(True)
+    if threads:
+        torch.set_num_threads(threads)
 
 
 def main() -> None:
@@ -435,13 +499,16 @@ def main() -> None:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        help="rows that prepare themselves at the same time; default: 1, CUDA: all cores",
+    )
     parser.add_argument("--minutes", type=float, default=10.0, help="at most how long in all")
     parser.add_argument("--markdown", type=Path, help="file with the marked place for the table")
     options = parser.parse_args()
     end = time.perf_counter() + 60 * options.minutes
-    torch.set_flush_denormal(True)
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    configure(options.threads)
     for method in options.methods:
         describe(method)  # unknown names are refused before the work begins
     device = choose_device(options.device)
@@ -452,7 +519,8 @@ def main() -> None:
     )
     lists = options.benchmarks, options.widths, options.methods, precisions, modes
     print(f"{machine(device)}.\n", flush=True)
-    table = measure_all(plan(*lists), device, end)
+    processes = options.processes or (os.cpu_count() or 1 if on_gpu else 1)
+    table = measure_all(plan(*lists), device, end, processes, options.threads)
     if options.markdown:
         names = ["products", "plain loop"]
         names += [Row("", 0, *rest).name for rest in itertools.product(*lists[2:])]
@@ -460,8 +528,6 @@ def main() -> None:
         lines = [*HEAD, *(table.lines[key] for key in order if key in table.lines)]
         text = f"{machine(device)}.\n\n" + "\n".join(lines)
         replace_table(options.markdown, "bench_learner", text)
-    if any(thread.name == "compilation" for thread in threading.enumerate()):
-        exit_now(0)  # Python's own way out waits for the compiler
 
 
 if __name__ == "__main__":
