@@ -7,32 +7,29 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import NoReturn
 
 import psutil
-from torch import Tensor
-
-from mtrl.agent import Agent
-from mtrl.replay import Batch
 
 
 class Compilation(threading.Thread):
-    """Compiles the agent's update for batches like this one; starts at once.
+    """Calls these functions, each of which compiles something; starts at once.
 
     A daemon: a run that ends meanwhile, for whatever reason, does not wait for it.
     """
 
-    def __init__(self, agent: Agent, batch: Batch, return_bound: Tensor | None) -> None:
+    def __init__(self, *functions: Callable[[], object]) -> None:
         super().__init__(name="compilation", daemon=True)
-        self._work = agent, batch, return_bound
+        self._functions = functions
         self.failure = ""
-        """First line of the error; the agent then continues uncompiled."""
+        """First line of the error; what was not compiled then stays as it is."""
         self.start()
 
     def run(self) -> None:
-        agent, batch, return_bound = self._work
         try:
-            agent.compile(batch, return_bound)
+            for function in self._functions:
+                function()
         except Exception as error:  # PyTorch raises many kinds; all mean the same here
             self.failure = (str(error).strip() or type(error).__name__).splitlines()[0]
 

@@ -9,6 +9,7 @@ sampling waits for the device, and both can be captured: where to write is itsel
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mtrl.compiled import compiled
 from mtrl.reward_scale import RewardScale
 
 
@@ -81,6 +83,8 @@ class ReplayBuffer:
         """The same memory [task, vector step, fields of every environment]; a ring."""
         self._ended_ring = self.ended.view(num_tasks, vector_steps, -1)
         self._first_slots = torch.arange(num_tasks, device=device)[:, None] * self.slots
+        self._none = torch.zeros(num_tasks, device=device)
+        self._read: Callable[..., Batch] = self._read_eagerly
 
     @property
     def added(self) -> int:
@@ -135,6 +139,24 @@ class ReplayBuffer:
         uniform = torch.rand(
             self.num_tasks, per_task, dtype=torch.float64, device=device, generator=generator
         )
+        return self._read(uniform, self._none if temperature is None else temperature)
+
+    def compile(self, per_task: int) -> None:
+        """Compile sampling, on CUDA: n-step returns are a hundred small kernels.
+
+        Changes no state. Raises what torch.compile raises; nothing is compiled then.
+        """
+        device = self.storage.device
+        if device.type == "cuda":
+            quick = compiled(self._read_eagerly, fullgraph=True)
+            quick(
+                torch.zeros(self.num_tasks, per_task, dtype=torch.float64, device=device),
+                self._none,
+            )
+            self._read = quick
+
+    def _read_eagerly(self, uniform: Tensor, temperature: Tensor) -> Batch:
+        """uniform [task, sample] in [0, 1): which of the transitions held."""
         slots = (uniform * self._added.clamp(max=self.slots)).long()
         first = self._rows(slots)
         observations, actions, rewards, next_observations, terminated = first.split(
@@ -145,7 +167,7 @@ class ReplayBuffer:
         if self.n_step > 1:
             rewards, discounts, last = self._n_step(slots, rewards)
             *_, next_observations, terminated = self._rows(last).split(self._widths, dim=-1)
-        divisor = self._divisor(temperature)
+        divisor = self.scale.divisor(temperature)
         if divisor is not None:
             rewards = (rewards / divisor[:, None]).float()
         return Batch(
@@ -176,10 +198,6 @@ class ReplayBuffer:
             discounts = torch.where(alive, discounts * self.gamma, discounts)
         return total.float(), discounts.float(), last
 
-    def _divisor(self, temperature: Tensor | None) -> Tensor | None:
-        none = torch.zeros(self.num_tasks, device=self.storage.device)
-        return self.scale.divisor(none if temperature is None else temperature)
-
     def observation_statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation [obs] of all stored observations, tasks pooled."""
         stored = self.storage[:, : self.size, : self._widths[0]].double().flatten(0, 1)
@@ -190,7 +208,7 @@ class ReplayBuffer:
 
         Kurin et al.'s target clip.
         """
-        divisor = self._divisor(temperature)
+        divisor = self.scale.divisor(self._none if temperature is None else temperature)
         largest = self.maximum if divisor is None else self.maximum / divisor
         return (largest / (1.0 - self.gamma)).float()
 

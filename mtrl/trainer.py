@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from contextlib import ExitStack
@@ -79,8 +80,8 @@ class Trainer:
         self.elapsed = 0.0
         self.stop_signal = 0
         self._compiling: Compilation | None = None
-        self._captured: dict[bool, CapturedUpdate] = {}
-        """By whether the update is the actor's too."""
+        self._captured: dict[tuple[bool, bool], CapturedUpdate] = {}
+        """By whether the update is the actor's too, and whether it gives the Gramians."""
         self.updates = 0
         self.diagnostics = Diagnostics()
         self.timer = StageTimer()
@@ -114,7 +115,10 @@ class Trainer:
         """Compile them as configured, in a thread during the warm-up."""
         if self.config.learner.compile == "on":
             batch = self.replay.sample(self.per_task_batch, torch.Generator(self.device))
-            self._compiling = Compilation(self.agent, batch, self._return_bound())
+            self._compiling = Compilation(
+                partial(self.agent.compile, batch, self._return_bound()),
+                partial(self.replay.compile, self.per_task_batch),
+            )
 
     def _begin_learning(self) -> None:
         """After the warm-up: nothing may be compiled while something is captured."""
@@ -125,9 +129,11 @@ class Trainer:
             for part in parts:
                 part.optimizer.make_capturable()
             smtos = [part.smto for part in parts]
-            for actor in (True,) if self.config.agent.actor_every == 1 else (True, False):
-                self._captured[actor] = CapturedUpdate(
-                    partial(self._update, actor=actor),
+            actors = (True,) if self.config.agent.actor_every == 1 else (True, False)
+            looks = (False, True) if self.config.diagnostics.every else (False,)
+            for actor, look in itertools.product(actors, looks):
+                self._captured[actor, look] = CapturedUpdate(
+                    partial(self._update, actor=actor, gramians=look),
                     smtos,
                     self.agent.generators,
                     self.device,
@@ -209,10 +215,10 @@ class Trainer:
         for _ in range(updates):
             look = every > 0 and self.updates % every == 0
             actor = self.updates % self.config.agent.actor_every == 0
-            if look or not self._captured:
-                self._update(actor=actor, gramians=look)
+            if self._captured:
+                self._captured[actor, look]()
             else:
-                self._captured[actor]()
+                self._update(actor=actor, gramians=look)
             if look:
                 self.diagnostics.add(self.agent.gramians, self.agent.certificates())
             self.timer.lap("update")

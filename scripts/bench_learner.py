@@ -27,6 +27,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -191,7 +192,7 @@ def prepare(
 ) -> Callable[[Batch], object]:
     """A function that makes one update the given way; patience: seconds for the compiler."""
     if "compiled" in mode:
-        compilation = Compilation(agent, batch, None)
+        compilation = Compilation(partial(agent.compile, batch))
         compilation.join(patience)
         if compilation.is_alive():
             raise Impossible("not compiled within the time")

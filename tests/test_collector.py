@@ -221,7 +221,7 @@ def test_acting_that_waits_for_the_device_is_not_captured(
 class Trained(NamedTuple):
     checkpoints: Path
     captured: list[bool]
-    """Update, acting and storing."""
+    """Both kinds of updates, acting and storing."""
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +236,7 @@ def base() -> Config:
         agent=change(config.agent, smto=SmtoConfig("pcgrad"), lr_decay=0.5),
         learner=change(config.learner, device="cuda", precision="fp32", capture="on"),
         evaluation=change(config.evaluation, every=0, final_episodes_per_task=1),
-        diagnostics=change(config.diagnostics, every=0),
+        diagnostics=change(config.diagnostics, every=5),
         checkpoint=change(config.checkpoint, every=200),
     )
 
@@ -259,7 +259,7 @@ def train(
         trainer.open_recorder()
         trainer.prepare_updates()
         trainer.loop()
-    parts = trainer._captured, trainer.collector._act, trainer.collector._store
+    parts = *trainer._captured.values(), trainer.collector._act, trainer.collector._store
     captured = [isinstance(p, capture.Captured) and p.is_captured for p in parts]
     return Trained(trainer.run.checkpoints, captured)
 
@@ -285,7 +285,7 @@ def test_a_captured_run_equals_an_eager_one_bit_for_bit(
     # Never captured, but with the same optimisers: Adam rounds otherwise without `capture`.
     monkeypatch.setattr(capture, "WARM_UPS", 1_000_000)
     eager = train(base, envs, tmp_path)
-    assert (eager.captured, uninterrupted.captured) == ([False] * 3, [True] * 3)
+    assert (eager.captured, uninterrupted.captured) == ([False] * 4, [True] * 4)
     one, other = (state_at(run, base.train.total_steps) for run in (eager, uninterrupted))
     for part in ("replay", "agent"):
         assert differences(one[part], other[part]) == []
@@ -298,7 +298,7 @@ def test_a_resumed_captured_run_equals_an_uninterrupted_one(
 ) -> None:
     half = state_at(uninterrupted, base.checkpoint.every)
     resumed = train(base, envs, tmp_path, half)
-    assert resumed.captured == [True] * 3
+    assert resumed.captured == [True] * 4
     one, other = (state_at(run, base.train.total_steps) for run in (resumed, uninterrupted))
     for part in ("agent", "replay", "episodes", "recent_success"):
         assert differences(one[part], other[part]) == []

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mtrl.compiled import compiled
 from mtrl.replay import ReplayBuffer
 from mtrl.reward_scale import MovingAverage, RewardScale, RewardSigma
 
@@ -391,3 +392,36 @@ def test_a_restored_buffer_does_not_continue_cut_episodes():
     assert batch.rewards[0, before].max() < 2.0
     newest_before = batch.observations[0, :, 0].round() == 3
     assert (batch.discounts[0, newest_before] == 0.5).all()
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+            ],
+        ),
+    ],
+)
+def test_compiled_sampling_reads_what_plain_sampling_reads(device):
+    """While the ring fills, and after its seam has moved."""
+    where = torch.device(device)
+    scale = RewardSigma(2, where)
+    buffer = ReplayBuffer(2, 40, 3, 2, scale, where, envs_per_task=2, n_step=3)
+    if device == "cuda":
+        buffer.compile(64)
+        read = buffer._read
+    else:  # not done in runs, but the same function
+        read = compiled(buffer._read_eagerly, fullgraph=True)
+    generator = torch.Generator(where).manual_seed(0)
+    for step in range(25):
+        fill(buffer, 1, start=step)
+        uniform = torch.rand(2, 64, dtype=torch.float64, device=where, generator=generator)
+        for ours, plain in zip(
+            read(uniform, buffer._none), buffer._read_eagerly(uniform, buffer._none), strict=True
+        ):
+            torch.testing.assert_close(ours, plain, rtol=1e-6, atol=0.0)

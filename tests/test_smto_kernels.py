@@ -38,12 +38,11 @@ def gramians(m: int, kinds: tuple[str, ...] = KINDS) -> list[Tensor]:
 def weights(name: str, matrices: list[Tensor], **options: Any) -> list[Tensor]:
     """Weights [m] of one step per Gramian, from one instance, and the certificates after it."""
     m, device = len(matrices[0]), matrices[0].device
-    smto = create(name, m, **options)
+    smto = create(name, m, **options).to(device)
     losses = torch.linspace(0.1, 3.0, m, dtype=torch.float64, device=device)
     results = []
     for step, gramian in enumerate(matrices):
         if isinstance(smto, PCGrad | GradVac):  # the same orders on any device
-            smto.to(device)
             generator = torch.Generator().manual_seed(step)
             order = torch.rand(m, m, generator=generator).argsort(dim=1).to(device)
             results.append(smto.project(gramian.double(), order))

@@ -89,26 +89,30 @@ class Diagnostics:
 
     def __init__(self) -> None:
         self._scalars: dict[str, list[Tensor]] = {}
-        self._cosines: dict[str, list[Tensor]] = {}
+        self._gramians: dict[str, list[Tensor]] = {}
         self.heat_maps: dict[str, NDArray[np.float64]] = {}
         """{loss: cosines [task, task]}, the mean over the last log interval that had any."""
 
     def add(self, gramians: Mapping[str, Tensor], certificates: Mapping[str, Tensor]) -> None:
-        """gramians {loss: [m, m]}; certificates {"<loss>/<name>": scalar}."""
+        """gramians {loss: [m, m]}; certificates {"<loss>/<name>": scalar}.
+
+        Keeps copies: a captured update writes the next ones to the same place.
+        """
         for name, value in certificates.items():
-            self._scalars.setdefault(f"smto/{name}", []).append(value.double())
+            self._scalars.setdefault(f"smto/{name}", []).append(value.clone())
         for loss, gramian in gramians.items():
-            for name, value in gradient_metrics(gramian)._asdict().items():
-                self._scalars.setdefault(f"gradients/{loss}/{name}", []).append(value)
-            self._cosines.setdefault(loss, []).append(cosines(gramian))
+            self._gramians.setdefault(loss, []).append(gramian.clone())
 
     def flush(self) -> dict[str, float]:
         """{tag: mean} since the last flush (empty if nothing was added); waits for the device."""
-        means = {tag: float(torch.stack(seen).mean()) for tag, seen in self._scalars.items()}
-        if self._cosines:
-            self.heat_maps = {
-                loss: torch.stack(seen).mean(0).cpu().numpy()
-                for loss, seen in self._cosines.items()
+        scalars = {tag: torch.stack(seen).cpu() for tag, seen in self._scalars.items()}
+        for loss, seen in self._gramians.items():
+            gramians = torch.stack(seen).cpu()
+            metrics = zip(*map(gradient_metrics, gramians), strict=True)
+            scalars |= {
+                f"gradients/{loss}/{name}": torch.stack(values)
+                for name, values in zip(GradientMetrics._fields, metrics, strict=True)
             }
-        self._scalars, self._cosines = {}, {}
-        return means
+            self.heat_maps[loss] = torch.stack([*map(cosines, gramians)]).mean(0).numpy()
+        self._scalars, self._gramians = {}, {}
+        return {tag: float(values.double().mean()) for tag, values in scalars.items()}
