@@ -42,6 +42,8 @@ mtrl: multi-task reinforcement learning
       an SMTO's mean weights, as a configuration for `fixed`
   mtrl export RUN [--out policy.pt2]
       the trained policy as a file that PyTorch loads without mtrl
+  mtrl pack RUNS... [--out results]
+      records of runs without their checkpoints, small enough to publish
   mtrl list tasks|benchmarks|methods|presets
   mtrl completion bash|zsh
 
@@ -70,6 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
         "supervised": supervised_command,
         "weights": weights_command,
         "export": export_command,
+        "pack": pack_command,
         "list": list_command,
         "completion": completion_command,
     }
@@ -277,6 +280,14 @@ def export_command(arguments: list[str]) -> None:
     if not arguments:
         raise UsageError("export needs a run directory or a checkpoint")
     trained_commands.export_command(arguments)
+
+
+def pack_command(arguments: list[str]) -> None:
+    from mtrl import pack
+
+    if not arguments:
+        raise UsageError("pack needs run directories, or folders that hold some")
+    pack.pack_command(arguments)
 
 
 def completion_command(arguments: list[str]) -> None:

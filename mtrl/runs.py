@@ -6,6 +6,7 @@ measurements are series by tag.
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import time
@@ -172,11 +173,13 @@ def read_metrics(path: Path) -> Iterator[dict[str, float]]:
     """The lines of a metrics.jsonl, as they were written: {"step": ..., tag: value, ...}.
 
     What is not such a line is passed over: one that is being written, that was cut off when its
-    process was killed, or that a power cut filled with anything.
+    process was killed, or that a power cut filled with anything. A packed run (`mtrl pack`) has
+    them compressed.
     """
-    if not path.exists():
+    compressed = path.with_name(f"{path.name}.gz")
+    if not (path.exists() or compressed.exists()):
         return
-    with open(path, "rb") as lines:
+    with open(path, "rb") if path.exists() else gzip.open(compressed) as lines:
         for line in lines:
             try:
                 record = json.loads(line)

@@ -419,7 +419,7 @@ def test_compiled_sampling_reads_what_plain_sampling_reads(device):
         read = compiled(buffer._read_eagerly, fullgraph=True)
     generator = torch.Generator(where).manual_seed(0)
     for step in range(25):
-        fill(buffer, 1, start=step)
+        buffer.add(*(torch.as_tensor(x, device=where) for x in coded_transition(2, step, envs=2)))
         uniform = torch.rand(2, 64, dtype=torch.float64, device=where, generator=generator)
         for ours, plain in zip(
             read(uniform, buffer._none), buffer._read_eagerly(uniform, buffer._none), strict=True

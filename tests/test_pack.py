@@ -1,0 +1,99 @@
+"""Packed runs: small, the same bytes each time, and read like the runs that they are of."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Mtrl, succeeded
+from hypothesis import given
+from hypothesis import strategies as st
+from run_files import TASKS, write_run
+
+from mtrl.pack import reduced
+from mtrl.runs import read_run
+
+SCORES = {250: [0.1, 0.2, 0.3, 0.4], 1000: [1.0, 1 / 3, 0.5, 0.0]}
+
+
+def test_a_packed_run_is_read_like_the_run(run_mtrl: Mtrl, tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "mine" / "seed_1", SCORES, seed=1)
+    write_run(tmp_path / "runs" / "mine" / "seed_2", SCORES, seed=2, status="running")
+    out = tmp_path / "out"
+    succeeded(run_mtrl("pack", tmp_path / "runs", "--out", out, "--intervals", 2))
+    for seed, state in ((1, "finished"), (2, "died")):
+        place = Path("mine") / f"seed_{seed}"
+        tags = ("eval/", "time/", "gradients/")
+        run = read_run(tmp_path / "runs" / place, tags)
+        packed = read_run(out / place, tags)
+        assert (packed.config, packed.state) == (run.config, state)
+        for task in TASKS:
+            ours, theirs = (r.series[f"eval/success/{task}"] for r in (packed, run))
+            np.testing.assert_array_equal(ours.steps, theirs.steps)
+            np.testing.assert_allclose(ours.values, theirs.values, rtol=1e-5)
+        # Log lines at 200, 400 | 600, 800, 1000.
+        np.testing.assert_array_equal(packed.series["time/updates_per_s"].steps, [400, 1000])
+        rates = packed.series["time/updates_per_s"].values
+        np.testing.assert_allclose(rates, [20.0, 125 / 3], rtol=1e-5)
+
+
+def test_packing_again_gives_the_same_bytes(run_mtrl: Mtrl, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", SCORES)
+    contents = []
+    for name in ("one", "two"):
+        succeeded(run_mtrl("pack", run, "--out", tmp_path / name))
+        files = sorted((tmp_path / name / "run").iterdir())
+        contents.append([(path.name, path.read_bytes()) for path in files])
+    assert contents[0] == contents[1]
+    names = [name for name, _ in contents[0]]
+    assert names == ["config.yaml", "environment.json", "metrics.jsonl.gz", "status.json"]
+
+
+def test_nothing_of_the_user_is_published(run_mtrl: Mtrl, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", SCORES)
+    config = run / "config.yaml"
+    config.write_text(config.read_text() + f"run_dir: {tmp_path}/run\n")
+    environment = {"command": [f"{tmp_path}/mtrl"], "git_diff": "secret", "cores": 2}
+    (run / "environment.json").write_text(json.dumps(environment))
+    succeeded(run_mtrl("pack", run, "--out", tmp_path / "out"))
+    for path in (tmp_path / "out" / "run").iterdir():
+        content = path.read_bytes()
+        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
+        assert str(tmp_path) not in text
+        assert "secret" not in text
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--out", "."], "out = "),
+        (["--intervals", "0"], "intervals = 0: must be at least 1"),
+    ],
+)
+def test_what_cannot_be_packed(
+    options: list[str], said: str, run_mtrl: Mtrl, tmp_path: Path
+) -> None:
+    run = write_run(tmp_path / "run", SCORES)
+    before = sorted(path.name for path in run.iterdir())
+    done = run_mtrl("pack", "run", *options, cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert sorted(path.name for path in run.iterdir()) == before
+
+
+@given(
+    steps=st.lists(st.integers(1, 10_000), min_size=1, max_size=60, unique=True),
+    intervals=st.integers(1, 30),
+)
+def test_means_over_intervals(steps: list[int], intervals: int) -> None:
+    records = [{"step": step, "a": float(step % 7)} for step in steps]
+    last, expected = max(steps), []
+    for k in range(intervals):
+        inside = [s for s in sorted(steps) if k * last < s * intervals <= (k + 1) * last]
+        if inside:
+            mean = float(np.mean([step % 7 for step in inside]))
+            expected.append({"step": inside[-1], "a": pytest.approx(mean, rel=1e-4)})
+    assert reduced(records, intervals) == expected
