@@ -317,7 +317,7 @@ class DiagnosticsConfig:
     """Gradient conflict metrics."""
 
     every: int = 200
-    """Updates between two looks at the task gradients, whatever the method; 0 = off. A look costs
+    """Updates between two diagnostic updates, whatever the method; 0 = off. Such an update costs
     a plain method one more backward per loss, so the default costs about 0.5% of its time."""
 
 

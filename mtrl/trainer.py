@@ -130,10 +130,10 @@ class Trainer:
                 part.optimizer.make_capturable()
             smtos = [part.smto for part in parts]
             actors = (True,) if self.config.agent.actor_every == 1 else (True, False)
-            looks = (False, True) if self.config.diagnostics.every else (False,)
-            for actor, look in itertools.product(actors, looks):
-                self._captured[actor, look] = CapturedUpdate(
-                    partial(self._update, actor=actor, gramians=look),
+            kinds = (False, True) if self.config.diagnostics.every else (False,)
+            for actor, diagnostic in itertools.product(actors, kinds):
+                self._captured[actor, diagnostic] = CapturedUpdate(
+                    partial(self._update, actor=actor, gramians=diagnostic),
                     smtos,
                     self.agent.generators,
                     self.device,
@@ -213,13 +213,13 @@ class Trainer:
                 part.optimizer.scale(factor)
         every = self.config.diagnostics.every
         for _ in range(updates):
-            look = every > 0 and self.updates % every == 0
+            diagnostic = every > 0 and self.updates % every == 0
             actor = self.updates % self.config.agent.actor_every == 0
             if self._captured:
-                self._captured[actor, look]()
+                self._captured[actor, diagnostic]()
             else:
-                self._update(actor=actor, gramians=look)
-            if look:
+                self._update(actor=actor, gramians=diagnostic)
+            if diagnostic:
                 self.diagnostics.add(self.agent.gramians, self.agent.certificates())
             self.timer.lap("update")
             self.updates += 1
