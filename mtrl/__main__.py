@@ -1,4 +1,4 @@
-from mtrl.cli import main
+from mtrl.commands.main import main
 
 if __name__ == "__main__":
     main()

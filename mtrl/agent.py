@@ -16,24 +16,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtrl import losses
-from mtrl.checkpoint import check_fit
-from mtrl.compiled import compiled
 from mtrl.config import Config, Loss
-from mtrl.earlier_checkpoints import upgraded
-from mtrl.exploration import Exploration
+from mtrl.device.compiled import compiled
 from mtrl.gradients.buffer import Buffer
 from mtrl.gradients.objective import Objective
-from mtrl.methods import create_smto
+from mtrl.gradients.optimizer import Optimizer
 from mtrl.networks.critic import move_target
+from mtrl.networks.exploration import Exploration
 from mtrl.networks.layers import TaskTable
 from mtrl.networks.make import make_encoder, make_networks
-from mtrl.optimizer import Optimizer
-from mtrl.policy import DeterministicPolicy
+from mtrl.networks.policy import DeterministicPolicy
+from mtrl.networks.values import create_value
 from mtrl.replay import Batch
-from mtrl.smto import RandomSMTO
-from mtrl.smto.base import continue_stream
+from mtrl.run.checkpoint import check_fit
+from mtrl.run.earlier_checkpoints import upgraded
+from mtrl.smto import SMTO, RandomSMTO, create
+from mtrl.smto.base import continue_stream, options_of
 from mtrl.temperature import Temperature
-from mtrl.values import create_value
 
 
 class Metrics(NamedTuple):
@@ -314,3 +313,17 @@ class Agent:
 
 def _noise(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=generator, device=generator.device)
+
+
+def create_smto(config: Config, loss: Loss, device: torch.device) -> SMTO:
+    """The method of one loss, with a stream of random numbers of its own."""
+    chosen = config.smto_of(loss)
+    # What only the run knows.
+    offset = {"critic": 3, "actor": 4, "temperature": 5}[loss]
+    known = {
+        "seed": config.seed + offset,
+        "device": device,
+        "total_steps": max(config.total_updates, 1),
+    }
+    own = {key: value for key, value in known.items() if key in options_of(chosen.name)}
+    return create(chosen.name, config.num_tasks, **own | chosen.options).to(device)

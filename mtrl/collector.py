@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mtrl.agent import Agent
-from mtrl.capture import Captured
+from mtrl.device.cuda_graph import Captured
+from mtrl.device.pinned import Transfer
 from mtrl.envs.vector import Step
 from mtrl.replay import ReplayBuffer
-from mtrl.transfer import Transfer
 
 
 class Collector:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mtrl.envs import tasks as env_tasks
+from mtrl import benchmarks
 from mtrl.schema import build, flatten, read_config, user_path
 
 PROTOCOLS: dict[str, dict[str, object]] = {
@@ -349,7 +349,7 @@ class Config:
 
     @property
     def task_names(self) -> tuple[str, ...]:
-        return self.env.tasks or env_tasks.benchmark_tasks(self.env.benchmark)
+        return self.env.tasks or benchmarks.benchmark_tasks(self.env.benchmark)
 
     @property
     def num_tasks(self) -> int:
@@ -368,7 +368,7 @@ class Config:
     @property
     def episodes_end_together(self) -> bool:
         """Always at the horizon, so that all environments are reset at once."""
-        return not env_tasks.is_gym(self.task_names[0])
+        return self.task_names[0] in benchmarks.all_tasks()
 
     @property
     def whole_steps(self) -> int:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mtrl.networks.actor import sample_action
-from mtrl.values import Value
+from mtrl.networks.values import Value
 
 Network = Callable[..., Any]
 

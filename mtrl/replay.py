@@ -8,18 +8,16 @@ sampling waits for the device, and both can be captured: where to write is itsel
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import psutil
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mtrl.compiled import compiled
+from mtrl.device.compiled import compiled
+from mtrl.device.memory import free_memory
 from mtrl.reward_scale import RewardScale
 
 
@@ -232,14 +230,3 @@ class ReplayBuffer:
         # A stopped run's episodes are not continued.
         newest = (self.added - self.envs_per_task) % self.slots
         self.ended[:, newest : newest + self.envs_per_task] = True
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated on `device`; on the CPU, container limits count."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    free = psutil.virtual_memory().available
-    limit, usage = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    with contextlib.suppress(OSError, ValueError):  # no limit ("max"), or no cgroup v2
-        free = min(free, int(limit.read_text()) - int(usage.read_text()))
-    return int(free)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import yaml
 
-from mtrl import yaml12
+from mtrl.files import yaml12
 
 NOTHING = ("null", "none", "~")
 """How people write that there is no value; in lower case."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mtrl import losses
 from mtrl.config import AgentConfig
-from mtrl.optimizer import Optimizer
+from mtrl.gradients.optimizer import Optimizer
 from mtrl.smto import SMTO
 
 

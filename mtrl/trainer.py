@@ -14,24 +14,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mtrl import checkpoint
-from mtrl.agent import Agent
-from mtrl.capture import CapturedUpdate
+from mtrl.agent import Agent, Metrics
 from mtrl.collector import Collector
-from mtrl.compilation import Compilation
 from mtrl.config import Config
-from mtrl.ending import Stopped, TrainingError
+from mtrl.device.compilation import Compilation
+from mtrl.device.cuda_graph import CapturedUpdate
+from mtrl.device.memory import peak_memory_mib
 from mtrl.envs.goals import lane_goals
 from mtrl.envs.vector import VectorEnv
-from mtrl.evaluate import Evaluation, Evaluator, agent_policy, goals_at
+from mtrl.evaluation import Evaluation, Evaluator, agent_policy, goals_at
 from mtrl.gradients.diagnostics import Diagnostics
-from mtrl.log_window import LogWindow
-from mtrl.recorder import Recorder
+from mtrl.gradients.schedule import reset_due, schedule, updates_due
 from mtrl.replay import ReplayBuffer
 from mtrl.reward_scale import create_scale
-from mtrl.run_directory import RunDirectory, Status, peak_memory_mib
-from mtrl.schedule import reset_due, schedule, updates_due
-from mtrl.timing import StageTimer
+from mtrl.run import checkpoint
+from mtrl.run.directory import RunDirectory, Status
+from mtrl.run.log_window import LogWindow
+from mtrl.run.recorder import Recorder
+from mtrl.run.stopping import Stopped, TrainingError
+from mtrl.run.timing import StageTimer
 from mtrl.videos import record
 
 SUCCESS_WINDOW = 10  # episodes per task in train/episode_success
@@ -85,7 +86,7 @@ class Trainer:
         self.updates = 0
         self.diagnostics = Diagnostics()
         self.timer = StageTimer()
-        self.window = LogWindow(config.task_names, envs, self.timer, device)
+        self.window = LogWindow(config.task_names, envs, self.timer, device, Metrics._fields)
         self.last_evaluation: Evaluation | None = None
 
     def open_recorder(self) -> None:
@@ -333,7 +334,7 @@ class Trainer:
             return
         started, (result, seconds) = self.evaluator.collect()
         self.last_success = result.success_mean
-        self.recorder.evaluation(started.step, result, seconds)
+        self.recorder.evaluation(started.step, result.success, result.returns, seconds)
         self.last_evaluation = result
         if result.success_mean >= self.best_success:  # of equals the one trained longest
             self.best_success = result.success_mean

@@ -20,7 +20,7 @@ from mtrl.envs import tasks
 from mtrl.envs.film import FPS, SIZE, Filmed
 from mtrl.envs.rendering import DISABLED, RenderingError, choose_renderer
 from mtrl.envs.vector import VectorEnv, auto_workers
-from mtrl.evaluate import Policy, evaluate, goal_schedule
+from mtrl.evaluation import Policy, evaluate, goal_schedule
 
 
 def _renderer(config: Config) -> str:

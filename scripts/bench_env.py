@@ -28,7 +28,9 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 
+from mtrl import benchmarks
 from mtrl.config import Config, EnvConfig
+from mtrl.envs import metaworld as metaworld_tasks
 from mtrl.envs import tasks
 from mtrl.envs.vector import make_vector_env
 
@@ -57,9 +59,9 @@ def seconds(work: Callable[[], Any]) -> float:
 def measure_task(name: str, reward_version: str, steps: int) -> TaskSpeed:
     import mujoco
 
-    goals = tasks.goal_vectors((name,), 1)[name]
+    goals = metaworld_tasks.goal_vectors((name,), 1)[name]
     upstream, ours, physics = (
-        tasks.MetaWorldTask(name, goals, reward_version=reward_version, fast=fast).env
+        metaworld_tasks.MetaWorldTask(name, goals, reward_version=reward_version, fast=fast).env
         for fast in (False, True, True)
     )
     for env in (upstream, ours, physics):
@@ -97,7 +99,7 @@ def measure_task(name: str, reward_version: str, steps: int) -> TaskSpeed:
 
 
 def _task(name: str, goal: Any) -> Any:
-    metaworld = tasks._import_metaworld()
+    metaworld = metaworld_tasks.import_metaworld()
     env_class = metaworld.env_dict.ALL_V3_ENVIRONMENTS[name]
     data = {"rand_vec": goal, "env_cls": env_class, "partially_observable": False}
     return metaworld.types.Task(name, pickle.dumps(data))
@@ -150,7 +152,7 @@ def task_table(speeds: dict[str, TaskSpeed]) -> list[str]:
         "|---|" + "---|" * 8,
     ]
     rows = dict(speeds)
-    for title, names in (("MT10", tasks.MT10), ("MT50", tasks.MT50)):
+    for title, names in (("MT10", benchmarks.MT10), ("MT50", benchmarks.MT50)):
         if set(names) <= set(speeds):
             rows[f"**mean {title}**"] = TaskSpeed._make(np.mean([speeds[n] for n in names], 0))
     for name, speed in rows.items():
@@ -169,16 +171,18 @@ def vector_lines(envs_per_task: Sequence[int], workers: Sequence[int], steps: in
             ("gymnasium SyncVectorEnv", gymnasium.vector.SyncVectorEnv),
             ("gymnasium AsyncVectorEnv, 10 processes", gymnasium.vector.AsyncVectorEnv),
         ):
-            yield f"| {title} | {gymnasium_per_second(kind, tasks.MT10, steps):.0f} |"
+            yield f"| {title} | {gymnasium_per_second(kind, benchmarks.MT10, steps):.0f} |"
     for copies, processes, fast in itertools.product(envs_per_task, workers, (True, False)):
         rate = ours_per_second(copies, processes, steps, fast)
-        title = f"ours, {copies * len(tasks.MT10)} environments, {processes} workers"
+        title = f"ours, {copies * len(benchmarks.MT10)} environments, {processes} workers"
         yield f"| {title}, env.fast={str(fast).lower()} | {rate:.0f} |"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--tasks", nargs="+", default=tasks.MT50, choices=tasks.MT50, metavar="T")
+    parser.add_argument(
+        "--tasks", nargs="+", default=benchmarks.MT50, choices=benchmarks.MT50, metavar="T"
+    )
     parser.add_argument("--reward-version", default="v2", choices=("v1", "v2"))
     parser.add_argument("--steps", type=int, default=500, help="per task; 0: no table of tasks")
     parser.add_argument("--vector-steps", type=int, default=1000, help="0: no vector environments")

@@ -113,8 +113,8 @@ class _Enough(Exception):
 
 def measure(config: Config, envs: VectorEnv, steps: int) -> dict[str, float]:
     """{stage: microseconds of a vector step}."""
-    from mtrl.learner import set_up_learner, settle
-    from mtrl.run_directory import RunDirectory
+    from mtrl.device.setup import set_up_learner, settle
+    from mtrl.run.directory import RunDirectory
     from mtrl.trainer import Trainer
 
     stages = Stages()
@@ -174,9 +174,9 @@ def main() -> None:
     import torch
     from marked_table import replace_table
 
-    from mtrl.command_line import load_config
+    from mtrl.device.setup import choose_device
     from mtrl.envs.vector import VectorEnv, auto_workers
-    from mtrl.learner import choose_device
+    from mtrl.options.command_line import load_config
 
     device = choose_device(options.device)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()

@@ -40,11 +40,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtrl.agent import Agent
-from mtrl.capture import WARM_UPS, Captured, CapturedUpdate
-from mtrl.compilation import Compilation, exit_now
+from mtrl.benchmarks import benchmark_tasks
 from mtrl.config import AgentConfig, Config, EnvConfig, LearnerConfig, NetworkConfig, SmtoConfig
-from mtrl.envs.tasks import benchmark_tasks
-from mtrl.learner import choose_device
+from mtrl.device.compilation import Compilation, exit_now
+from mtrl.device.cuda_graph import WARM_UPS, Captured, CapturedUpdate
+from mtrl.device.setup import choose_device
 from mtrl.networks.actor import sample_action
 from mtrl.replay import Batch
 from mtrl.smto import describe

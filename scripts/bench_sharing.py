@@ -51,8 +51,8 @@ def learn(work: Work, barrier: Barrier, rates: multiprocessing.Queue[float]) -> 
     from bench_learner import make_agent, prepare, seconds, use
     from bench_smto import make_batch
 
-    from mtrl.envs.tasks import benchmark_tasks
-    from mtrl.learner import choose_device
+    from mtrl.benchmarks import benchmark_tasks
+    from mtrl.device.setup import choose_device
 
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)

@@ -25,10 +25,10 @@ from peak_memory import peak_memory
 from torch import Tensor, nn
 
 from mtrl.agent import Agent
+from mtrl.benchmarks import BENCHMARKS
 from mtrl.config import AgentConfig, Config, EnvConfig, SmtoConfig
-from mtrl.envs.tasks import BENCHMARKS
+from mtrl.device.setup import choose_device
 from mtrl.gradients.layers import Layers, TaskLoss
-from mtrl.learner import choose_device
 from mtrl.networks.layers import Term
 from mtrl.replay import Batch
 from mtrl.smto import available, describe

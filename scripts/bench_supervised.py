@@ -24,7 +24,7 @@ import torch
 from marked_table import replace_table
 from peak_memory import peak_memory
 
-from mtrl.learner import choose_device
+from mtrl.device.setup import choose_device
 from mtrl.supervised.config import ProblemName, SupervisedConfig
 from mtrl.supervised.data import Batch
 from mtrl.supervised.gradients import Space

@@ -23,11 +23,11 @@ from pathlib import Path
 import torch
 from marked_table import replace_table
 
-from mtrl.bench import Measurement, measure
-from mtrl.command_line import load_config
+from mtrl.commands.bench import Measurement, measure
 from mtrl.config import Config
+from mtrl.device.setup import set_up_learner
 from mtrl.envs.vector import make_vector_env
-from mtrl.learner import set_up_learner
+from mtrl.options.command_line import load_config
 
 
 def with_method(config: Config, method: str) -> Config:

@@ -16,7 +16,7 @@ import numpy as np
 from marked_table import replace_table
 from scipy import stats
 
-from mtrl.runs import Run, find_runs, read_run
+from mtrl.run.state import Run, find_runs, read_run
 from mtrl.supervised.comparison import Scores, delta_m, mean_ranks
 
 MANY = 8

@@ -21,7 +21,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from mtrl.runs import Run, find_runs, read_run
+from mtrl.run.state import Run, find_runs, read_run
 
 PUBLISHED = Path(__file__).resolve().parent.parent / "results/published.yaml"
 MEAN = "eval/success_mean"

@@ -23,8 +23,8 @@ from bench_smto import make_batch
 from marked_table import replace_table
 from torch.profiler import ProfilerActivity, profile
 
-from mtrl.envs.tasks import benchmark_tasks
-from mtrl.learner import choose_device
+from mtrl.benchmarks import benchmark_tasks
+from mtrl.device.setup import choose_device
 from mtrl.replay import Batch
 
 UPDATES = 10

@@ -18,8 +18,8 @@ import sys
 import time
 from pathlib import Path
 
-from mtrl.run_directory import RunDirectory
-from mtrl.runs import is_run, read_run
+from mtrl.run.directory import RunDirectory
+from mtrl.run.state import is_run, read_run
 from mtrl.supervised.command import load_config, with_overrides
 from mtrl.supervised.config import SupervisedConfig
 from mtrl.supervised.methods import available

@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrl.envs import tasks
+from mtrl import benchmarks
+from mtrl.envs import metaworld as metaworld_tasks
 
 REWARD_TOLERANCE = 1e-12
 # (kind of actions, seed of the goal list, index of the goal): goals change and come back.
@@ -156,13 +157,15 @@ def compare_task(
     `make_fast` turns upstream's class into the one compared with it, `fast_class` by default;
     `goals` {seed: [goal, dim]} are Meta-World's own by default.
     """
-    metaworld = tasks._import_metaworld()
+    metaworld = metaworld_tasks.import_metaworld()
     from mtrl.envs.fast_metaworld.environment import fast_class
 
     make_fast = make_fast or fast_class
     env_class = metaworld.env_dict.ALL_V3_ENVIRONMENTS[task]
     started, compared, resets, rewards_bitwise = time.perf_counter(), 0, 0, True
-    goals = goals or {s: tasks.goal_vectors(tasks.MT50, s)[task] for _, s, _ in episodes}
+    goals = goals or {
+        s: metaworld_tasks.goal_vectors(benchmarks.MT50, s)[task] for _, s, _ in episodes
+    }
     where = error = ""
     try:
         upstream, fast = env_class(), make_fast(env_class)()
@@ -210,7 +213,9 @@ def main(
     arguments: Sequence[str] | None = None, make_fast: Callable[[type], Any] | None = None
 ) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--tasks", nargs="+", default=tasks.MT50, choices=tasks.MT50, metavar="T")
+    parser.add_argument(
+        "--tasks", nargs="+", default=benchmarks.MT50, choices=benchmarks.MT50, metavar="T"
+    )
     parser.add_argument("--reward-versions", nargs="+", default=("v1", "v2"), choices=("v1", "v2"))
     parser.add_argument("--steps", type=int, default=500, help="steps per episode")
     parser.add_argument("--episodes", type=int, default=len(EPISODES), help="per reward version")
@@ -225,7 +230,7 @@ def main(
         make_fast=make_fast,
     )
     for _, seed, _ in EPISODES[: options.episodes]:
-        tasks.goal_vectors(tasks.MT50, seed)  # drawn once, not in every process
+        metaworld_tasks.goal_vectors(benchmarks.MT50, seed)  # drawn once, not in every process
     failed = 0
     with contextlib.ExitStack() as stack:
         outcomes: Iterable[Outcome] = map(work, options.tasks)

@@ -21,7 +21,8 @@ import torch
 from hypothesis import settings
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mtrl import checkpoint, cli
+from mtrl.commands import main as cli
+from mtrl.run import checkpoint
 
 # Machines under load are slow, not wrong; and CI should fail for changes, not by luck.
 settings.register_profile("mtrl", deadline=None, derandomize="CI" in os.environ)

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from mtrl import checkpoint, losses
+from mtrl import losses
 from mtrl.agent import Agent
+from mtrl.benchmarks import TOY
 from mtrl.config import (
     AgentConfig,
     Config,
@@ -18,8 +19,8 @@ from mtrl.config import (
     TemperatureSmtoConfig,
     TrainConfig,
 )
-from mtrl.envs import toy
 from mtrl.replay import Batch
+from mtrl.run import checkpoint
 from mtrl.smto import SMTO, available, register
 from mtrl.smto import base as smto_base
 from mtrl.smto.base import options_of
@@ -34,7 +35,7 @@ def make_agent(
     config = Config(
         critic=CriticConfig(**(critic or {})),
         seed=seed,
-        env=EnvConfig(tasks=toy.TASKS[:tasks]),
+        env=EnvConfig(tasks=TOY[:tasks]),
         network=NetworkConfig(**({"width": 16, "depth": 2} | (network or {}))),
         agent=AgentConfig(smto=SmtoConfig(smto) if isinstance(smto, str) else smto, **settings),
     )
@@ -726,7 +727,7 @@ def test_losses_have_methods_and_streams_of_their_own():
 
 def test_autoscale_is_told_how_many_updates_there_are():
     config = Config(
-        env=EnvConfig(tasks=toy.TASKS[:3], horizon=10),
+        env=EnvConfig(tasks=TOY[:3], horizon=10),
         train=TrainConfig(total_steps=3 * 100, warmup_steps=3 * 20),
         network=NetworkConfig(width=16, depth=2),
         agent=AgentConfig(

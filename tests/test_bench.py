@@ -8,7 +8,7 @@ import itertools
 import pytest
 from conftest import REPOSITORY
 
-from mtrl.bench import Measurement, findings, measure
+from mtrl.commands.bench import Measurement, findings, measure
 from mtrl.config import Config, load_yaml
 from mtrl.envs.vector import make_vector_env
 

@@ -8,8 +8,8 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
-from mtrl.command_line import load_config
 from mtrl.envs.vector import VectorEnv
+from mtrl.options.command_line import load_config
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 import bench_host

@@ -13,9 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtrl import checkpoint
 from mtrl.agent import Agent
-from mtrl.capture import WARM_UPS, CapturedUpdate
+from mtrl.benchmarks import TOY
 from mtrl.config import (
     AgentConfig,
     Config,
@@ -25,9 +24,10 @@ from mtrl.config import (
     ReplayConfig,
     SmtoConfig,
 )
-from mtrl.envs import toy
+from mtrl.device.cuda_graph import WARM_UPS, CapturedUpdate
 from mtrl.replay import ReplayBuffer
 from mtrl.reward_scale import create_scale
+from mtrl.run import checkpoint
 from mtrl.smto import SMTO, available, create
 from mtrl.smto.base import options_of
 
@@ -45,7 +45,7 @@ class Learner:
     ) -> None:  # fmt: skip
         options = {"weights": [1.0, 2.0, 3.0]} if method == "fixed" else {}
         config = Config(
-            env=EnvConfig(tasks=toy.TASKS[:TASKS]),
+            env=EnvConfig(tasks=TOY[:TASKS]),
             replay=ReplayConfig(reward_normalization=normalization),
             network=NetworkConfig(width=8, depth=1, observation_norm=True),
             critic=CriticConfig(kind=critic),

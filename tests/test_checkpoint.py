@@ -13,7 +13,7 @@ from conftest import ENVIRONMENT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtrl import checkpoint
+from mtrl.run import checkpoint
 
 
 def example_state(value: float = 0.0) -> dict[str, object]:
@@ -193,7 +193,7 @@ def test_write_failing_half_way_leaves_the_old_file(tmp_path: Path) -> None:
     script = """
 import resource, signal, sys, torch
 from pathlib import Path
-from mtrl import checkpoint
+from mtrl.run import checkpoint
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:

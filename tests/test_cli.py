@@ -16,10 +16,11 @@ import pytest
 from conftest import REPOSITORY, TINY, Mtrl, succeeded
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mtrl import checkpoint, cli
-from mtrl.command_line import with_overrides
+from mtrl.commands import main as cli
 from mtrl.config import Config, load_yaml
 from mtrl.gradients.diagnostics import GradientMetrics
+from mtrl.options.command_line import with_overrides
+from mtrl.run import checkpoint
 from mtrl.smto import available, create
 
 TOY = str(REPOSITORY / "configs/toy.yaml")

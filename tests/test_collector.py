@@ -15,8 +15,8 @@ import torch
 from conftest import REPOSITORY, differences
 from torch import Tensor
 
-from mtrl import capture, checkpoint
 from mtrl.agent import Agent
+from mtrl.benchmarks import TOY
 from mtrl.collector import Collector
 from mtrl.config import (
     Config,
@@ -27,11 +27,12 @@ from mtrl.config import (
     TrainConfig,
     load_yaml,
 )
-from mtrl.envs import toy
+from mtrl.device import cuda_graph as capture
 from mtrl.envs.vector import Step, VectorEnv, make_vector_env
 from mtrl.replay import ReplayBuffer
 from mtrl.reward_scale import create_scale
-from mtrl.run_directory import RunDirectory
+from mtrl.run import checkpoint
+from mtrl.run.directory import RunDirectory
 from mtrl.trainer import Trainer
 
 TASKS, ENVS, OBSERVATION, ACTION, RING = 3, 2, 5, 2, 4
@@ -48,7 +49,7 @@ class Play:
 
     def __init__(self, device: torch.device = CPU, normalization: Any = "sample") -> None:
         config = Config(
-            env=EnvConfig(tasks=toy.TASKS[:TASKS], horizon=20),
+            env=EnvConfig(tasks=TOY[:TASKS], horizon=20),
             train=TrainConfig(envs_per_task=ENVS),
             replay=ReplayConfig(reward_normalization=normalization),
             network=NetworkConfig(width=16, depth=2, observation_norm=True),

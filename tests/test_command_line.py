@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mtrl.command_line import load_config, with_overrides
+from mtrl.options.command_line import load_config, with_overrides
 from mtrl.supervised import command as supervised
 
 OPTIONS = ("c=0.2", "update_every=7")

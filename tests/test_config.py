@@ -13,10 +13,10 @@ from conftest import REPOSITORY, Mtrl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtrl import yaml12
 from mtrl.config import Config, load_yaml
+from mtrl.files import yaml12
+from mtrl.options.validation import validate
 from mtrl.schema import ConfigError, dump_yaml, flatten
-from mtrl.validation import validate
 
 PRESETS = [
     path

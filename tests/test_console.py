@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, Mtrl
 
-from mtrl import cli
+from mtrl.commands import main as cli
 from mtrl.config import Config, EnvConfig
-from mtrl.console import open_console
-from mtrl.evaluate import Evaluation
-from mtrl.recorder import Recorder, success_table
-from mtrl.run_directory import RunDirectory
+from mtrl.evaluation import Evaluation, success_table
+from mtrl.run.console import open_console
+from mtrl.run.directory import RunDirectory
+from mtrl.run.recorder import Recorder
 from mtrl.sweep.board import Board
 from mtrl.sweep.grid import Run, expand
 from mtrl.sweep.options import parse_options

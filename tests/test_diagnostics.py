@@ -12,7 +12,7 @@ from test_agent import make_agent, make_batch, parameters
 from test_task_gradients import problem, separate_backwards
 
 from mtrl.gradients.diagnostics import Diagnostics, cosines, gradient_metrics
-from mtrl.recorder import draw_heat_map
+from mtrl.run.recorder import draw_heat_map
 from mtrl.smto import available, create, describe
 
 

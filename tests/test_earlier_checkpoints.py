@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtrl.agent import Agent
+from mtrl.commands.trained import open_trained
 from mtrl.config import load_yaml
-from mtrl.earlier_checkpoints import smto_state
 from mtrl.envs import toy
+from mtrl.run.earlier_checkpoints import smto_state
 from mtrl.smto import SMTO, create
-from mtrl.trained import open_trained
 
 RUN, STEP = REPOSITORY / "tests/data/earlier_run", 600
 

@@ -12,11 +12,12 @@ from conftest import PATIENCE, differences
 from numpy.typing import NDArray
 
 from mtrl.agent import Agent
-from mtrl.checkpoint import snapshot
+from mtrl.benchmarks import TOY
 from mtrl.config import Config, EnvConfig, NetworkConfig
+from mtrl.device.memory import snapshot
 from mtrl.envs import tasks, toy
 from mtrl.envs.vector import VectorEnv, WorkerError
-from mtrl.evaluate import (
+from mtrl.evaluation import (
     Evaluator,
     Policy,
     agent_policy,
@@ -28,14 +29,14 @@ from mtrl.evaluate import (
 HORIZON = 20
 NUM_GOALS = 9
 SEED = 4
-TARGETS = np.array([toy.TARGETS[name] for name in toy.TASKS], np.float32)
+TARGETS = np.array([toy.TARGETS[name] for name in TOY], np.float32)
 TOWARDS = np.array([True, False, True, False])
 GOALS = np.array([[3, 1, 7], [0, 8, 2], [5, 6, 4], [2, 1, 0]])
 
 
 @pytest.fixture(scope="module")
 def envs() -> Iterator[VectorEnv]:
-    task_set = tasks.make_task_set(toy.TASKS, seed=SEED, horizon=HORIZON, num_goals=NUM_GOALS)
+    task_set = tasks.make_task_set(TOY, seed=SEED, horizon=HORIZON, num_goals=NUM_GOALS)
     with VectorEnv(*task_set, workers=2) as envs:
         yield envs
 
@@ -50,7 +51,7 @@ def play_here(
     lane: int, goal: int, policy: Policy, stop_at_success: bool
 ) -> tuple[float, bool, int]:
     """One episode, in this process: return, success at any step, steps."""
-    env = toy.PointMass(toy.TASKS[lane], num_goals=NUM_GOALS, horizon=HORIZON, seed=SEED)
+    env = toy.PointMass(TOY[lane], num_goals=NUM_GOALS, horizon=HORIZON, seed=SEED)
     observation, _ = env.reset(options={"goal": goal})
     total, success, ended, steps = 0.0, False, False, 0
     while not ended:

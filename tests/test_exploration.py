@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import torch
 
-from mtrl.exploration import Exploration
+from mtrl.networks.exploration import Exploration
 
 CPU = torch.device("cpu")
 SHAPE = (2, 50, 3)

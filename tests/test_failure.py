@@ -31,8 +31,8 @@ from conftest import (
     wait_for,
 )
 
-from mtrl import checkpoint
-from mtrl.stop_signals import handled
+from mtrl.device.stop_signals import handled
+from mtrl.run import checkpoint
 
 LONG = ("--train.total-steps", 400_000, "--learner.compile", "off")
 

@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from mtrl.envs import metaworld as metaworld_tasks
 from mtrl.envs import tasks
 from mtrl.envs.fast_metaworld import versions
 
-metaworld = tasks._import_metaworld()
+metaworld = metaworld_tasks.import_metaworld()
 
 from metaworld.utils import reward_utils  # noqa: E402
 from scipy.spatial.transform import Rotation  # noqa: E402
@@ -100,7 +101,7 @@ def random_actions(steps: int) -> NDArray[np.float32]:
 )
 def test_episodes_equal_upstreams(task: str) -> None:
     episodes = (("random", 1, 0), ("scripted", 1, 7), ("saturated", 1, 0))
-    goals = {1: tasks.goal_vectors((task,), 1)[task]}
+    goals = {1: metaworld_tasks.goal_vectors((task,), 1)[task]}
     outcome = verify.compare_task(task, episodes=episodes, steps=40, goals=goals)
     assert outcome.error == ""
     assert outcome.steps == 2 * 3 * 40

@@ -14,12 +14,12 @@ import pytest
 import yaml
 from conftest import REPOSITORY, TINY, Mtrl, final_state, metrics
 
-from mtrl import cli
+from mtrl.commands import main as cli
 from mtrl.config import Config
 from mtrl.envs.gym_tasks import GymTask, dimensions
 from mtrl.envs.success import TaskError, is_solved
 from mtrl.envs.vector import VectorEnv, WorkerError
-from mtrl.plugins import load_plugins
+from mtrl.options.plugins import load_plugins
 
 PLUGIN = '''
 import gymnasium

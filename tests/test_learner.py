@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from mtrl import learner
 from mtrl.config import Config, EnvConfig, LearnerConfig, SmtoConfig, TrainConfig
-from mtrl.learner import COMPILE_FROM, settle
+from mtrl.device import setup as learner
+from mtrl.device.setup import COMPILE_FROM, settle
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 LONG = Config(

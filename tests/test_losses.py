@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from mtrl import losses, values
+from mtrl import losses
+from mtrl.networks import values
 
 RNG = np.random.default_rng(0)
 TASKS, SAMPLES, STATE, ACTION = 3, 5, 4, 2

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-from mtrl import command_line
 from mtrl.config import Config, load_yaml
-from mtrl.method_presets import _kurin
+from mtrl.options import command_line
+from mtrl.options.method_presets import _kurin
+from mtrl.options.validation import validate
 from mtrl.schema import dump_yaml
 from mtrl.smto import available
-from mtrl.validation import validate
 
 KURIN = str(REPOSITORY / "configs/mt10_kurin.yaml")
 

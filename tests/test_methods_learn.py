@@ -16,8 +16,8 @@ from conftest import REPOSITORY
 from mtrl.config import Config, LossSmtoConfig, SmtoConfig, load_yaml
 from mtrl.envs.toy import TASKS, PointMass, optimal_return
 from mtrl.envs.vector import VectorEnv, make_vector_env
-from mtrl.evaluate import agent_policy, evaluate, goal_schedule
-from mtrl.run_directory import RunDirectory
+from mtrl.evaluation import agent_policy, evaluate, goal_schedule
+from mtrl.run.directory import RunDirectory
 from mtrl.smto import available
 from mtrl.trainer import Trainer
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mtrl.config import AgentConfig
-from mtrl.muon import orthogonalized
-from mtrl.optimizer import Optimizer
+from mtrl.gradients.muon import orthogonalized
+from mtrl.gradients.optimizer import Optimizer
 
 CUDA = torch.device("cuda")
 SHAPES = ((2, 40, 30), (2, 1, 30), (3, 700, 200))

@@ -24,17 +24,18 @@ from numpy.typing import NDArray
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import summary
 
-from mtrl import cli
 from mtrl.agent import Agent
+from mtrl.benchmarks import TOY
+from mtrl.commands import main as cli
+from mtrl.commands.trained import open_trained
 from mtrl.config import Config, EnvConfig, LoggingConfig
-from mtrl.dashboard import layout
-from mtrl.ending import TrainingError
 from mtrl.envs import rendering, toy
 from mtrl.envs.film import GREEN, HOLD, SIZE, STRIDE
-from mtrl.recorder import Recorder
-from mtrl.run_directory import RunDirectory
-from mtrl.sinks import import_wandb
-from mtrl.trained import open_trained
+from mtrl.run.dashboard import layout
+from mtrl.run.directory import RunDirectory
+from mtrl.run.recorder import Recorder
+from mtrl.run.sinks import import_wandb
+from mtrl.run.stopping import TrainingError
 from mtrl.videos import record
 
 
@@ -59,7 +60,7 @@ def events(run: Path) -> EventAccumulator:
 
 def to_the_target(observations: NDArray[np.float32]) -> NDArray[np.float32]:
     """All tasks but the last: that one goes the other way."""
-    targets = np.array([toy.TARGETS[name] for name in toy.TASKS], np.float32)
+    targets = np.array([toy.TARGETS[name] for name in TOY], np.float32)
     actions = np.clip((targets - observations) / toy.STEP_SIZE, -1.0, 1.0)
     actions[-1] *= -1
     return actions.astype(np.float32)
@@ -70,11 +71,11 @@ def test_videos_show_each_task_until_it_is_solved(tmp_path: Path) -> None:
         Config(), env=EnvConfig(benchmark="toy", horizon=20, num_goals=1, workers=1)
     )
     grid = record(config, to_the_target, tmp_path)
-    films = {name: imageio.v3.imread(tmp_path / f"{name}.mp4") for name in toy.TASKS}
+    films = {name: imageio.v3.imread(tmp_path / f"{name}.mp4") for name in TOY}
     for name, film in films.items():
         assert film.shape[1:] == (SIZE, SIZE, 3)
         corner = film[-1][2, SIZE // 2].astype(int)  # of the bar, where nothing is written
-        solved = name != toy.TASKS[-1]
+        solved = name != TOY[-1]
         assert (np.abs(corner - np.array(GREEN)).max() < 40) == solved
         assert np.abs(film[0][2, SIZE // 2].astype(int)).max() < 40, "not solved at the start"
         unsolved_length = 1 + 20 // STRIDE - 1 + HOLD
@@ -120,7 +121,7 @@ def test_a_machine_that_cannot_render_is_told_what_is_missing(
 def test_videos_while_training(run: Path) -> None:
     folder = run / "videos/step_000000000480"
     names = {path.name for path in folder.iterdir()}
-    assert names == {"grid.mp4", *(f"{name}.mp4" for name in toy.TASKS)}
+    assert names == {"grid.mp4", *(f"{name}.mp4" for name in TOY)}
     (shown,) = events(run).Images("videos/grid")
     assert shown.step == 480
     assert shown.encoded_image_string.startswith(b"GIF89a")
@@ -135,7 +136,7 @@ def records(run: Path) -> list[dict[str, float]]:
 
 def test_every_chart_of_the_first_page_has_data(run: Path) -> None:
     tags = {tag for record in records(run) for tag in record}
-    sections = layout(toy.TASKS)
+    sections = layout(TOY)
     assert next(iter(sections)) == "Success"
     for section, charts in sections.items():
         for chart, (_, patterns) in charts.items():
@@ -326,7 +327,7 @@ def test_exported_policy_acts_as_the_agent_and_loads_as_documented(
     names: dict = {}
     exec(example, names)
     assert names["actions"].shape == (1, toy.ACTION_DIM)
-    assert tuple(names["about"]["tasks"]) == toy.TASKS
+    assert tuple(names["about"]["tasks"]) == TOY
 
     trained = open_trained(run, "latest")
     agent = Agent(trained.config, toy.OBSERVATION_DIM, toy.ACTION_DIM, torch.device("cpu"))

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from run_files import TASKS, write_run
 
-from mtrl.pack import reduced
-from mtrl.runs import read_run
+from mtrl.commands.pack import reduced
+from mtrl.run.state import read_run
 
 SCORES = {250: [0.1, 0.2, 0.3, 0.4], 1000: [1.0, 1 / 3, 0.5, 0.0]}
 

@@ -16,8 +16,8 @@ from conftest import REPOSITORY, TINY, Mtrl, succeeded
 from test_cli import TOY, refused
 
 from mtrl.config import Config, load_yaml
-from mtrl.methods import method_options
-from mtrl.plugins import load_plugins
+from mtrl.options.methods import method_options
+from mtrl.options.plugins import load_plugins
 from mtrl.schema import ConfigError
 from mtrl.smto import available, create, describe
 from mtrl.smto import base as smto_base

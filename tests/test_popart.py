@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mtrl.agent import Agent
+from mtrl.benchmarks import TOY
 from mtrl.config import AgentConfig, Config, CriticConfig, EnvConfig, NetworkConfig, SmtoConfig
-from mtrl.envs import toy
 from mtrl.networks.bodies import create_body
 from mtrl.networks.critic import Critic
+from mtrl.networks.values import PopArtValue
 from mtrl.replay import Batch
-from mtrl.values import PopArtValue
 
 CPU = torch.device("cpu")
 TASKS, SAMPLES = 3, 6
@@ -74,7 +74,7 @@ def test_moments_are_those_of_the_targets_so_far() -> None:
 
 def make_agent(**critic: float) -> Agent:
     config = Config(
-        env=EnvConfig(tasks=toy.TASKS[:TASKS]),
+        env=EnvConfig(tasks=TOY[:TASKS]),
         network=NetworkConfig(width=32, depth=2, layer_norm=True),
         critic=CriticConfig(kind="popart", popart_rate=0.05, **critic),  # type: ignore[arg-type]  # numbers
         agent=AgentConfig(critic_lr=3e-3, tau=0.1, gamma=0.5, smto=SmtoConfig("unitary")),

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtrl.compiled import compiled
+from mtrl.device.compiled import compiled
 from mtrl.replay import ReplayBuffer
 from mtrl.reward_scale import MovingAverage, RewardScale, RewardSigma
 

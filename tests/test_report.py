@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from run_files import TASKS, write_run
 
-from mtrl import cli
+from mtrl.commands import main as cli
 from mtrl.report import figures, results, statistics
 from mtrl.report.groups import Benchmark, benchmarks, speed_warning
 from mtrl.report.looks import styles
 from mtrl.report.write import ReportOptions, write_report
-from mtrl.runs import Run, read_run
+from mtrl.run.state import Run, read_run
 
 METRIC = "eval/success"
 TAGS = (f"{METRIC}/", "gradients/", "time/updates_per_s", "memory/")

@@ -21,8 +21,9 @@ from conftest import (
     wait_for,
 )
 
-from mtrl import checkpoint, cli
+from mtrl.commands import main as cli
 from mtrl.config import load_yaml
+from mtrl.run import checkpoint
 
 META_WORLD = (
     "--env.horizon 50 --checkpoint.every 600 --logging.every 600 --evaluation.every 600 "

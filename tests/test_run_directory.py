@@ -11,9 +11,10 @@ import pytest
 from conftest import PCGRAD, REPOSITORY, TINY, Mtrl, content, metrics, steps_shown, succeeded
 from test_cli import refused
 
-from mtrl import atomic, checkpoint
 from mtrl.config import load_yaml
-from mtrl.run_directory import RunDirectory
+from mtrl.files import atomic
+from mtrl.run import checkpoint
+from mtrl.run.directory import RunDirectory
 from mtrl.trainer import Trainer
 
 TOY = str(REPOSITORY / "configs/toy.yaml")

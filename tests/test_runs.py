@@ -11,9 +11,10 @@ import pytest
 from conftest import ENVIRONMENT
 from run_files import write_run
 
-from mtrl import cli
-from mtrl.run_directory import RunDirectory, is_held
-from mtrl.runs import age, find_runs, read_metrics, read_run, read_series
+from mtrl.commands import main as cli
+from mtrl.commands.runs import age
+from mtrl.run.directory import RunDirectory, is_held
+from mtrl.run.state import find_runs, read_metrics, read_run, read_series
 from mtrl.schema import ConfigError
 
 
@@ -188,7 +189,7 @@ def test_age() -> None:
 
 PEAK = """
 import torch
-from mtrl.run_directory import peak_memory_mib
+from mtrl.device.memory import peak_memory_mib
 before = peak_memory_mib(torch.device("cpu"))
 torch.ones(256 * 2**20 // 4)  # 256 MiB, given back
 print(before, peak_memory_mib(torch.device("cpu")))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtrl.config import AgentConfig
-from mtrl.schedule import reset_due
+from mtrl.gradients.schedule import reset_due
 
 
 @given(st.integers(1, 50), st.integers(0, 12), st.integers(40, 400))

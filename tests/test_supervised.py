@@ -21,9 +21,11 @@ from supervised_files import write_celeba, write_cityscapes, write_mnist
 from test_cli import refused
 from torch import Tensor
 
-from mtrl import checkpoint, cli
-from mtrl.ending import Stopped
-from mtrl.run_directory import RunDirectory
+from mtrl.commands import main as cli
+from mtrl.commands.fixed_weights import fixed_weights
+from mtrl.run import checkpoint
+from mtrl.run.directory import RunDirectory
+from mtrl.run.stopping import Stopped
 from mtrl.schema import dump_yaml, flatten
 from mtrl.supervised import method_presets, methods, networks
 from mtrl.supervised.command import load_config, with_overrides
@@ -45,7 +47,6 @@ from mtrl.supervised.metrics import (
 )
 from mtrl.supervised.problems import Problem, make_problem
 from mtrl.supervised.train import Trainer, load_data, train
-from mtrl.weights import fixed_weights
 
 PRESETS = sorted((REPOSITORY / "configs").glob("supervised_*.yaml"))
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from supervised_files import idx, write_celeba, write_cityscapes, write_mnist
 
-from mtrl.cache import cache_folder
+from mtrl.files.cache import cache_folder
 from mtrl.supervised import celeba, cityscapes, decoders, files, mnist
 from mtrl.supervised.data import Batch, Batches, Loader, Split
 from mtrl.supervised.files import DataError

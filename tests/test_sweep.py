@@ -24,8 +24,9 @@ from conftest import (
     wait_for,
 )
 
-from mtrl import checkpoint, cli
+from mtrl.commands import main as cli
 from mtrl.config import load_yaml
+from mtrl.run import checkpoint
 from mtrl.schema import ConfigError, flatten
 from mtrl.sweep.board import Board
 from mtrl.sweep.grid import Run, expand, find_stored, parse_seeds, refuse_changes
@@ -73,7 +74,7 @@ def test_without_settings_that_vary_directories_are_those_of_train() -> None:
 
 def test_a_grid_point_is_what_train_makes_of_the_same_options(tmp_path: Path) -> None:
     """Presets and options of methods included."""
-    from mtrl.command_line import load_config, with_overrides
+    from mtrl.options.command_line import load_config, with_overrides
 
     source = tmp_path / "base.yaml"
     source.write_text("agent: {smto: {name: cagrad, options: {c: 0.9}}}")

@@ -22,7 +22,8 @@ from conftest import (
     wait_for,
 )
 
-from mtrl import checkpoint, cli
+from mtrl.commands import main as cli
+from mtrl.run import checkpoint
 from mtrl.sweep.options import SweepOptions
 from mtrl.sweep.process import look
 from mtrl.sweep.ray_engine import fits, share

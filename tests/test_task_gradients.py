@@ -10,9 +10,9 @@ from mtrl.config import AgentConfig, Config, EnvConfig, NetworkConfig, SmtoConfi
 from mtrl.gradients.buffer import Buffer
 from mtrl.gradients.layers import is_recorded
 from mtrl.gradients.objective import Objective
+from mtrl.gradients.optimizer import Optimizer
 from mtrl.networks.bodies import MLP
 from mtrl.networks.layers import layers_of
-from mtrl.optimizer import Optimizer
 from mtrl.smto import SMTO, available, create
 from mtrl.smto.base import options_of
 

@@ -14,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from mtrl import benchmarks
+from mtrl.envs import metaworld as metaworld_tasks
 from mtrl.envs import tasks
 from mtrl.envs.goals import goal_index, lane_goals
 
-metaworld = tasks._import_metaworld()
+metaworld = metaworld_tasks.import_metaworld()
 
 SEED = 12
 
@@ -42,7 +44,7 @@ def mt10_goals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, NDArray[np
     with pytest.MonkeyPatch.context() as patch:
         # A fresh cache: goals cached by older code must not hide a bug.
         patch.setenv("MTRL_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return tasks.goal_vectors(tasks.MT10, SEED)
+        return metaworld_tasks.goal_vectors(benchmarks.MT10, SEED)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -61,9 +63,9 @@ def random_actions(steps: int, seed: int = 0) -> NDArray[np.float32]:
 
 def test_task_order_is_upstreams() -> None:
     env_dict = metaworld.env_dict
-    assert tuple(env_dict.MT10_V3) == tasks.MT10
-    assert tuple(env_dict.MT25_V3) == tasks.MT25
-    assert tuple(env_dict.MT50_V3) == tasks.MT50
+    assert tuple(env_dict.MT10_V3) == benchmarks.MT10
+    assert tuple(env_dict.MT25_V3) == benchmarks.MT25
+    assert tuple(env_dict.MT50_V3) == benchmarks.MT50
 
 
 def test_mt10_goals_equal_upstreams_bit_for_bit(
@@ -71,7 +73,7 @@ def test_mt10_goals_equal_upstreams_bit_for_bit(
 ) -> None:
     expected = rand_vecs(metaworld.MT10(seed=SEED))
     assert list(expected) == list(mt10_goals)
-    for name in tasks.MT10:
+    for name in benchmarks.MT10:
         assert mt10_goals[name].dtype == np.float64
         assert np.array_equal(mt10_goals[name], np.array(expected[name])), name
 
@@ -80,14 +82,14 @@ def test_goals_of_the_tasks_outside_mt10_equal_upstreams(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     # Two goals per task keep it to seconds; a wrong number of draws in any task shifts the next.
-    names = tuple(name for name in tasks.MT50 if name not in tasks.MT10)
+    names = tuple(name for name in benchmarks.MT50 if name not in benchmarks.MT10)
     env_dict = metaworld.env_dict
     classes = env_dict._get_env_dict(list(names))
     arguments = env_dict._get_args_kwargs(env_dict.ALL_V3_ENVIRONMENTS, classes)
     monkeypatch.setenv("MTRL_CACHE", str(tmp_path))
     monkeypatch.setattr(metaworld, "_N_GOALS", 2)
     monkeypatch.setattr(tasks, "MAX_GOALS", 2)
-    goals = tasks.goal_vectors(names, SEED)
+    goals = metaworld_tasks.goal_vectors(names, SEED)
     expected = metaworld._make_tasks(classes, arguments, {"partially_observable": False}, SEED)
     assert [task.env_name for task in expected] == [name for name in names for _ in range(2)]
     for index, task in enumerate(expected):
@@ -144,7 +146,7 @@ def not_finite(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def drawer_goals() -> NDArray[np.float64]:
-    return tasks.goal_vectors(("drawer-close-v3",), 5)["drawer-close-v3"]
+    return metaworld_tasks.goal_vectors(("drawer-close-v3",), 5)["drawer-close-v3"]
 
 
 @pytest.mark.parametrize(
@@ -166,10 +168,10 @@ def test_a_damaged_cache_file_is_rebuilt(
     tmp_path: Path,
 ) -> None:
     monkeypatch.setenv("MTRL_CACHE", str(tmp_path))
-    tasks.goal_vectors(("drawer-close-v3",), 5)
+    metaworld_tasks.goal_vectors(("drawer-close-v3",), 5)
     (path,) = tmp_path.rglob("*.npz")
     damage(path)
-    goals = tasks.goal_vectors(("drawer-close-v3",), 5)["drawer-close-v3"]
+    goals = metaworld_tasks.goal_vectors(("drawer-close-v3",), 5)["drawer-close-v3"]
     assert np.array_equal(goals, drawer_goals)
     assert list(tmp_path.rglob("*.npz")) == [path]
     with np.load(path) as stored:
@@ -180,11 +182,11 @@ def test_the_cache_is_read_when_it_is_good(
     drawer_goals: NDArray[np.float64], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("MTRL_CACHE", str(tmp_path))
-    tasks.goal_vectors(("drawer-close-v3",), 5)
+    metaworld_tasks.goal_vectors(("drawer-close-v3",), 5)
     (path,) = tmp_path.rglob("*.npz")
     marked = drawer_goals + 1.0  # only a reader of the file can return these
     np.savez(path, **{"drawer-close-v3": marked})
-    goals = tasks.goal_vectors(("drawer-close-v3",), 5)["drawer-close-v3"]
+    goals = metaworld_tasks.goal_vectors(("drawer-close-v3",), 5)["drawer-close-v3"]
     assert np.array_equal(goals, marked)
 
 
@@ -198,10 +200,10 @@ def test_an_interrupted_write_leaves_no_damaged_cache_file(
     monkeypatch.setenv("MTRL_CACHE", str(tmp_path))
     with monkeypatch.context() as patch:
         patch.setattr(np, "savez", disk_full)
-        goals = tasks.goal_vectors(("drawer-close-v3",), 5)["drawer-close-v3"]
+        goals = metaworld_tasks.goal_vectors(("drawer-close-v3",), 5)["drawer-close-v3"]
     assert np.array_equal(goals, drawer_goals)
     partial = {path.name for path in tmp_path.rglob("*") if path.is_file()}
-    goals = tasks.goal_vectors(("drawer-close-v3",), 5)["drawer-close-v3"]
+    goals = metaworld_tasks.goal_vectors(("drawer-close-v3",), 5)["drawer-close-v3"]
     assert np.array_equal(goals, drawer_goals)
     final = {path.name for path in tmp_path.rglob("*.npz")} - partial
     assert len(final) == 1, "the half-written bytes went into the file that is read"
@@ -215,7 +217,7 @@ def test_a_failed_write_leaves_no_temporary_file_behind(
 
     monkeypatch.setenv("MTRL_CACHE", str(tmp_path))
     monkeypatch.setattr(np, "savez", disk_full)
-    tasks.goal_vectors(("drawer-close-v3",), 5)
+    metaworld_tasks.goal_vectors(("drawer-close-v3",), 5)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
@@ -229,7 +231,7 @@ def test_the_cache_folder_may_be_read_only_or_impossible(
     try:
         for base in (folder, blocked):
             monkeypatch.setenv("MTRL_CACHE", str(base))
-            goals = tasks.goal_vectors(("drawer-close-v3",), 5)["drawer-close-v3"]
+            goals = metaworld_tasks.goal_vectors(("drawer-close-v3",), 5)["drawer-close-v3"]
             assert np.array_equal(goals, drawer_goals)
     finally:
         folder.chmod(0o755)
@@ -238,7 +240,7 @@ def test_the_cache_folder_may_be_read_only_or_impossible(
 # ---------------------------------------------------------------- which goal an episode gets
 
 seeds = st.integers(0, 2**31 - 1)
-names = st.sampled_from(tasks.all_tasks())
+names = st.sampled_from(benchmarks.all_tasks())
 
 
 @given(seeds, names, st.integers(0, 40), st.integers(1, 50))
@@ -256,11 +258,11 @@ def test_every_sweep_visits_each_goal_once(
 def test_goal_orders_differ_between_tasks_seeds_and_sweeps() -> None:
     orders = {
         tuple(goal_index(seed, name, 50 * sweep + i, 50) for i in range(50))
-        for name in tasks.all_tasks()
+        for name in benchmarks.all_tasks()
         for seed in (0, 1, 2)
         for sweep in (0, 1)
     }
-    assert len(orders) == len(tasks.all_tasks()) * 3 * 2
+    assert len(orders) == len(benchmarks.all_tasks()) * 3 * 2
 
 
 @given(seeds, st.integers(1, 12), st.integers(1, 50))
@@ -389,11 +391,11 @@ def episode(env: gymnasium.Env, goal: int, steps: int, seed: int) -> list[NDArra
     return rows
 
 
-@pytest.mark.parametrize("name", tasks.MT10)
+@pytest.mark.parametrize("name", benchmarks.MT10)
 def test_an_episode_does_not_depend_on_the_environments_past(
     name: str, mt10_goals: dict[str, NDArray[np.float64]]
 ) -> None:
-    make = functools.partial(tasks.MetaWorldTask, name, mt10_goals[name])
+    make = functools.partial(metaworld_tasks.MetaWorldTask, name, mt10_goals[name])
     fresh, used = make(), make()
     past = episode(used, goal=31, steps=80, seed=1)
     expected, actual = (episode(env, goal=6, steps=15, seed=2) for env in (fresh, used))

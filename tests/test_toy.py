@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from mtrl.benchmarks import TOY
 from mtrl.envs import toy
 
-tasks = st.sampled_from(toy.TASKS)
+tasks = st.sampled_from(TOY)
 horizons = st.integers(1, 40)
 starts = hnp.arrays(np.float64, 2, elements=st.floats(-2.0, 2.0))
 
@@ -61,7 +62,7 @@ def test_no_actions_beat_the_optimal_return(
 
 def test_equal_displacement_costs_each_task_its_own_scale() -> None:
     costs = []
-    for task in toy.TASKS:
+    for task in TOY:
         start = np.array(toy.TARGETS[task]) + np.array([0.25, -0.5])
         _, reward, _, _, info = start_at(task, start, 5).step(np.zeros(2, np.float32))
         assert reward == pytest.approx(-0.75 * toy.REWARD_SCALES[task])

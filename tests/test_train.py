@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from conftest import ENVIRONMENT, REPOSITORY, Mtrl, differences, final_state, succeeded
 
-from mtrl import checkpoint
 from mtrl.config import AgentConfig, load_yaml
-from mtrl.schedule import schedule
+from mtrl.gradients.schedule import schedule
+from mtrl.run import checkpoint
 
 TOY = load_yaml(REPOSITORY / "configs/toy.yaml").agent
 

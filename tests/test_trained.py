@@ -12,11 +12,12 @@ import yaml
 from conftest import PCGRAD, Mtrl, final_state, metrics, succeeded
 from test_cli import refused
 
-from mtrl import checkpoint, cli
 from mtrl.agent import Agent
-from mtrl.checkpoint import CheckpointError
-from mtrl.command_line import continued
+from mtrl.commands import main as cli
 from mtrl.config import Config, load_yaml
+from mtrl.options.command_line import continued
+from mtrl.run import checkpoint
+from mtrl.run.checkpoint import CheckpointError
 from mtrl.schema import build
 from mtrl.smto.base import continue_stream
 

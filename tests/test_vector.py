@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from mtrl.benchmarks import TOY
 from mtrl.envs import tasks, toy
 from mtrl.envs.toy import PointMass
 from mtrl.envs.vector import IDLE, RESET, STEP, Step, VectorEnv, WorkerError, balance
@@ -57,12 +58,12 @@ class Terminating(PointMass):
 def point_masses(*horizons: int) -> list[Factory]:
     return [
         functools.partial(PointMass, name, num_goals=7, horizon=horizon, seed=3)
-        for name, horizon in zip(toy.TASKS, horizons, strict=False)
+        for name, horizon in zip(TOY, horizons, strict=False)
     ]
 
 
 def vector(factories: Sequence[Factory], workers: int) -> VectorEnv:
-    names = toy.TASKS[: len(factories)]
+    names = TOY[: len(factories)]
     return VectorEnv(names, factories, toy.OBSERVATION_DIM, toy.ACTION_DIM, workers=workers)
 
 
@@ -149,7 +150,7 @@ def test_equals_stepping_the_same_environments_here(workers: int) -> None:
 
 
 def test_the_task_sets_factories_run_in_workers() -> None:
-    task_set = tasks.make_task_set(toy.TASKS, seed=8, horizon=2, num_goals=5)
+    task_set = tasks.make_task_set(TOY, seed=8, horizon=2, num_goals=5)
     with VectorEnv(*task_set, workers=1) as envs:
         first = envs.reset([4, 0, 1, 2]).copy()
         for _ in range(2):
@@ -255,7 +256,7 @@ def test_a_killed_worker_is_reported_between_steps() -> None:
 
 
 def test_a_worker_killed_within_a_step_is_reported_and_close_ends_a_stuck_one() -> None:
-    envs = vector([functools.partial(Stuck, name) for name in toy.TASKS[:2]], 2)
+    envs = vector([functools.partial(Stuck, name) for name in TOY[:2]], 2)
     processes = workers_of(envs)
     envs.reset([0, 0])
     envs.send(np.zeros((2, 2), np.float32), [0, 0])
@@ -319,7 +320,7 @@ import numpy as np
 from mtrl.envs import tasks, toy
 from mtrl.envs.vector import VectorEnv
 
-envs = VectorEnv(*tasks.make_task_set(toy.TASKS, seed=1), workers=2)
+envs = VectorEnv(*tasks.make_task_set(TOY, seed=1), workers=2)
 if sys.argv[1] == "running":
     envs.reset([0] * 4)
 print(*envs.worker_pids, flush=True)

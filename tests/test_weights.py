@@ -6,10 +6,10 @@ import dataclasses
 import json
 from pathlib import Path
 
+from mtrl.commands.fixed_weights import as_yaml
 from mtrl.config import Config, EnvConfig, LossSmtoConfig, SmtoConfig, load_yaml
+from mtrl.options.validation import validate
 from mtrl.schema import dump_yaml
-from mtrl.validation import validate
-from mtrl.weights import as_yaml
 
 
 def test_the_run_with_fixed_weights_in_place_of_its_method(tmp_path: Path) -> None:

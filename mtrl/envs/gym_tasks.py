@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from mtrl.envs.goals import GoalOrder
 from mtrl.envs.rendering import without_renderer
 from mtrl.envs.success import TaskError, is_solved
-from mtrl.plugin_files import import_file
+from mtrl.files.python_files import import_file
 
 
 class GymTask(gymnasium.Env):

@@ -14,16 +14,11 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from mtrl.benchmarks import TOY
 from mtrl.envs.goals import GoalOrder
 
-TARGETS = {
-    "toy-east": (0.8, 0.0),
-    "toy-north": (0.0, 0.8),
-    "toy-west": (-0.8, 0.0),
-    "toy-south": (0.0, -0.8),
-}
-TASKS = tuple(TARGETS)
-REWARD_SCALES = dict(zip(TASKS, (0.1, 1.0, 10.0, 100.0), strict=True))
+TARGETS = dict(zip(TOY, ((0.8, 0.0), (0.0, 0.8), (-0.8, 0.0), (0.0, -0.8)), strict=True))
+REWARD_SCALES = dict(zip(TOY, (0.1, 1.0, 10.0, 100.0), strict=True))
 OBSERVATION_DIM = 2
 ACTION_DIM = 2
 STEP_SIZE = 0.1

@@ -30,10 +30,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtrl.config import Config
+from mtrl.device.stop_signals import STOP_SIGNALS
 from mtrl.envs import tasks
 from mtrl.envs.rendering import DISABLED, set_up_process
 from mtrl.envs.success import TaskError, is_solved
-from mtrl.stop_signals import STOP_SIGNALS
 
 IDLE, STEP, RESET = 0, 1, 2
 READY, GO, DONE, ERROR = b"ready", b"go", b"done", b"error"

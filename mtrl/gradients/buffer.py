@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mtrl.replay import free_memory
+from mtrl.device.memory import free_memory
 
 
 class Buffer:

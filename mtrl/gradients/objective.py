@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mtrl.compiled import compiled
+from mtrl.device.compiled import compiled
 from mtrl.gradients.buffer import Buffer
 from mtrl.gradients.combine import Direction, combine, plain_direction
 from mtrl.gradients.general import general_gradients
@@ -19,8 +19,8 @@ from mtrl.gradients.layers import (
     is_recorded,
     layer_gradients,
 )
+from mtrl.gradients.optimizer import Optimizer
 from mtrl.networks.layers import layers_of
-from mtrl.optimizer import Optimizer
 from mtrl.smto import SMTO
 
 

@@ -10,7 +10,7 @@ from mtrl.networks.bodies import create_body
 from mtrl.networks.critic import Critic
 from mtrl.networks.encoder import InputEncoder
 from mtrl.networks.layers import TaskTable
-from mtrl.values import Value
+from mtrl.networks.values import Value
 
 
 def make_encoder(config: Config, observation_dim: int) -> InputEncoder:

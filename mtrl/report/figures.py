@@ -17,7 +17,7 @@ from mtrl.report.groups import Group
 from mtrl.report.looks import Style, plain
 from mtrl.report.results import Comparison, Curve, Scores
 from mtrl.report.statistics import Floats, Unit
-from mtrl.runs import Run
+from mtrl.run.state import Run
 
 CONFLICT = {
     "cosine_mean": "mean cosine",

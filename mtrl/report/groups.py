@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mtrl.runs import Run
+from mtrl.run.state import Run
 
 # Settings that do not change what is learned: runs that differ only here are one method's seeds.
 WITHOUT_EFFECT = (

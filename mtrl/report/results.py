@@ -12,7 +12,7 @@ import numpy as np
 from mtrl.report import statistics
 from mtrl.report.groups import Benchmark, Group
 from mtrl.report.statistics import Floats, Interval, Unit
-from mtrl.runs import Run
+from mtrl.run.state import Run
 
 UPDATES = 10_000
 MAX_POINTS = 100

@@ -28,7 +28,7 @@ from mtrl.report.groups import (
 )
 from mtrl.report.looks import plain, styles
 from mtrl.report.results import Comparison, Scores
-from mtrl.runs import Run, find_runs, read_run, read_series
+from mtrl.run.state import Run, find_runs, read_run, read_series
 from mtrl.schema import ConfigError, nearest, user_path
 
 DPI = 200

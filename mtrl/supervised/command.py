@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from mtrl.command_line import MAY_DIFFER, find_config
-from mtrl.command_words import Existing, read_words, spelled
-from mtrl.plugins import load_plugins
-from mtrl.run_directory import RunDirectory
+from mtrl.options.command_line import MAY_DIFFER, find_config
+from mtrl.options.command_words import Existing, read_words, spelled
+from mtrl.options.plugins import load_plugins
+from mtrl.run.directory import RunDirectory
 from mtrl.schema import ConfigError, flatten, user_path
 from mtrl.supervised.config import SupervisedConfig, load_yaml, validate, with_smto
 from mtrl.supervised.method_presets import with_preset
@@ -124,11 +124,11 @@ def continued(stored: SupervisedConfig, wanted: SupervisedConfig) -> SupervisedC
 def _train(config: SupervisedConfig, run: RunDirectory, *, resume: bool) -> None:
     from rich.table import Table
 
-    from mtrl.console import open_console
+    from mtrl.run.console import open_console
     from mtrl.supervised.train import check_start_weights, load_data, train
 
     if config.learner.device not in ("auto", "cpu"):
-        from mtrl.learner import choose_device
+        from mtrl.device.setup import choose_device
 
         choose_device(config.learner.device)  # before the data, which may take minutes
     if not resume:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from mtrl import config as shared
-from mtrl.methods import check_method
+from mtrl.options.methods import check_method
+from mtrl.options.validation import check_seed
+from mtrl.run.sinks import check_sinks
 from mtrl.schema import ConfigError, build, flatten, read_config, user_path
-from mtrl.sinks import check_sinks
 from mtrl.smto import describe
 from mtrl.supervised import methods
-from mtrl.validation import check_seed
 
 ProblemName = Literal[
     "digits",

@@ -22,8 +22,8 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrl.atomic import replaced
-from mtrl.cache import cache_folder
+from mtrl.files.atomic import replaced
+from mtrl.files.cache import cache_folder
 
 WORTH_PROCESSES = 2000
 """Files from which on starting processes takes less time than it saves."""

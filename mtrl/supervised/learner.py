@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mtrl.earlier_checkpoints import smto_state
+from mtrl.run.earlier_checkpoints import smto_state
 from mtrl.schema import user_path
 from mtrl.smto import SMTO, create
 from mtrl.smto.base import options_of

@@ -19,13 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtrl import checkpoint
-from mtrl.checkpoint import CheckpointError
-from mtrl.ending import Stopped, TrainingError, outcome, signals
+from mtrl.device.memory import peak_memory_mib
+from mtrl.device.setup import choose_device
 from mtrl.gradients.diagnostics import Diagnostics
-from mtrl.learner import choose_device
-from mtrl.recorder import Recorder
-from mtrl.run_directory import RunDirectory, Status, peak_memory_mib
+from mtrl.run import checkpoint
+from mtrl.run.checkpoint import CheckpointError
+from mtrl.run.directory import RunDirectory, Status
+from mtrl.run.recorder import Recorder
+from mtrl.run.stopping import Stopped, TrainingError, outcome, signals
 from mtrl.schema import ConfigError, user_path
 from mtrl.supervised.auto_lambda import HELD_OUT
 from mtrl.supervised.config import SupervisedConfig

@@ -12,7 +12,7 @@ from typing import Literal
 from rich.live import Live
 from rich.table import Table
 
-from mtrl.console import open_console
+from mtrl.run.console import open_console
 from mtrl.sweep.grid import Run
 from mtrl.sweep.process import Outlook, read_status
 

@@ -7,8 +7,8 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from mtrl.command_line import load_config
-from mtrl.console import open_console
+from mtrl.options.command_line import load_config
+from mtrl.run.console import open_console
 from mtrl.schema import ConfigError
 from mtrl.sweep.board import Board
 from mtrl.sweep.estimate import EstimateError, estimate_hours

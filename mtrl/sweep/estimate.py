@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from mtrl.config import Config
-from mtrl.runs import read_metrics
+from mtrl.run.state import read_metrics
 from mtrl.sweep.grid import Run
 from mtrl.sweep.process import Outlook, last_line, start, stop
 

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtrl.command_line import MAY_DIFFER, load_config
 from mtrl.config import Config, load_yaml
-from mtrl.method_presets import with_preset
-from mtrl.methods import check_methods
-from mtrl.run_directory import write_atomically
-from mtrl.runs import read_json, read_stored, runs_below
+from mtrl.options.command_line import MAY_DIFFER, load_config
+from mtrl.options.method_presets import with_preset
+from mtrl.options.methods import check_methods
+from mtrl.options.validation import LARGEST_SEED, validate
+from mtrl.run.directory import write_atomically
+from mtrl.run.state import read_json, read_stored, runs_below
 from mtrl.schema import ConfigError, build, dump_yaml, flatten, user_path
 from mtrl.sweep.options import SweepOptions
-from mtrl.validation import LARGEST_SEED, validate
 
 MOST_SEEDS = 10_000
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import tyro
 from tyro.constructors import ConstructorRegistry
 
-from mtrl.command_words import gather, pairs_registry, yaml_value
+from mtrl.options.command_words import gather, pairs_registry, yaml_value
 from mtrl.schema import ConfigError, build, read_yaml, user_path
 
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mtrl.runs import read_json
-from mtrl.stop_signals import STOP_SIGNALS, handled
+from mtrl.device.stop_signals import STOP_SIGNALS, handled
+from mtrl.run.state import read_json
 from mtrl.sweep.grid import Run
 
 State = Literal["new", "running", "interrupted", "finished", "failed", "broken"]
@@ -83,7 +83,7 @@ def start(run: Run, now: Outlook, environment: dict[str, str] | None = None) -> 
     run.log_file.parent.mkdir(parents=True, exist_ok=True)
     with open(run.log_file, "ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "mtrl.sweep.child", str(os.getpid()), *map(str, words)],
+            [sys.executable, "-m", "mtrl.commands.child", str(os.getpid()), *map(str, words)],
             env=os.environ | (environment or {}),
             stdin=subprocess.DEVNULL,
             stdout=log,

@@ -2,7 +2,7 @@
 
 Ray places the tasks, and retries those whose worker or node is lost; a retried task resumes the
 run from its last checkpoint. Runs are written to a folder that all nodes share. Tasks end with the
-driver, and the runs with their tasks (mtrl.sweep.child): a driver that is started again continues.
+driver, and the runs with their tasks (mtrl.commands.child): a driver started again continues.
 """
 
 from __future__ import annotations

@@ -1,0 +1,98 @@
+"""`mtrl evaluate`: success rates of a trained agent."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from mtrl.run.console import open_console
+from mtrl.schema import ConfigError, user_path
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    checkpoint: str = "best"
+    """best (highest mean success while training), latest, or a checkpoint file."""
+    episodes_per_task: int = 50
+    """Episodes per task, each with a goal of its own; at most the run's env.num_goals are run."""
+    json: bool = False
+    """Print JSON to standard output instead of a table."""
+    video: bool = False
+    """Also render an episode of each task: RUN/videos/step_<N>/<task>.mp4, and grid.mp4 of all."""
+    device: str = ""
+    """auto (CUDA where there is one), cpu, cuda or cuda:i; if empty the run's own, or auto where
+    this machine does not have it."""
+    plugins: tuple[str, ...] = ()
+    """The run's plug-ins, if they have moved; only those that register its environments."""
+
+
+def evaluate_command(arguments: list[str]) -> None:
+    name = "RUN" if arguments[0] in ("-h", "--help") else arguments[0]
+    rest = arguments if name == "RUN" else arguments[1:]
+    options = tyro.cli(EvaluateOptions, prog=f"mtrl evaluate {name}", args=rest)
+
+    if options.episodes_per_task < 1:
+        raise ConfigError("episodes_per_task", options.episodes_per_task, "must be at least 1")
+    _evaluate(user_path(name), options)
+
+
+def _evaluate(path: Path, options: EvaluateOptions) -> None:
+    from mtrl.commands.trained import open_trained, with_environments
+    from mtrl.device.setup import choose_device, device_here, set_up_learner
+    from mtrl.envs.vector import make_vector_env
+    from mtrl.evaluation import (
+        evaluate,
+        evaluation_json,
+        goal_schedule,
+        numpy_policy,
+        success_table,
+    )
+    from mtrl.videos import check_rendering, record
+
+    trained = open_trained(path, options.checkpoint)
+    if options.device:
+        choose_device(options.device, "device")
+    name = options.device or device_here(trained.config.learner.device)
+    learner = dataclasses.replace(trained.config.learner, device=name)
+    config = dataclasses.replace(trained.config, learner=learner)
+    config, step = with_environments(config, options.plugins), trained.step
+    if options.video:
+        check_rendering(config)
+    device = set_up_learner(config)
+    if not options.device and name != trained.config.learner.device:
+        print(
+            f"mtrl: note: {trained.config.learner.device}, where the run was trained, is not here; "
+            f"evaluating on {device}, where returns may differ in their last digits",
+            file=sys.stderr,
+        )
+    with make_vector_env(config) as envs:
+        network = trained.policy(envs.observation_dim, envs.action_dim).to(device)
+        policy = numpy_policy(network, device)
+        goals = goal_schedule(config, options.episodes_per_task)
+        result = evaluate(policy, envs, goals, stop_at_success=config.evaluation.stop_at_success)
+    video = record(config, policy, trained.run.video_folder(step)) if options.video else None
+    if options.json:
+        extra = {
+            "step": step,
+            "checkpoint": trained.checkpoint,
+            "protocol": config.protocol_stamp,
+            "method": config.method,
+            "seed": config.seed,
+        }
+        if video:
+            extra["video"] = str(video)
+        print(json.dumps(evaluation_json(config.task_names, result, **extra), indent=1))
+        return
+    title = (
+        f"{path}: {trained.checkpoint} checkpoint at step {step:,}, {goals.shape[1]} episodes per "
+        f"task, protocol {config.protocol_stamp}"
+    )
+    print(title)
+    open_console().print(success_table(config.task_names, result))
+    if video:
+        print(f"videos: {video}, and one file per task next to it")

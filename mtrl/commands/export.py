@@ -1,0 +1,37 @@
+"""`mtrl export`: the trained policy as a file that PyTorch loads without mtrl."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from mtrl.schema import ConfigError, user_path
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    out: Path = Path("policy.pt2")
+    """File to write."""
+    checkpoint: str = "best"
+    """best (highest mean success while training), latest, or a checkpoint file."""
+
+
+def export_command(arguments: list[str]) -> None:
+    name = "RUN" if arguments[0] in ("-h", "--help") else arguments[0]
+    rest = arguments if name == "RUN" else arguments[1:]
+    options = tyro.cli(ExportOptions, prog=f"mtrl export {name}", args=rest)
+
+    from mtrl.commands.trained import open_trained
+    from mtrl.networks.exported import export_policy
+
+    out = user_path(options.out)
+    if out.is_dir():
+        raise ConfigError("out", str(out), f"is a folder; name a file, e.g. {out / 'policy.pt2'}")
+    if blocking := next((folder for folder in out.parents if folder.is_file()), None):
+        raise ConfigError("out", str(out), f"{blocking} is a file, not a folder")
+    trained = open_trained(user_path(name), options.checkpoint)
+    config = trained.config
+    export_policy(trained.policy(*trained.dimensions), config, *trained.dimensions, out)
+    print(f"{out}: policy of {name} at step {trained.step:,}, for {config.num_tasks} tasks")

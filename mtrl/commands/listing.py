@@ -1,0 +1,55 @@
+"""`mtrl list`: what there is to choose from."""
+
+from __future__ import annotations
+
+import textwrap
+
+from mtrl.benchmarks import BENCHMARKS, all_tasks
+from mtrl.options.command_line import presets
+from mtrl.options.methods import method_options
+from mtrl.smto import available, describe
+
+
+def list_tasks() -> None:
+    print("\n".join(all_tasks()))
+
+
+def list_benchmarks() -> None:
+    print("MT1 (1 task): any one, with --env.tasks")
+    for name, names in BENCHMARKS.items():
+        print(f"{name} ({len(names)} tasks): {', '.join(names)}")
+
+
+def list_methods() -> None:
+    def indented(text: str) -> str:
+        return textwrap.fill(text, 80, initial_indent=" " * 4, subsequent_indent=" " * 6)
+
+    for name in available():
+        method = describe(name)
+        positive = ", needs positive losses" if method.wants_positive_losses else ""
+        aliases = f" (or {', '.join(method.aliases)})" if method.aliases else ""
+        print(f"{name}{aliases}: needs {method.needs}{positive}")
+        print(indented(method.text))
+        if options := method_options(name):
+            shown = " ".join(f"{key}={value}" for key, value in options.items())
+            print(indented(f"options: {shown}"))
+    print(
+        "\nChosen by --agent.smto.name NAME --agent.smto.options KEY=VALUE ...; methods"
+        "\nthat need positive losses get losses above a tracked lower bound."
+    )
+
+
+def list_presets() -> None:
+    found = sorted(presets().items())
+    width = max(len(name) for name, _ in found)
+    for name, path in found:
+        first = path.read_text().split("\n", 1)[0].lstrip("# ")
+        print(f"{name:{width}} {first}")
+
+
+TOPICS = {
+    "tasks": list_tasks,
+    "benchmarks": list_benchmarks,
+    "methods": list_methods,
+    "presets": list_presets,
+}

@@ -1,0 +1,96 @@
+"""`mtrl pack`: what a run found, in a few kilobytes, for publishing.
+
+A packed run is a run directory without checkpoints, TensorBoard files and policies, which
+`mtrl report` and `mtrl runs` read like any other. Its bytes depend on the run alone.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from mtrl.files import yaml12
+from mtrl.files.atomic import replaced, write_atomically
+from mtrl.run.state import find_runs, read_json, read_metrics, read_stored
+from mtrl.schema import ConfigError, user_path
+
+EVALUATIONS = ("eval/", "test/")
+DIGITS = 5
+ENVIRONMENT = ("python", "cores", "cpu", "gpu", "versions", "git_commit")  # nothing of the user's
+STATUS = ("status", "step", "total_steps", "elapsed_s", "protocol", "success_mean")
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run directories, or folders that hold some."""
+    out: Path = Path("results")
+    """Folder to write to; runs keep their paths below the folder that was given."""
+    intervals: int = 20
+    """Equal parts of a run; of measurements other than evaluations, the mean over each is kept."""
+
+
+def pack_command(arguments: list[str]) -> None:
+    options = tyro.cli(PackOptions, prog="mtrl pack", args=arguments)
+    if options.intervals < 1:
+        raise ConfigError("intervals", options.intervals, "must be at least 1")
+    out = user_path(options.out)
+    for asked in options.runs:
+        root = user_path(asked)
+        for run in find_runs([root]):
+            place = run.relative_to(root)
+            size = pack(run, out / (run.name if run == root else place), options.intervals)
+            print(f"{run}: {size / 1024:.1f} KiB")
+
+
+def pack(run: Path, out: Path, intervals: int = 20) -> int:
+    """Write the run's record to the folder `out`; -> its size in bytes."""
+    if out.resolve() == run.resolve():
+        raise ConfigError("out", str(out), "is where the run lies")
+    config = read_stored(run / "config.yaml")
+    config.pop("run_dir", None)
+    status = read_json(run / "status.json")
+    environment = read_json(run / "environment.json")
+    lines = reduced(list(read_metrics(run / "metrics.jsonl")), intervals)
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / "config.yaml", yaml12.dump(config))
+    for name, keys, content in (
+        ("status.json", STATUS, status),
+        ("environment.json", ENVIRONMENT, environment),
+    ):
+        kept = {key: content[key] for key in keys if key in content}
+        write_atomically(out / name, json.dumps(kept, indent=1) + "\n")
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    with replaced(out / "metrics.jsonl.gz") as temporary:
+        temporary.write_bytes(gzip.compress(text.encode(), mtime=0))
+    return sum(path.stat().st_size for path in out.iterdir())
+
+
+def reduced(records: Iterable[dict[str, float]], intervals: int) -> list[dict[str, float]]:
+    """Evaluations as they are; of other tags the mean over each interval, at its last step."""
+    records = sorted(records, key=lambda record: record["step"])
+    if not records:
+        return []
+    last = max(int(records[-1]["step"]), 1)
+    kept: list[dict[str, float]] = []
+    sums: dict[int, dict[str, list[float]]] = {}
+    for record in records:
+        if any(tag.startswith(EVALUATIONS) for tag in record):
+            kept.append(record)
+            continue
+        number = (int(record["step"]) * intervals - 1) // last  # each holds its last step
+        interval = sums.setdefault(number, {})
+        for tag, value in record.items():
+            interval.setdefault(tag, []).append(value)
+    for interval in sums.values():
+        step = max(interval.pop("step"))
+        kept.append({"step": step} | {tag: sum(v) / len(v) for tag, v in interval.items()})
+    return [
+        {tag: v if tag == "step" else float(f"{v:.{DIGITS}g}") for tag, v in record.items()}
+        for record in sorted(kept, key=lambda record: record["step"])
+    ]

@@ -1,0 +1,83 @@
+"""`mtrl runs`: a table of the runs below a folder."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from mtrl.run.state import Run, find_runs, read_run
+from mtrl.schema import ConfigError, user_path
+
+HELP = """\
+mtrl runs [DIR]
+
+Table of the runs below DIR (default: runs): status, steps made, mean success in the last and in
+the best evaluation, steps per second over the whole run, time since the last sign of life.
+A run that says it is running while no process holds it is shown as `died`; `mtrl resume` continues
+it. A run whose config.yaml cannot be used is `broken`; why is said below the table.
+"""
+COLOURS = {
+    "finished": "green",
+    "running": "cyan",
+    **dict.fromkeys(("failed", "died", "broken"), "red"),
+}
+
+
+def runs_command(arguments: list[str]) -> None:
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(HELP, end="")
+        return
+    if len(arguments) > 1:
+        raise ConfigError("DIR", " ".join(arguments), "runs takes one directory at most")
+    root = user_path(arguments[0] if arguments else "runs")
+
+    from rich.table import Table
+    from rich.text import Text
+
+    from mtrl.run.console import open_console
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("run", overflow="fold")
+    table.add_column("status")
+    for name in ("step", "of", "success", "best", "steps/s", "age"):
+        table.add_column(name, justify="right", no_wrap=True)
+    runs = [read_run(path) for path in find_runs([root])]
+    for run in runs:
+        shown = run.path.relative_to(root) if run.path != root else run.path
+        state = Text(run.state, COLOURS.get(run.state, "yellow"))
+        table.add_row(str(shown), state, *_cells(run))
+    console = open_console()
+    if not console.is_terminal:  # a line per run, for grep
+        console = open_console(width=500)
+    console.print(table)
+    for run in runs:
+        if run.broken:
+            console.print(f"{run.path} is broken: {run.broken}", soft_wrap=True)
+
+
+def _cells(run: Run) -> list[str]:
+    status = run.status
+    elapsed = status.get("elapsed_s") or 0.0
+    success, best = status.get("success_mean"), status.get("best_success_mean")
+    return [
+        f"{run.step:,}",
+        f"{run.step / run.total_steps:.0%}" if run.total_steps else "-",
+        "-" if success is None else f"{success:.3f}",
+        "-" if success is None or best is None else f"{best:.3f}",
+        f"{run.step / elapsed:,.0f}" if elapsed else "-",
+        age(time.time() - _last_sign(run.path)),
+    ]
+
+
+def _last_sign(path: Path) -> float:
+    """When the run last wrote its status (or, before that, its configuration)."""
+    status = path / "status.json"
+    return (status if status.exists() else path / "config.yaml").stat().st_mtime
+
+
+def age(seconds: float) -> str:
+    """`42 s`, `7 min`, `5 h` or `3 d`."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"

@@ -1,0 +1,136 @@
+"""A trained agent from a run directory or one of its checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mtrl import benchmarks
+from mtrl.config import Config
+from mtrl.envs import tasks
+from mtrl.envs.vector import VectorEnv
+from mtrl.networks.policy import DeterministicPolicy, make_policy, stored_dimensions
+from mtrl.options.plugins import load_plugins
+from mtrl.options.validation import check_gym_tasks
+from mtrl.run import checkpoint
+from mtrl.run.directory import RunDirectory
+from mtrl.run.earlier_checkpoints import upgraded
+from mtrl.schema import ConfigError, user_path
+
+
+class Trained(NamedTuple):
+    run: RunDirectory
+    config: Config
+    checkpoint: str
+    """`best`, `latest`, or the file that was asked for."""
+    step: int
+    """Environment steps of training, summed over tasks."""
+    agent_state: dict[str, Any]
+    """For `Agent.load_state_dict`."""
+
+    @property
+    def dimensions(self) -> tuple[int, int]:
+        """Of observations and actions."""
+        return stored_dimensions(self.agent_state)
+
+    def policy(self, observation_dim: int, action_dim: int) -> DeterministicPolicy:
+        """On the CPU. ConfigError if the checkpoint has another size."""
+        policy = make_policy(self.config, observation_dim, action_dim)
+        with _misfit(self.checkpoint):
+            state = fitting(policy, self.agent_state)
+        policy.encoder.load_state_dict(state["encoder"])
+        policy.actor.load_state_dict(state["actor"])
+        return policy.eval()
+
+
+def open_trained(path: Path, chosen: str) -> Trained:
+    """path: a run's directory or a checkpoint in it; chosen: best, latest or a checkpoint file.
+
+    Plug-ins are not loaded: see `with_environments`. Raises ConfigError for what is not a run or
+    not its checkpoint, CheckpointError for what cannot be read.
+    """
+    if RunDirectory(path.parent.parent if path.is_file() else path).is_supervised:
+        raise ConfigError(
+            "RUN", str(path), "is a run of mtrl supervised, which has no policy; see `mtrl report`"
+        )
+    run, config = RunDirectory.open(path)
+    if path.is_file():
+        if chosen != "best":
+            raise ConfigError("checkpoint", chosen, f"{path} is a checkpoint already")
+        chosen = str(path)
+    state: dict[str, Any] | None
+    if chosen == "latest":
+        state, warnings = checkpoint.load_latest(run.checkpoints)
+        for warning in warnings:
+            print(f"mtrl: warning: {warning}", file=sys.stderr)
+        if state is None:
+            raise checkpoint.CheckpointError(f"no readable checkpoint in {run.checkpoints}")
+    elif chosen == "best":
+        state = checkpoint.load(run.checkpoints / "best.pt")
+    else:
+        state = checkpoint.load(user_path(chosen))
+    with _misfit(chosen):
+        checkpoint.check_kind(state)
+    return Trained(run, config, chosen, state["step"], state["agent"])
+
+
+@contextmanager
+def _misfit(chosen: str) -> Iterator[None]:
+    """A checkpoint that does not fit is a wrong option."""
+    try:
+        yield
+    except checkpoint.CheckpointError as error:
+        raise ConfigError("checkpoint", chosen, f"does not fit this run: {error}") from None
+
+
+def fitting(policy: DeterministicPolicy, agent_state: Mapping[str, Any]) -> dict[str, Any]:
+    """The agent's state with the names of today; CheckpointError unless the policy fits it."""
+    state = upgraded(agent_state, {"actor": policy.actor})
+    own = {"encoder": policy.encoder.state_dict(), "actor": policy.actor.state_dict()}
+    checkpoint.check_fit(own, state)
+    return state
+
+
+def check_checkpoint(config: Config, envs: VectorEnv, state: Any) -> None:
+    """Raise CheckpointError unless a run of this configuration can continue from `state`."""
+    checkpoint.check_resumable(state, config.num_envs)
+    fitting(make_policy(config, envs.observation_dim, envs.action_dim), state["agent"])
+
+
+def with_environments(config: Config, moved: Sequence[str] = ()) -> Config:
+    """The configuration with the plug-ins that its environments need, imported.
+
+    moved: where they are now, if no longer where the run found them. ConfigError if the
+    environments cannot be made here.
+    """
+    if moved:
+        config = load_plugins(dataclasses.replace(config, plugins=tuple(moved)))
+    elif all(name in benchmarks.all_tasks() for name in config.task_names):
+        return dataclasses.replace(config, plugins=())  # methods; acting needs none
+    else:
+        config = _load_what_is_there(config)
+    for name in config.task_names:
+        if not (name in benchmarks.all_tasks() or tasks.is_gym(name)):
+            raise ConfigError("env.tasks", name, "none of the plug-ins registers it")
+    check_gym_tasks(config)
+    return config
+
+
+def _load_what_is_there(config: Config) -> Config:
+    """A plug-in that cannot be imported is refused only where an environment is then missing."""
+    found: list[str] = []
+    failure: ConfigError | None = None
+    for plugin in config.plugins:
+        try:
+            found += load_plugins(dataclasses.replace(config, plugins=(plugin,))).plugins
+        except ConfigError as error:
+            failure = error
+    if failure is not None:
+        if not all(tasks.is_gym(name) for name in config.task_names):
+            raise failure
+        print(f"mtrl: note: continuing without a plug-in: {failure}", file=sys.stderr)
+    return dataclasses.replace(config, plugins=tuple(found))

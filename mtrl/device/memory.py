@@ -1,0 +1,48 @@
+"""How much memory there is, and how much was used."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated on `device`; on the CPU, container limits count."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = psutil.virtual_memory().available
+    limit, usage = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    with contextlib.suppress(OSError, ValueError):  # no limit ("max"), or no cgroup v2
+        free = min(free, int(limit.read_text()) - int(usage.read_text()))
+    return int(free)
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Most memory of this process so far, MiB: tensors on a CUDA device, else resident pages.
+
+    VmHWM, because getrusage's ru_maxrss counts a parent's pages too where one forked.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) / 2**10 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):  # no /proc here
+        return math.nan
+
+
+def snapshot(state: Any) -> Any:
+    """A copy on the CPU that later training leaves alone; of views, only what they show."""
+    if isinstance(state, Tensor):
+        return torch.empty(state.shape, dtype=state.dtype).copy_(state.detach())
+    if isinstance(state, dict):
+        return {key: snapshot(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(snapshot(value) for value in state)
+    return state

@@ -1,0 +1,216 @@
+"""Deterministic evaluation: success rates and returns per task over goals.
+
+While a run trains, a snapshot of its policy is evaluated on workers of its own (`Evaluator`).
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.table import Table
+
+from mtrl.agent import Agent
+from mtrl.config import Config
+from mtrl.device.memory import snapshot
+from mtrl.envs.vector import IDLE, RESET, STEP, Step, VectorEnv, WorkerError, make_vector_env
+from mtrl.networks.policy import DeterministicPolicy
+
+Policy = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+class Evaluation(NamedTuple):
+    success: NDArray[np.bool_]
+    """[task, episode] solved at any step of the episode."""
+    returns: NDArray[np.float64]
+    """[task, episode] undiscounted raw return (up to the first success, if episodes stop there)."""
+
+    @property
+    def task_success(self) -> NDArray[np.float64]:
+        return self.success.mean(1)
+
+    @property
+    def success_mean(self) -> float:
+        return float(self.success.mean())
+
+
+def goal_schedule(config: Config, episodes: int, first: int = 0) -> NDArray[np.int64]:
+    """Goals [task, episode] in fixed order from `first` on, without repeats.
+
+    At most num_goals episodes: policy and simulation are deterministic, so a repeat says nothing.
+    """
+    episodes = min(episodes, config.env.num_goals)
+    goals = (first + np.arange(episodes)) % config.env.num_goals
+    return np.tile(goals, (config.num_tasks, 1))
+
+
+def goals_at(config: Config, step: int, *, final: bool) -> NDArray[np.int64]:
+    """Goals [task, episode] of the evaluation at `step`, or of the one that ends the run."""
+    settings = config.evaluation
+    if final:
+        return goal_schedule(config, settings.final_episodes_per_task)
+    before = (step // settings.every - 1) * settings.episodes_per_task
+    return goal_schedule(config, settings.episodes_per_task, first=before)
+
+
+def agent_policy(agent: Agent) -> Policy:
+    """The deterministic policy on NumPy arrays [task, dim]; follows the agent's training."""
+    return numpy_policy(agent.policy, agent.device)
+
+
+def frozen_policy(agent: Agent) -> Policy:
+    """As `agent_policy`, of the policy as it is now, and on the CPU."""
+    return numpy_policy(copy.deepcopy(agent.policy).cpu(), torch.device("cpu"))
+
+
+def numpy_policy(network: DeterministicPolicy, device: torch.device) -> Policy:
+    """A policy on `device` as a function of NumPy arrays [task, dim]."""
+
+    @torch.no_grad()
+    def policy(observations: NDArray[np.float32]) -> NDArray[np.float32]:
+        actions: NDArray[np.float32] = (
+            network(torch.tensor(observations, device=device)).cpu().numpy()
+        )
+        return actions
+
+    return policy
+
+
+def evaluate(
+    policy: Policy, envs: VectorEnv, goals: NDArray[np.int64], *, stop_at_success: bool = True
+) -> Evaluation:
+    """Run one episode per goal [task, episode]; tasks proceed through theirs independently.
+
+    Raises WorkerError, which names the task, also for an observation or reward that is not finite.
+    """
+    m, episodes = goals.shape
+    lanes = np.arange(m)
+    success = np.zeros((m, episodes), dtype=np.bool_)
+    returns = np.zeros((m, episodes))
+    episode = np.zeros(m, dtype=np.int64)
+    commands = np.full(m, RESET, dtype=np.uint8)
+    actions = None
+    while (commands != IDLE).any():
+        current = np.minimum(episode, episodes - 1)
+        next_goals = np.where(commands == RESET, goals[lanes, current], -1)
+        envs.command(commands, next_goals, actions)
+        outcome = envs.receive()
+        _check_finite(outcome, envs.names)
+        stepped = commands == STEP
+        returns[lanes, current] += np.where(stepped, outcome.rewards, 0.0)
+        success[lanes, current] |= stepped & outcome.success
+        ended = stepped & outcome.ended
+        if stop_at_success:
+            ended |= stepped & outcome.success
+        episode += ended
+        commands = np.where(ended, RESET, STEP).astype(np.uint8)
+        commands[episode >= episodes] = IDLE
+        actions = policy(outcome.observations)
+    return Evaluation(success, returns)
+
+
+def _check_finite(outcome: Step, names: Sequence[str]) -> None:
+    for what, values in (
+        ("observation", outcome.observations),
+        ("reward", outcome.rewards[:, None]),
+    ):
+        finite = np.isfinite(values).all(1)
+        if not finite.all():
+            task = names[int(np.argmin(finite))]
+            raise WorkerError(f"non-finite {what} of task {task} in an evaluation")
+
+
+class Evaluated(NamedTuple):
+    """What came of one evaluation."""
+
+    result: Evaluation
+    seconds: float
+
+
+class UnderWay(NamedTuple):
+    """An evaluation that has been started."""
+
+    step: int
+    """Environment steps, when the snapshot was taken."""
+    agent: dict[str, Any]
+    """State of the agent then."""
+    goals: NDArray[np.int64]
+    """[task, episode]"""
+    future: Future[Evaluated]
+
+
+class Evaluator:
+    """Evaluates snapshots of the agent in the background, one at a time: `start`, `collect`.
+
+    A thread drives workers that are there for evaluations alone. It mostly waits for them, and
+    holds the interpreter for a fraction of a millisecond per step of all tasks.
+    """
+
+    def __init__(self, config: Config, envs: VectorEnv | None = None) -> None:
+        """envs: one environment per task, the caller's to close; None = made when first needed."""
+        self.config, self.envs = config, envs
+        self._made = ExitStack()
+        self._thread = ThreadPoolExecutor(1, "evaluation")
+        self.under_way: UnderWay | None = None
+
+    def start(self, step: int, agent: Agent, goals: NDArray[np.int64]) -> None:
+        """Begin to evaluate the agent as it is now, at `step`, on goals [task, episode]."""
+        assert self.under_way is None, "collect the one before first"
+        if self.envs is None:
+            self.envs = self._made.enter_context(make_vector_env(self.config))
+        future = self._thread.submit(self._run, frozen_policy(agent), self.envs, goals)
+        self.under_way = UnderWay(step, snapshot(agent.state_dict()), goals, future)
+
+    def _run(self, policy: Policy, envs: VectorEnv, goals: NDArray[np.int64]) -> Evaluated:
+        started = time.monotonic()
+        stop = self.config.evaluation.stop_at_success
+        result = evaluate(policy, envs, goals, stop_at_success=stop)
+        return Evaluated(result, time.monotonic() - started)
+
+    def check(self) -> None:
+        """Raise what went wrong (WorkerError), without waiting."""
+        if self.under_way is not None and self.under_way.future.done():
+            self.under_way.future.result()
+
+    def collect(self) -> tuple[UnderWay, Evaluated]:
+        """Wait for the evaluation under way. Raises WorkerError."""
+        assert self.under_way is not None
+        started, self.under_way = self.under_way, None
+        return started, started.future.result()
+
+    def close(self) -> None:
+        """End the workers, and with them what is under way."""
+        self._made.close()
+        self._thread.shutdown()
+
+
+def success_table(names: Sequence[str], result: Evaluation) -> Table:
+    """Per-task success and return, with the mean."""
+    table = Table()
+    table.add_column("task")
+    table.add_column("success", justify="right")
+    table.add_column("return", justify="right")
+    for name, success, value in zip(
+        names, result.task_success, result.returns.mean(1), strict=True
+    ):
+        table.add_row(name, f"{success:.2f}", f"{value:,.0f}")
+    table.add_section()
+    table.add_row("mean", f"{result.success_mean:.3f}", f"{result.returns.mean():,.0f}")
+    return table
+
+
+def evaluation_json(names: Sequence[str], result: Evaluation, **extra: Any) -> dict[str, Any]:
+    return {
+        "success_mean": result.success_mean,
+        "success": dict(zip(names, result.task_success.tolist(), strict=True)),
+        "return": dict(zip(names, result.returns.mean(1).tolist(), strict=True)),
+        "episodes_per_task": result.success.shape[1],
+        **extra,
+    }

@@ -1,0 +1,66 @@
+"""Methods and environments from a user's own files."""
+
+from __future__ import annotations
+
+import dataclasses
+import traceback
+from pathlib import Path
+from typing import Any, TypeVar
+
+import gymnasium
+
+from mtrl.envs.rendering import without_renderer
+from mtrl.files.python_files import import_file
+from mtrl.schema import ConfigError, user_path
+from mtrl.smto import available
+
+Configured = TypeVar("Configured", bound=Any)
+"""A configuration of any kind that has `plugins`."""
+
+_loaded: dict[Path, tuple[str, ...]] = {}
+
+
+def load_plugins(config: Configured) -> Configured:
+    """Import config.plugins, each once per process; -> the configuration with absolute paths,
+    which `resume` and `evaluate` find from anywhere.
+
+    Raises ConfigError for a missing file, a failing import, or a file that registers nothing.
+    """
+    paths = []
+    for given in config.plugins:
+        path = user_path(given).resolve()
+        if not path.is_file():
+            raise ConfigError(
+                "plugins",
+                given,
+                f"no such file (looked for {path}); if it has moved, name its new place",
+            )
+        if path not in _loaded:
+            _loaded[path] = _import(path, given)
+        paths.append(str(path))
+    return dataclasses.replace(config, plugins=tuple(paths))
+
+
+def _import(path: Path, given: str) -> tuple[str, ...]:
+    """-> names of the methods and environments that the file registers."""
+    before = {*available(), *gymnasium.registry}
+    try:
+        with without_renderer():
+            import_file(path)
+    except Exception as error:  # whatever the user's file raises
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+        line = frames and frames[-1].lineno
+        if isinstance(error, SyntaxError) and error.filename == str(path):
+            line = error.lineno
+        where = f", line {line}" if line else ""
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConfigError("plugins", given, f"cannot be imported: {reason}{where}") from error
+    names = tuple(name for name in (*available(), *gymnasium.registry) if name not in before)
+    if not names:
+        raise ConfigError(
+            "plugins",
+            given,
+            'registers no method; needs a class under @register("name"), '
+            "or an environment by gymnasium.register",
+        )
+    return names

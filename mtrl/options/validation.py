@@ -1,0 +1,177 @@
+"""Impossible values: each raises ConfigError with the key, the value and what is allowed.
+
+Methods and their options are checked in methods.py: that needs PyTorch, and is left until the
+simulation workers have been started.
+"""
+
+from __future__ import annotations
+
+from mtrl import benchmarks
+from mtrl.config import Config
+from mtrl.envs import gym_tasks
+from mtrl.envs import tasks as env_tasks
+from mtrl.run.sinks import check_sinks
+from mtrl.schema import ConfigError, flatten, nearest
+
+
+def check_gym_tasks(config: Config) -> None:
+    """Raise ConfigError unless the run's Gymnasium tasks, if it has some, can be made here."""
+    if not env_tasks.is_gym(config.task_names[0]):
+        return
+    try:
+        gym_tasks.dimensions(config.task_names, config.plugins)
+    except Exception as error:  # whatever an environment raises where it cannot be made
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ConfigError("env.tasks", config.env.tasks, reason) from error
+
+
+META_WORLD_SEED = 2**32 - 1
+"""The largest that Meta-World takes: NumPy's global generator draws its goals."""
+LARGEST_SEED = 2**63 - 1
+"""PyTorch's generators take twice as much, but some get the seed plus a small number."""
+
+
+def check_seed(seed: int, largest: int = LARGEST_SEED) -> None:
+    """ConfigError for a seed that a generator would not take."""
+    if not 0 <= seed <= largest:
+        raise ConfigError("seed", seed, f"must be zero or positive, and at most {largest}")
+
+
+def validate(config: Config) -> None:
+    """Raise ConfigError at the first impossible value."""
+    env, train, replay, agent = config.env, config.train, config.replay, config.agent
+    values = flatten(config)
+
+    def need(condition: bool, key: str, allowed: str) -> None:
+        if not condition:
+            raise ConfigError(key, values[key], allowed)
+
+    if not env.tasks:
+        known = benchmarks.BENCHMARKS
+        need(
+            env.benchmark in known or env.benchmark == "MT1",
+            "env.benchmark",
+            f"must be one of MT1, {', '.join(known)}{nearest(env.benchmark, known)}",
+        )
+        need(env.benchmark != "MT1", "env.tasks", "MT1 needs one task, e.g. reach-v3")
+    need(env.benchmark != "MT1" or len(env.tasks) == 1, "env.tasks", "MT1 needs exactly one task")
+    for task in env.tasks:
+        known_tasks = benchmarks.all_tasks()
+        need(
+            task in known_tasks or env_tasks.is_gym(task),
+            "env.tasks",
+            f"unknown task {task!r}; `mtrl list tasks` shows all{nearest(task, known_tasks)}",
+        )
+    need(len(set(env.tasks)) == len(env.tasks), "env.tasks", "each task may stand only once")
+    need(
+        len({env_tasks.kind(task) for task in config.task_names}) == 1,
+        "env.tasks",
+        "toy, Meta-World and Gymnasium tasks cannot be mixed: their observations differ",
+    )
+    gym = env_tasks.is_gym(config.task_names[0])
+    if gym:
+        need(config.protocol == "none", "protocol", "must be none with Gymnasium tasks")
+        check_gym_tasks(config)
+    need(env.workers == "auto" or env.workers >= 1, "env.workers", "must be auto or at least 1")
+    need(1 <= env.horizon <= 500 or gym, "env.horizon", "must be between 1 and 500")
+    need(env.horizon >= 1, "env.horizon", "must be at least 1")
+    need(1 <= env.num_goals <= 50, "env.num_goals", "must be between 1 and 50")
+
+    m, n = config.num_tasks, config.num_envs
+    need(train.total_steps >= 1, "train.total_steps", "must be at least 1")
+    need(train.envs_per_task >= 1, "train.envs_per_task", "must be at least 1")
+    need(
+        n <= train.warmup_steps,
+        "train.warmup_steps",
+        f"must be at least {n} (one step of each environment), to fill the first batch",
+    )
+    need(
+        train.warmup_steps <= train.total_steps,
+        "train.warmup_steps",
+        f"must not be longer than the run, train.total_steps = {train.total_steps}",
+    )
+    need(
+        replay.batch_size >= m and replay.batch_size % m == 0,
+        "replay.batch_size",
+        f"must be a positive multiple of the {m} tasks, "
+        f"e.g. {max(1, round(replay.batch_size / m)) * m}",
+    )
+    need(replay.capacity >= n, "replay.capacity", f"must be at least one per environment ({n})")
+    need(0 < replay.ema_alpha <= 1, "replay.ema_alpha", "must be in (0, 1]")
+    for key in ("network.width", "network.depth", "checkpoint.keep", "logging.every"):
+        need(values[key] >= 1, key, "must be at least 1")
+    for key in ("evaluation.episodes_per_task", "evaluation.final_episodes_per_task"):
+        need(values[key] >= 1, key, "must be at least 1")
+    need(
+        config.network.log_std_min < config.network.log_std_max,
+        "network.log_std_min",
+        f"must be below network.log_std_max = {config.network.log_std_max}",
+    )
+    critic = config.critic
+    for key in ("critic.width", "critic.depth"):
+        need(values[key] is None or values[key] >= 1, key, "must be None or at least 1")
+    need(0 < critic.popart_rate <= 1, "critic.popart_rate", "must be in (0, 1]")
+    need(critic.members >= 1, "critic.members", "must be at least 1")
+    need(critic.bins >= 2, "critic.bins", "must be at least 2")
+    need(0 < critic.support < float("inf"), "critic.support", "must be positive and finite")
+    need(
+        1 <= agent.n_step <= env.horizon,
+        "agent.n_step",
+        f"must be in 1..{env.horizon}, the horizon",
+    )
+    need(0 <= agent.gamma < 1, "agent.gamma", "must be in [0, 1)")
+    need(0 < agent.tau <= 1, "agent.tau", "must be in (0, 1]")
+    for key in ("agent.actor_lr", "agent.critic_lr", "agent.initial_temperature"):
+        need(0 < values[key] < float("inf"), key, "must be positive and finite")
+    for key in (
+        "agent.temperature_lr",
+        "agent.actor_l2",
+        "agent.weight_decay",
+        "agent.target_entropy_scale",
+    ):
+        need(0 <= values[key] < float("inf"), key, "must be zero or positive, and finite")
+    need(all(0 <= beta < 1 for beta in agent.betas), "agent.betas", "both must be in [0, 1)")
+    need(
+        agent.weight_decay == 0 or agent.optimizer in ("adamw", "muon"),
+        "agent.weight_decay",
+        f"needs agent.optimizer=adamw or muon; {agent.optimizer} has agent.actor_l2",
+    )
+    need(
+        agent.actor_l2 == 0 or agent.optimizer in ("adam", "sgd"),
+        "agent.actor_l2",
+        f"is for adam and sgd; {agent.optimizer} has agent.weight_decay",
+    )
+    need(1 <= agent.noise_repeat <= 1000, "agent.noise_repeat", "must be in 1..1000")
+    need(agent.actor_every >= 1, "agent.actor_every", "must be at least 1")
+    need(agent.resets >= 0, "agent.resets", "must be zero or positive")
+    need(0 <= agent.lr_decay <= 1, "agent.lr_decay", "must be in [0, 1]")
+    need(
+        agent.max_grad_norm is None or agent.max_grad_norm > 0,
+        "agent.max_grad_norm",
+        "must be None or positive",
+    )
+    need(0 < agent.updates_per_step <= 1000, "agent.updates_per_step", "must be in (0, 1000]")
+    need(agent.warmup_updates >= 0, "agent.warmup_updates", "must be zero or positive")
+    need(
+        config.learner.threads == "auto" or config.learner.threads >= 1,
+        "learner.threads",
+        "must be auto or at least 1",
+    )
+    for key in ("evaluation.every", "diagnostics.every", "train.video_every"):
+        need(values[key] >= 0, key, "must be zero (off) or positive")
+    need(
+        agent.chunk_size is None or agent.chunk_size >= 1,
+        "agent.chunk_size",
+        "must be None (all at once) or at least 1",
+    )
+    episode = config.episode_steps
+    every = config.checkpoint.every
+    need(
+        every >= 1 and every % episode == 0,
+        "checkpoint.every",
+        f"must be a multiple of env.horizon * environments = {episode}, "
+        f"e.g. {max(1, round(every / episode)) * episode}",
+    )
+    meta_world = env_tasks.kind(config.task_names[0]) == "Meta-World"
+    check_seed(config.seed, META_WORLD_SEED if meta_world else LARGEST_SEED)
+    check_sinks(config.logging)

@@ -1,0 +1,89 @@
+"""How a run ends before its time: by a signal or an error. status.json says which."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from mtrl.device.stop_signals import handled
+from mtrl.run.directory import RunDirectory, Status
+
+
+class TrainingError(RuntimeError):
+    """The run cannot continue; the message says why."""
+
+
+class Stopped(Exception):
+    """A signal ended the run after a checkpoint."""
+
+    def __init__(self, signum: int, run: RunDirectory) -> None:
+        self.reason = f"stopped by {signal.Signals(signum).name}"
+        self.exit_code = 128 + signum
+        super().__init__(f"{self.reason}; to continue: mtrl resume {run.path}")
+
+
+@contextmanager
+def outcome(run: RunDirectory, trainer: Stepping, *, new: bool) -> Iterator[None]:
+    """Write down how the block ended, unless it ended by itself.
+
+    A new run that ends before its first step leaves no directory: it has nothing to continue from,
+    and would be in the way of the corrected command.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if new and trainer.step == 0:
+            run.discard()
+        else:
+            run.update_status(*_status_after(error))
+        raise
+
+
+def _status_after(error: BaseException) -> tuple[Status, str]:
+    """-> status and reason"""
+    if isinstance(error, Stopped):
+        return "stopped", error.reason
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped", "stopped at once by Ctrl-C"
+    if isinstance(error, SystemExit):  # rich's answer to a closed pipe
+        return "failed", "nobody reads its output any more"
+    return "failed", f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+class Stepping(Protocol):
+    """Has made `step` steps."""
+
+    @property
+    def step(self) -> int: ...
+
+
+class Messages(Protocol):
+    def message(self, text: str) -> None: ...
+
+
+class Stoppable(Protocol):
+    """Looks at `stop_signal` wherever it can stop; 0 = none has come."""
+
+    stop_signal: int
+
+    @property
+    def recorder(self) -> Messages: ...
+
+
+@contextmanager
+def signals(trainer: Stoppable, where: str) -> Iterator[None]:
+    """SIGTERM, SIGHUP or Ctrl-C: stop at the next `where`. A second Ctrl-C: at once."""
+
+    def handle(signum: int) -> None:
+        if signum == signal.SIGINT and trainer.stop_signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        trainer.stop_signal = signum
+        trainer.recorder.message(
+            f"{signal.Signals(signum).name}: stopping at the next {where}, then saving; "
+            "Ctrl-C twice stops at once"
+        )
+
+    with handled(handle):
+        yield
