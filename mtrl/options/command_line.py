@@ -17,7 +17,7 @@ SMTOS = ("smto", "critic_smto", "actor_smto", "temperature_smto")
 
 def preset_folders() -> list[Path]:
     """Where presets are: next to the package in a checkout, inside it when installed."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parent.parent
     return [
         folder for folder in (package.parent / "configs", package / "configs") if folder.is_dir()
     ]
