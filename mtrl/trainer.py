@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, NoReturn
@@ -28,6 +29,7 @@ from mtrl.gradients.schedule import reset_due, schedule, updates_due
 from mtrl.replay import ReplayBuffer
 from mtrl.reward_scale import create_scale
 from mtrl.run import checkpoint
+from mtrl.run.callbacks import Callback
 from mtrl.run.directory import RunDirectory, Status
 from mtrl.run.log_window import LogWindow
 from mtrl.run.recorder import Recorder
@@ -48,8 +50,10 @@ class Trainer:
         envs: VectorEnv,
         device: torch.device,
         stack: ExitStack,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         """`stack` ends what the run starts: evaluation workers, threads and open files."""
+        self.callbacks, self._asked_to_stop = callbacks, False
         self.config, self.run, self.device, self.stack = config, run, device, stack
         self.envs = envs
         self.evaluator = Evaluator(config)
@@ -266,10 +270,14 @@ class Trainer:
         if self._crossed(config.train.video_every):
             self._record_video()
         if may_save:
-            if self.stop_signal and not final:
+            if (self.stop_signal or self._asked_to_stop) and not final:
                 self._save_and_stop()
             if final or self.step % config.checkpoint.every == 0:
                 self.save()
+
+    def _ask(self, answers: Iterable[bool | None]) -> None:
+        """Every callback is heard, also after one that asks to stop."""
+        self._asked_to_stop |= True in list(answers)
 
     def _crossed(self, every: int) -> bool:
         return every > 0 and self.step // every > (self.step - self.config.num_envs) // every
@@ -303,6 +311,7 @@ class Trainer:
         values["memory/learner_mib"] = peak_memory_mib(self.device)
         values |= window.metrics(self.step)
         recorder.scalars(self.step, values)
+        self._ask(callback.on_log(self.step, values) for callback in self.callbacks)
         known = [s for s in success if s == s]
         recorder.progress(
             self.step,
@@ -336,6 +345,7 @@ class Trainer:
         self.last_success = result.success_mean
         self.recorder.evaluation(started.step, result.success, result.returns, seconds)
         self.last_evaluation = result
+        self._ask(callback.on_evaluation(started.step, *result) for callback in self.callbacks)
         if result.success_mean >= self.best_success:  # of equals the one trained longest
             self.best_success = result.success_mean
             best = {"step": started.step, "agent": started.agent}
@@ -398,7 +408,9 @@ class Trainer:
             "agent": self.agent.state_dict(),
             "replay": self.replay.state_dict(),
         }
-        self.writer.save(checkpoint.step_path(self.run.checkpoints, self.step), state)
+        path = checkpoint.step_path(self.run.checkpoints, self.step)
+        self.writer.save(path, state)
+        self._ask(callback.on_checkpoint(self.step, path) for callback in self.callbacks)
         self._exclude(self.timer.lap("checkpoint"))
 
     def _save_and_stop(self) -> NoReturn:

@@ -7,7 +7,6 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import gymnasium
 import pytest
@@ -54,11 +53,8 @@ def test_documented_example_from_python(example: Path) -> None:
 
 def test_examples_of_the_readme() -> None:
     text = (REPOSITORY / "README.md").read_text()
-    names: dict[str, Any] = {}
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-        exec(block, names)
-    names["env"].close()
-    assert names["direction"].shape == (1000,)
+        exec(block, {"__name__": "imported"})  # tests/test_python.py runs a longer one
     jacobian = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
     direction = create("mine", num_tasks=2).combine(jacobian, torch.ones(2))
     torch.testing.assert_close(direction, torch.tensor([2 / 3, 2 / 3]))  # weights 2 : 1

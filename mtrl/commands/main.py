@@ -158,30 +158,10 @@ def _parse_run(
 
 
 def train_command(arguments: list[str]) -> None:
+    from mtrl.commands.launch import start
     from mtrl.options.command_line import start_options
-    from mtrl.run.directory import RunDirectory
 
-    config, existing = _parse_run("train", arguments, start_options)
-    run = RunDirectory(config.run_path, overwrite=existing.overwrite)
-    if existing.resume_if_exists and run.holds_run:
-        run, stored = RunDirectory.open(run.path)
-        _resume(run, stored, config)
-        return
-    run.check_free()
-    if config.train.video_every:
-        from mtrl.videos import check_rendering
-
-        check_rendering(config)
-
-    from mtrl.envs.vector import make_vector_env
-
-    with make_vector_env(config, config.train.envs_per_task) as envs:
-        # The workers start meanwhile: torch alone takes seconds.
-        from mtrl.commands.train import train
-        from mtrl.options.methods import check_methods
-
-        config = check_methods(config)
-        _show(config, run, train(config, run, envs))
+    _show(*start(*_parse_run("train", arguments, start_options)))
 
 
 def bench_command(arguments: list[str]) -> None:
@@ -224,29 +204,14 @@ def resume_command(arguments: list[str]) -> None:
 
         command.resume(arguments)
         return
+    from mtrl.commands import launch
+
     run, stored = RunDirectory.open(path)
     wanted = with_overrides(stored, f"mtrl resume {name}", overrides)
-    _resume(run, stored, wanted, path if path.is_file() else None)
+    _show(*launch.resume(run, stored, wanted, path if path.is_file() else None))
 
 
-def _resume(run: RunDirectory, stored: Config, wanted: Config, start: Path | None = None) -> None:
-    """Continue `run`; start: not from the newest checkpoint, but from this one."""
-    from mtrl.envs.vector import make_vector_env
-    from mtrl.options.command_line import continued
-
-    config = continued(stored, wanted)
-    with make_vector_env(config, config.train.envs_per_task) as envs:
-        from mtrl.commands.train import train
-        from mtrl.device.setup import choose_device, settle
-        from mtrl.options.methods import check_methods
-
-        config = check_methods(config)
-        if config.learner != stored.learner:  # another device: decided again
-            config, _ = settle(config, choose_device(config.learner.device))
-        _show(config, run, train(config, run, envs, resume=True, start=start))
-
-
-def _show(config: Config, run: RunDirectory, result: Evaluation) -> None:
+def _show(run: RunDirectory, config: Config, result: Evaluation) -> None:
     import dataclasses
 
     from mtrl.evaluation import success_table

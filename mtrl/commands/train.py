@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from mtrl.device.setup import set_up_learner, settle
 from mtrl.envs.vector import VectorEnv
 from mtrl.evaluation import Evaluation
 from mtrl.run import checkpoint
+from mtrl.run.callbacks import Callback
 from mtrl.run.directory import RunDirectory
 from mtrl.run.stopping import outcome, signals
 from mtrl.trainer import Trainer
@@ -26,6 +28,7 @@ def train(
     *,
     resume: bool = False,
     start: Path | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Evaluation:
     """Run to the end (or to a signal); -> the final evaluation.
 
@@ -44,7 +47,7 @@ def train(
         stack.callback(run.release)
         if resume:
             run.lock()
-        trainer = Trainer(config, run, envs, device, stack)
+        trainer = Trainer(config, run, envs, device, stack, callbacks)
         state, damaged = _last_state(config, run, envs, start) if resume else (None, [])
         warnings += damaged
         if state is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +27,9 @@ def handled(handle: Callable[[int], None]) -> Iterator[None]:
             leave_dead_terminal()
         handle(signum)
 
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python hears signals in its main thread alone
+        return
     heard = (
         s for s in STOP_SIGNALS if s == signal.SIGTERM or signal.getsignal(s) != signal.SIG_IGN
     )

@@ -126,7 +126,7 @@ def make_env(
     horizon: int = 500,
     num_goals: int = MAX_GOALS,
     seed: int = 0,
-    fast: bool = False,
+    fast: bool = True,
     render_mode: Literal["rgb_array"] | None = "rgb_array",
 ) -> gymnasium.Env:
     """One task as a Gymnasium environment; its goals equal `metaworld.MT1(task_name, seed)`'s.
@@ -135,7 +135,8 @@ def make_env(
     `reset(options={"goal": i})` chooses one. `reset(seed=s)` starts another order.
     Observations float64 [39], actions float32 [4] in [-1, 1]; `info["success"]` is 0.0 or 1.0.
 
-    `fast=True` steps faster than upstream's own class, with bitwise identical numbers.
+    `fast=False` takes upstream's own step: slower, with bitwise identical numbers. All of
+    Meta-World's tasks have the same spaces, so Gymnasium's vector environments take a list of them.
 
     `render()` returns pixels [240, 240, 3], also under Gymnasium's wrappers; nothing is drawn
     before it is called. It may raise RenderingError. With `render_mode=None` it returns None.

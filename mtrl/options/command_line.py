@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from mtrl.config import Config, load_yaml
 from mtrl.options.command_words import Existing, read_words, spelled
 from mtrl.options.validation import validate
-from mtrl.schema import ConfigError, flatten, nearest, user_path
+from mtrl.schema import ConfigError, build, flatten, nearest, user_path
 
 SMTOS = ("smto", "critic_smto", "actor_smto", "temperature_smto")
 """The sections of `agent` that name a method."""
@@ -55,22 +57,49 @@ def with_overrides(default: Config, program: str, arguments: list[str]) -> Confi
 
     Validated but for the methods: `mtrl.options.methods.check_methods` does that.
     """
-    return _resolve(default, program, arguments, starts=False)[0]
+    return _resolve(default, _words(program, arguments, starts=False))[0]
 
 
 def start_options(default: Config, program: str, arguments: list[str]) -> tuple[Config, Existing]:
     """`with_overrides`, for a command that starts a run."""
-    return _resolve(default, program, arguments, starts=True)
+    return _resolve(default, _words(program, arguments, starts=True))
 
 
-def _resolve(
-    default: Config, program: str, arguments: list[str], *, starts: bool
-) -> tuple[Config, Existing]:
-    config, existing = _parse(default, program, arguments, starts)
+def with_settings(default: Config, settings: Mapping[str, Any]) -> Config:
+    """The same for {"agent.smto.name": "pcgrad", ...} instead of a command line.
+
+    ConfigError for a key or a value that is not allowed.
+    """
+
+    def merge(default: Config) -> tuple[Config, Existing]:
+        data = dataclasses.asdict(default)
+        for key, value in settings.items():
+            build(Config, _nested(key, value))  # it says what is wrong with this one
+            *sections, name = key.split(".")
+            functools.reduce(lambda place, section: place[section], sections, data)[name] = value
+        config: Config = build(Config, data)
+        return _own_options(default, config, settings.keys()), Existing()
+
+    return _resolve(default, merge)[0]
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    for section in reversed(key.split(".")):
+        value = {section: value}
+    result: dict[str, Any] = value
+    return result
+
+
+Read = Callable[[Config], tuple[Config, Existing]]
+
+
+def _resolve(default: Config, read: Read) -> tuple[Config, Existing]:
+    """read: what the user asks for, on top of a configuration."""
+    config, existing = read(default)
     if config.agent.smto.preset:
         from mtrl.options.method_presets import with_preset  # late: it imports torch
 
-        config, _ = _parse(with_preset(default, config), program, arguments, starts)
+        config, _ = read(with_preset(default, config))
         smto = dataclasses.replace(config.agent.smto, preset="")
         config = dataclasses.replace(config, agent=dataclasses.replace(config.agent, smto=smto))
     if config.plugins:  # they may register the environments that env.tasks names
@@ -126,19 +155,27 @@ def _again(wanted: Setting, decided: Setting) -> Setting | Literal["auto"]:
     return "auto" if wanted == decided else wanted
 
 
-_OPTIONS = tuple(f"--agent.{key}.options" for key in SMTOS)
+def _words(program: str, arguments: list[str], *, starts: bool) -> Read:
+    """What a command line asks for."""
+    words = {spelled(word) for word in arguments}
+    given = [
+        key for key in (f"agent.{name}.options" for name in SMTOS) if spelled(f"--{key}") in words
+    ]
+
+    def read(default: Config) -> tuple[Config, Existing]:
+        config, existing = read_words(default, program, arguments, starts=starts)
+        return _own_options(default, config, given), existing
+
+    return read
 
 
-def _parse(
-    default: Config, program: str, arguments: list[str], starts: bool
-) -> tuple[Config, Existing]:
-    config, existing = read_words(default, program, arguments, starts=starts)
-    given = {spelled(word) for word in arguments}
+def _own_options(default: Config, config: Config, given: Collection[str]) -> Config:
+    """A method's options: those given, on top of the default's if it is the same method."""
     agent = config.agent
-    for key, option in zip(SMTOS, _OPTIONS, strict=True):
+    for key in SMTOS:
         before, now = getattr(default.agent, key), getattr(agent, key)
-        options = now.options if spelled(option) in given else {}
+        options = now.options if f"agent.{key}.options" in given else {}
         if now.name == before.name:  # another method's options mean nothing to this one
             options = before.options | options
         agent = dataclasses.replace(agent, **{key: dataclasses.replace(now, options=options)})
-    return dataclasses.replace(config, agent=agent), existing
+    return dataclasses.replace(config, agent=agent)

@@ -92,6 +92,25 @@ class Run:
     def finished(self) -> bool:
         return self.state == "finished"
 
+    @property
+    def success_mean(self) -> float:
+        """Of the last evaluation; NaN before the first."""
+        success = self.status.get("success_mean")
+        return float("nan") if success is None else float(success)
+
+    @property
+    def success(self) -> dict[str, float]:
+        """{task: success rate} of the last evaluation."""
+        prefix = "eval/success/"
+        return {
+            tag.removeprefix(prefix): float(series.values[-1])
+            for tag, series in self.metrics(prefix).items()
+        }
+
+    def metrics(self, *prefixes: str) -> dict[str, Series]:
+        """{tag: (steps, values)} of all that was measured, or of the tags that begin so."""
+        return read_series(self.path / "metrics.jsonl", prefixes or ("",))
+
 
 def _first(config: Mapping[str, Any], keys: Iterable[str], default: Any) -> Any:
     return next((config[key] for key in keys if key in config), default)
@@ -193,7 +212,7 @@ def read_series(path: Path, prefixes: tuple[str, ...]) -> dict[str, Series]:
     points: dict[str, dict[int, float]] = {}
     for record in read_metrics(path):
         for tag, value in record.items():
-            if tag.startswith(prefixes):
+            if tag.startswith(prefixes) and tag != "step":
                 points.setdefault(tag, {})[int(record["step"])] = float(value)
     return {
         tag: Series(np.array(sorted(of)), np.array([of[step] for step in sorted(of)]))

@@ -16,11 +16,13 @@ class TrainingError(RuntimeError):
 
 
 class Stopped(Exception):
-    """A signal ended the run after a checkpoint."""
+    """A signal, or a callback, ended the run after a checkpoint."""
 
     def __init__(self, signum: int, run: RunDirectory) -> None:
-        self.reason = f"stopped by {signal.Signals(signum).name}"
-        self.exit_code = 128 + signum
+        """signum: 0 = a callback asked for it."""
+        self.signum = signum
+        self.reason = f"stopped by {signal.Signals(signum).name if signum else 'a callback'}"
+        self.exit_code = 128 + signum if signum else 0
         super().__init__(f"{self.reason}; to continue: mtrl resume {run.path}")
 
 

@@ -14,6 +14,7 @@ from mtrl.smto.base import (
     register,
 )
 from mtrl.smto.cagrad import CAGrad
+from mtrl.smto.check import check
 from mtrl.smto.graddrop import GradDrop, RandomGradDropout
 from mtrl.smto.gradnorm import GradNorm
 from mtrl.smto.imtl import IMTL, IMTLG
@@ -68,6 +69,7 @@ __all__ = [
     "UncertaintyWeighting",
     "Unitary",
     "available",
+    "check",
     "create",
     "describe",
     "register",

@@ -11,14 +11,14 @@ from __future__ import annotations
 import hashlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
-from mtrl.smto.source import Chosen, Direction, Rows, Source
+from mtrl.smto.source import Backwards, Chosen, Direction, Rows, Source
 
 Needs = Literal["losses", "gramian", "jacobian"]
 
@@ -102,6 +102,36 @@ class SMTO(nn.Module, ABC):
                 tasks = ", ".join(str(i) for i in (~finite).nonzero().flatten().tolist())
                 raise ValueError(f"non-finite {what} of task {tasks}")
         return self.direction(jacobian, losses)
+
+    def backward(
+        self,
+        losses: Tensor,
+        shared_parameters: Iterable[Tensor],
+        task_parameters: Iterable[Tensor] = (),
+    ) -> None:
+        """Instead of `losses.mean().backward()`, in a training loop of your own.
+
+        losses [m], with their graph. Adds the method's direction to `.grad` of the shared
+        parameters, and the gradient of the losses' mean to that of the parameters that one task
+        alone uses (heads): no other task's gradient conflicts with theirs. Costs one ordinary
+        backward for methods that need the losses alone, else one for every task.
+
+        ValueError for losses of another shape, or that are not finite.
+        """
+        shared, own = list(shared_parameters), list(task_parameters)
+        if losses.shape != (self.num_tasks,):
+            raise ValueError(f"expected losses [{self.num_tasks}], not {tuple(losses.shape)}")
+        if not losses.isfinite().all():
+            raise ValueError(f"losses must be finite, not {losses.tolist()}")
+        gradients = self.choose(Backwards(losses, shared)).direction
+        if own:
+            gradients = gradients + list(torch.autograd.grad(losses.mean(), own))
+        with torch.no_grad():
+            for parameter, gradient in zip([*shared, *own], gradients, strict=True):
+                if parameter.grad is None:
+                    parameter.grad = gradient.clone()
+                else:
+                    parameter.grad += gradient
 
     def certificates(self) -> dict[str, Tensor]:
         """How well the last solve went (residual, duality gap), as scalars; {} if closed form.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -58,6 +59,46 @@ class Rows(NamedTuple):
 
     def shaped(self, direction: Tensor) -> Tensor:
         return direction
+
+
+class Backwards:
+    """Task gradients of losses that a user's own network has: a `Source` of one backward a task.
+
+    Its form is a list, one tensor for each of the parameters.
+    """
+
+    def __init__(self, losses: Tensor, parameters: Sequence[Tensor]) -> None:
+        self._losses, self._parameters = losses, parameters
+
+    @property
+    def losses(self) -> Tensor:
+        return self._losses.detach()
+
+    @cached_property
+    def _rows(self) -> Tensor:
+        rows = [self._gradients(loss) for loss in self._losses]
+        return torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+
+    def _gradients(self, loss: Tensor) -> list[Tensor]:
+        found = torch.autograd.grad(
+            loss, self._parameters, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        return list(found)
+
+    def gramian(self) -> Tensor:
+        return gram_matrix(self._rows)
+
+    def jacobian(self) -> Tensor:
+        return self._rows
+
+    def weighted(self, weights: Tensor) -> list[Tensor]:
+        if "_rows" in vars(self):  # they are there already
+            return self.shaped(weights.to(self._rows.dtype) @ self._rows)
+        return self._gradients(weights.to(self._losses.dtype) @ self._losses)
+
+    def shaped(self, direction: Tensor) -> list[Tensor]:
+        parts = direction.split([p.numel() for p in self._parameters])
+        return [part.view_as(p) for part, p in zip(parts, self._parameters, strict=True)]
 
 
 BLOCK = 4096
