@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, Mtrl
 
-from mtrl.envs.toy import TASKS, PointMass, optimal_return
+from mtrl.benchmarks import TOY
+from mtrl.envs.toy import PointMass, optimal_return
 
 # Larger steps than the preset's: learns in a tenth of its updates. Returns count whole episodes.
 FAST = (
@@ -35,7 +36,7 @@ def test_learns_all_tasks_nearly_optimally(method: str, run_mtrl: Mtrl, tmp_path
     assert done.returncode == 0, done.stderr[-3000:]
     result = final_evaluation(run)
     assert result["eval/success_mean"] >= 0.9  # 1.0 with each of 10 seeds
-    for task in TASKS:
+    for task in TOY:
         starts = PointMass(task, num_goals=50, horizon=20, seed=1).starts
         best = np.mean([optimal_return(task, start, 20) for start in starts])
         # An idle point stays where it starts and pays its distance at every step.

@@ -13,8 +13,9 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
+from mtrl.benchmarks import TOY
 from mtrl.config import Config, LossSmtoConfig, SmtoConfig, load_yaml
-from mtrl.envs.toy import TASKS, PointMass, optimal_return
+from mtrl.envs.toy import PointMass, optimal_return
 from mtrl.envs.vector import VectorEnv, make_vector_env
 from mtrl.evaluation import agent_policy, evaluate, goal_schedule
 from mtrl.run.directory import RunDirectory
@@ -79,14 +80,14 @@ def learn(config: Config, envs: VectorEnv, folder: Path) -> list[float]:
     goals = goal_schedule(config, EPISODES)
     result = evaluate(agent_policy(trainer.agent), envs, goals, stop_at_success=False)
     returns = result.returns.mean(1).tolist()
-    return [share_of_the_way(task, value) for task, value in zip(TASKS, returns, strict=True)]
+    return [share_of_the_way(task, value) for task, value in zip(TOY, returns, strict=True)]
 
 
 @pytest.mark.parametrize("method", available())
 def test_method_learns_all_tasks(
     method: str, base: Config, envs: VectorEnv, tmp_path: Path
 ) -> None:
-    options = {"weights": [1.0] * len(TASKS)} if method == "fixed" else {}
+    options = {"weights": [1.0] * len(TOY)} if method == "fixed" else {}
     if method in ON_THE_CRITIC_ALONE:
         agent = dataclasses.replace(base.agent, critic_smto=LossSmtoConfig(method))
     else:
