@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,6 +53,33 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + item.name] = value
     return flat
+
+
+def types_of(cls: Any, prefix: str = "") -> dict[str, Any]:
+    """{"agent.smto.name": str, ...} of a dataclass of dataclasses."""
+    kinds: dict[str, Any] = {}
+    for name, kind in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(kind):
+            kinds |= types_of(kind, f"{prefix}{name}.")
+        else:
+            kinds[prefix + name] = kind
+    return kinds
+
+
+def with_values(default: Any, settings: Mapping[str, Any]) -> Any:
+    """`default`, a configuration of any kind, with {"agent.smto.name": "pcgrad", ...} set.
+
+    ConfigError for a key or a value that is not allowed.
+    """
+    data = dataclasses.asdict(default)
+    for key, value in settings.items():
+        *sections, name = key.split(".")
+        nested: Any = value
+        for section in reversed((*sections, name)):
+            nested = {section: nested}
+        build(type(default), nested)  # it says what is wrong with this one
+        functools.reduce(lambda place, section: place[section], sections, data)[name] = value
+    return build(type(default), data)
 
 
 def describe_type(kind: Any) -> str:

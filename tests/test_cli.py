@@ -54,12 +54,17 @@ def no_run(tmp_path: Path) -> list[str]:
 
 
 BAD_OPTIONS = {
-    "unknown option": ("--agent.gama 0.9", ["--agent.gama", "--agent.gamma"]),
-    "text for a number": ("--train.total-steps abc", ["--train.total-steps", "abc", "int"]),
-    "fraction for an integer": ("--network.width 1.5", ["--network.width", "1.5", "int"]),
+    "unknown option": (
+        "--agent.gama 0.9",
+        ["--agent.gama = '0.9': unknown option; did you mean '--agent.gamma'?", "--help"],
+    ),
+    "a word beside the options": ("--seed 1 2", ["word = '2'", "options begin with `--`"]),
+    "no value": ("--agent.gamma --seed 1", ["agent.gamma = null: needs a value: a number"]),
+    "text for a number": ("--train.total-steps abc", ["train.total_steps = 'abc'", "an integer"]),
+    "fraction for an integer": ("--network.width 1.5", ["network.width = '1.5'", "an integer"]),
     "not among the choices": (
         "--env.reward-version v3",
-        ["--env.reward-version", "v3", "v1", "v2"],
+        ["env.reward_version = 'v3'", "one of v1, v2"],
     ),
     "negative batch": ("--replay.batch-size -4", ["replay.batch_size = -4", "multiple of the 4"]),
     "batch 0": ("--replay.batch-size 0", ["replay.batch_size = 0", "multiple of the 4 tasks"]),
@@ -137,7 +142,7 @@ BAD_OPTIONS = {
     ),
     "an option without a value": (
         "--agent.smto.name rgd --agent.smto.options p",
-        ["--agent.smto.options", "'p' is not key=value"],
+        ["agent.smto.options = 'p'", "'p' is not key=value"],
     ),
     "preset without settings": (
         "--agent.smto.name famo --agent.smto.preset kurin",
@@ -166,12 +171,12 @@ BAD_OPTIONS = {
     ),
     "neither on nor off": (
         "--learner.compile maybe",
-        ["--learner.compile", "'maybe' must be one of auto, on, off"],
+        ["learner.compile = 'maybe': must be one of auto, on, off"],
     ),
     "neither true nor false": ("--env.fast=maybe", ["env.fast = 'maybe'", "true or false"]),
     "an option's value twice": (
         "--agent.smto.name rgd --agent.smto.options p=0.1 --agent.smto.options p=0.2",
-        ["--agent.smto.options", "'p' stands twice"],
+        ["agent.smto.options = 'p=0.1 p=0.2'", "'p' stands twice"],
     ),
     "a switch as a word": (
         "--agent.smto.name fixed --agent.smto.options weights=[1,on,1,1]",

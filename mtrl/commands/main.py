@@ -5,6 +5,7 @@ Imports here stay light: simulation workers import this module again when they s
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Callable
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 USAGE = """\
 mtrl: multi-task reinforcement learning
 
-  mtrl train CONFIG [--resume-if-exists] [--key value ...]
-      train; CONFIG is a YAML file or a preset's name
+  mtrl train CONFIG... [--resume-if-exists] [--key value ...]
+      train; CONFIG is a YAML file or a preset; of several, later ones win
   mtrl resume RUN [--train.total-steps N] [--learner.device D]
       continue from the newest checkpoint, or from the one given
   mtrl evaluate RUN [--checkpoint best|latest|PATH]
@@ -149,12 +150,13 @@ def _parse_run(
         raise UsageError(
             f"{command} needs a configuration, e.g. `mtrl {command} configs/mt10.yaml`"
         )
-    name, *overrides = arguments
-    if name in ("-h", "--help"):
+    if arguments[0] in ("-h", "--help"):
         parse(Config(), f"mtrl {command} CONFIG", ["--help"])
-    if name.startswith("-"):
-        raise UsageError(f"{command} needs the configuration first, not {name!r}")
-    return parse(load_config(name), f"mtrl {command} {name}", overrides)
+    if arguments[0].startswith("-"):
+        raise UsageError(f"{command} needs the configuration first, not {arguments[0]!r}")
+    files = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
+    program = " ".join(("mtrl", command, *files))
+    return parse(load_config(*files), program, arguments[len(files) :])
 
 
 def train_command(arguments: list[str]) -> None:

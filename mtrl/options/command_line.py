@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -11,7 +10,15 @@ from typing import Any, Literal, TypeVar
 from mtrl.config import Config, load_yaml
 from mtrl.options.command_words import Existing, read_words, spelled
 from mtrl.options.validation import validate
-from mtrl.schema import ConfigError, build, flatten, nearest, user_path
+from mtrl.schema import (
+    ConfigError,
+    flatten,
+    nearest,
+    read_config,
+    types_of,
+    user_path,
+    with_values,
+)
 
 SMTOS = ("smto", "critic_smto", "actor_smto", "temperature_smto")
 """The sections of `agent` that name a method."""
@@ -46,10 +53,29 @@ def find_config(name: str) -> Path:
     return path
 
 
-def load_config(name: str) -> Config:
+def load_config(name: str, *more: str) -> Config:
+    """Of a YAML file, and of others that are laid over it in this order."""
     path = find_config(name)
     config = load_yaml(path)
-    return config if config.name else dataclasses.replace(config, name=path.stem)
+    if not config.name:
+        config = dataclasses.replace(config, name=path.stem)
+    for later in more:
+        settings = leaves(read_config(find_config(later)) or {}, Config)
+        config = _own_options(config, with_values(config, settings), settings.keys())
+    return config
+
+
+def leaves(content: Any, kind: Any, prefix: str = "") -> dict[str, Any]:
+    """What a YAML file holds, as {"agent.smto.name": "pcgrad", ...}."""
+    kinds = types_of(kind)
+    found: dict[str, Any] = {}
+    if not isinstance(content, dict):
+        raise ConfigError(prefix.rstrip(".") or "config", content, "must be a mapping")
+    for key, value in content.items():
+        whole = f"{prefix}{key}"
+        is_section = any(known.startswith(f"{whole}.") for known in kinds)
+        found |= leaves(value, kind, f"{whole}.") if is_section else {whole: value}
+    return found
 
 
 def with_overrides(default: Config, program: str, arguments: list[str]) -> Config:
@@ -72,22 +98,10 @@ def with_settings(default: Config, settings: Mapping[str, Any]) -> Config:
     """
 
     def merge(default: Config) -> tuple[Config, Existing]:
-        data = dataclasses.asdict(default)
-        for key, value in settings.items():
-            build(Config, _nested(key, value))  # it says what is wrong with this one
-            *sections, name = key.split(".")
-            functools.reduce(lambda place, section: place[section], sections, data)[name] = value
-        config: Config = build(Config, data)
+        config: Config = with_values(default, settings)
         return _own_options(default, config, settings.keys()), Existing()
 
     return _resolve(default, merge)[0]
-
-
-def _nested(key: str, value: Any) -> dict[str, Any]:
-    for section in reversed(key.split(".")):
-        value = {section: value}
-    result: dict[str, Any] = value
-    return result
 
 
 Read = Callable[[Config], tuple[Config, Existing]]

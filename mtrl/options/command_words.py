@@ -5,16 +5,25 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import tyro
 import yaml
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from mtrl.files import yaml12
-from mtrl.schema import SWITCH, ConfigError, coerce, describe_type, flatten
+from mtrl.schema import (
+    SWITCH,
+    ConfigError,
+    coerce,
+    describe_type,
+    flatten,
+    nearest,
+    types_of,
+    with_values,
+)
 
 Configured = TypeVar("Configured", bound=Any)
 """A configuration of any kind."""
@@ -41,36 +50,99 @@ def read_words(
 ) -> tuple[Configured, Existing]:
     """The command line on top of `default`, a configuration of any kind.
 
-    starts: whether the command has Existing's options, too.
-    Leaves with code 2 where a word cannot be read.
+    starts: whether the command has Existing's options, too. ConfigError for what cannot be read;
+    `--help` among the words leaves with code 0.
     """
-    kind = type(default)
-    line: Any = kind
-    if starts:
-        line = dataclasses.make_dataclass(kind.__name__, [], bases=(Existing, kind), frozen=True)
-        line.__doc__ = kind.__doc__
-    switches = [key for key, value in flatten(line()).items() if isinstance(value, bool)]
-    read = tyro.cli(
-        line,
-        default=line(**_fields(default)),
-        prog=program,
-        args=_plain_switches(gather(default, words), switches),
-        registry=mappings_as_pairs(),
-    )
-    values = _fields(read)
-    names = [field.name for field in dataclasses.fields(Existing)] if starts else []
-    existing = Existing(**{name: values.pop(name) for name in names})
+    if {"-h", "--help"} & set(words):
+        show_help(default, program, starts=starts)
+    kinds = types_of(type(default)) | (types_of(Existing) if starts else {})
+    settings = read_settings(kinds, words, program)
+    existing = Existing(**{key: settings.pop(key) for key in types_of(Existing) if key in settings})
     if existing.overwrite and existing.resume_if_exists:
         raise ConfigError(
             "resume_if_exists",
             True,
             "cannot be combined with overwrite, which deletes what exists",
         )
-    return kind(**values), existing
+    return with_values(default, settings), existing
 
 
-def _fields(config: Any) -> dict[str, Any]:
-    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+def show_help(default: Any, program: str, *, starts: bool) -> NoReturn:
+    kind = type(default)
+    line: Any = kind
+    if starts:
+        line = dataclasses.make_dataclass(kind.__name__, [], bases=(Existing, kind), frozen=True)
+        line.__doc__ = kind.__doc__
+    values = {field.name: getattr(default, field.name) for field in dataclasses.fields(default)}
+    registry = pairs_registry("KEY=VALUE ...", _pairs)
+    tyro.cli(line, default=line(**values), prog=program, args=["--help"], registry=registry)
+    raise SystemExit(0)
+
+
+def read_settings(kinds: Mapping[str, Any], words: list[str], program: str) -> dict[str, Any]:
+    """`--agent.gamma 0.9 --env.tasks a b` -> {"agent.gamma": 0.9, "env.tasks": ("a", "b")}.
+
+    kinds {key: type}. A list or a mapping that stands several times has the words of all places.
+    """
+    given: dict[str, list[str]] = {}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        option, equals, value = word.partition("=")
+        if not option.startswith("--"):
+            raise ConfigError("word", word, "options begin with `--`")
+        key, off = _key_of(option, kinds)
+        if key is None:
+            options = {f"--{known.replace('_', '-')}" for known in kinds}
+            close = nearest(option.replace("_", "-"), options)
+            raise ConfigError(
+                option, value or (rest or [""])[0], f"unknown option{close}; see `{program} --help`"
+            )
+        values = [value] if equals else []
+        if off:
+            values = ["false"]
+        elif kinds[key] is bool:
+            if not equals:
+                values = [rest.pop(0)] if rest and rest[0].lower() in SWITCH else ["true"]
+        elif _takes_several(kinds[key]):
+            while rest and not rest[0].startswith("--"):
+                values.append(rest.pop(0))
+            values = given.get(key, []) + values
+        elif not equals:
+            if not rest or rest[0].startswith("--"):
+                raise ConfigError(key, None, f"needs a value: {describe_type(kinds[key])}")
+            values = [rest.pop(0)]
+        given[key] = values
+    return {key: _value(key, values, kinds[key]) for key, values in given.items()}
+
+
+def _key_of(option: str, kinds: Mapping[str, Any]) -> tuple[str | None, bool]:
+    """-> the key that an option names, and whether it says `no-`."""
+    key = option[2:].replace("-", "_")
+    if key in kinds:
+        return key, False
+    section, dot, name = key.rpartition(".")
+    positive = f"{section}{dot}{name.removeprefix('no_')}"
+    off = name.startswith("no_") and kinds.get(positive) is bool
+    return (positive, True) if off else (None, False)
+
+
+def _takes_several(kind: Any) -> bool:
+    return typing.get_origin(kind) in (tuple, dict)
+
+
+def _value(key: str, words: list[str], kind: Any) -> Any:
+    """What the words of one option mean; ConfigError if nothing that it takes."""
+    try:
+        if typing.get_origin(kind) is dict:
+            return _pairs(words)
+        if typing.get_origin(kind) is tuple:
+            element = typing.get_args(kind)[0]
+            return tuple(_from_word(word, element) for word in words)
+        return _from_word(words[0], kind)
+    except ValueError as error:
+        shown = words[0] if len(words) == 1 else " ".join(words)
+        raise ConfigError(key, shown, str(error) or f"must be {describe_type(kind)}") from None
 
 
 def gather(default: Any, words: list[str]) -> list[str]:
@@ -100,43 +172,17 @@ def spelled(word: str) -> str:
     return word.replace("_", "-").split("=")[0]
 
 
-def _plain_switches(words: list[str], switches: Collection[str]) -> list[str]:
-    """`--a.b true` -> `--a.b`; `--a.b=off` -> `--a.no-b`: a switch by any word for it."""
-    plain: list[str] = []
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        option, equals, value = word.partition("=")
-        key = option.removeprefix("--").replace("-", "_")
-        if not option.startswith("--") or key not in switches:
-            plain.append(word)
-            continue
-        if not equals and rest and rest[0].lower() in SWITCH:
-            value = rest.pop(0)
-        try:
-            on = not value or coerce(value, bool)
-        except ValueError:
-            raise ConfigError(key, value, f"must be {describe_type(bool)}") from None
-        section, dot, name = option.removeprefix("--").rpartition(".")
-        plain.append(option if on else f"--{section}{dot}no-{name}")
-    return plain
-
-
-def mappings_as_pairs() -> ConstructorRegistry:
+def _pairs(words: list[str]) -> dict[str, Any]:
     """How mappings (a method's options) are written on the command line: key=value ..."""
-
-    def parse(words: list[str]) -> dict[str, Any]:
-        options: dict[str, Any] = {}
-        for word in words:
-            key, equals, text = word.partition("=")
-            if not (key and equals):
-                raise ValueError(f"{word!r} is not key=value")
-            if key in options:
-                raise ValueError(f"{key!r} stands twice")
-            options[key] = yaml_value(text)
-        return options
-
-    return pairs_registry("KEY=VALUE ...", parse)
+    options: dict[str, Any] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not (key and equals):
+            raise ValueError(f"{word!r} is not key=value")
+        if key in options:
+            raise ValueError(f"{key!r} stands twice")
+        options[key] = yaml_value(text)
+    return options
 
 
 def yaml_value(text: str) -> Any:
@@ -197,6 +243,8 @@ def pairs_registry(
 
 def _from_word(word: str, kind: Any) -> Any:
     """A word of the command line as `kind`: what YAML makes of it, or the word itself."""
+    if kind is str:
+        return word
     try:
         return coerce(yaml_value(word), kind)
     except ValueError:
