@@ -28,7 +28,7 @@ from mtrl.sweep.options import SweepOptions
 from mtrl.sweep.process import look
 from mtrl.sweep.ray_engine import fits, share
 
-pytest.importorskip("ray", reason="ray is not installed: pip install 'mtrl-smto[cluster]'")
+pytest.importorskip("ray", reason="ray is not installed: pip install 'ray[client]'")
 
 OBJECT_STORE = 80 * 2**20  # little more than the least that Ray accepts
 

@@ -155,7 +155,7 @@ def digits() -> PairSplits:
         from sklearn.datasets import load_digits
     except ImportError:
         raise ConfigError(
-            "problem", "digits", 'needs scikit-learn: pip install "mtrl-smto[supervised]"'
+            "problem", "digits", "needs scikit-learn: pip install scikit-learn"
         ) from None
     bunch = load_digits()
     small = np.minimum(bunch.images * 16, 255).astype(np.uint8)

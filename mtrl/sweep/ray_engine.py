@@ -36,9 +36,7 @@ def import_ray() -> Any:
     try:
         import ray
     except ImportError:
-        raise ConfigError(
-            "engine", "ray", "is not installed: pip install 'mtrl-smto[cluster]'"
-        ) from None
+        raise ConfigError("engine", "ray", "is not installed: pip install 'ray[client]'") from None
     return ray
 
 
