@@ -26,6 +26,14 @@ EPISODES = 20
 # Its pulls have length one however short the gradients are (Nakamura et al. 2022, and so here). On
 # the actor's loss, whose gradients are short, they are most of the direction: nothing is learnt.
 ON_THE_CRITIC_ALONE = ("cdtt",)
+# Mean, and worst task, with 4 seeds (standard deviation); db_mtl, dual_proj and excess_mtl are like
+# the others. Three standard deviations leave 0.764 and 0.405:
+#   modo           0.911 (0.049)    0.777 (0.124)
+#   gls            0.960 (0.026)    0.892 (0.102)
+#   go4align       0.962 (0.037)    0.905 (0.133)
+#   conflict_free  0.964 (0.031)    0.905 (0.116)
+#   ldc_mtl        0.963 (0.035)    0.909 (0.132)
+LESS_RELIABLE = ("modo", "gls", "go4align", "conflict_free", "ldc_mtl")
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +109,9 @@ def test_method_learns_all_tasks(
     #   imtl_g  0.973 (0.025)    0.941 (0.093)
     #   cagrad  0.974 (0.024)    0.947 (0.086)
     #   mgda    0.979 (0.004)    0.974 (0.009)
-    assert np.mean(shares) >= 0.85, shares
-    assert min(shares) >= 0.65, shares
+    mean, worst = (0.75, 0.4) if method in LESS_RELIABLE else (0.85, 0.65)
+    assert np.mean(shares) >= mean, shares
+    assert min(shares) >= worst, shares
 
 
 def test_learns_with_bf16_products(base: Config, envs: VectorEnv, tmp_path: Path) -> None:

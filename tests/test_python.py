@@ -201,7 +201,8 @@ class TwoHeads(nn.Module):
 
 
 OPTIONS: dict[str, dict[str, Any]] = {"fixed": {"weights": (0.2, 0.3, 0.5)}}
-OWN_SCALE = ("cagrad", "fairgrad", "nash_mtl")  # by their papers
+OWN_SCALE = ("cagrad", "fairgrad", "nash_mtl", "db_mtl")  # by their papers
+ORDERED = ("ldc_mtl",)
 
 
 @pytest.mark.parametrize("name", [n for n in available() if "seed" not in describe(n).options])
@@ -246,7 +247,7 @@ def test_backward_accumulates_and_refuses() -> None:
 @pytest.mark.parametrize("name", available())
 def test_our_own_methods_pass_the_check(name: str) -> None:
     options = {"weights": (0.25,) * 4} if name == "fixed" else {}
-    check(name, own_scale=name in OWN_SCALE, **options)
+    check(name, own_scale=name in OWN_SCALE, ordered=name in ORDERED, **options)
 
 
 class Wrong(SMTO):

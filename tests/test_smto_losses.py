@@ -8,8 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from smto_cases import make, random_jacobian
+from torchjd.scalarization import GeometricMean
 
 from mtrl.smto import create
+from mtrl.smto.grouping import clustered
 
 
 def test_unitary_is_the_mean():
@@ -235,5 +237,90 @@ def test_stch_goes_from_the_maximum_to_the_mean():
     ],
 )
 def test_impossible_options_are_refused(name, options, match):
+    with pytest.raises(ValueError, match=match):
+        create(name, 2, **options)
+
+
+# -- geometric mean, discrepancies, groups ------------------------------------------------------
+
+
+@given(losses=positive)
+@settings(max_examples=20)
+def test_gls_weights_are_the_gradient_of_the_geometric_mean(losses):
+    leaf = losses.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(GeometricMean()(leaf), [leaf])
+    np.testing.assert_allclose(create("gls", len(losses)).weights(losses=losses), expected)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.01, 0.5])
+def test_ldc_mtl_follows_torchs_adam_on_the_published_loss(strength):
+    z = torch.ones(4, dtype=torch.float64, requires_grad=True)
+    adam = torch.optim.Adam([z], lr=0.02)
+    smto = create("ldc_mtl", 4, lr=0.02, strength=strength)
+    for step in range(30):
+        losses = random_jacobian(4, 1, seed=step)[:, 0].square() + 0.1
+        leaf, share = losses.clone().requires_grad_(), z.sigmoid()
+        weighted = share * leaf
+        gaps = (weighted[:-1] - weighted[1:]).abs().sum()
+        adam.zero_grad()
+        (weighted.sum() / share.sum().detach() + strength * gaps).backward()
+        np.testing.assert_allclose(smto.weights(losses=losses), leaf.grad, rtol=1e-9)
+        adam.step()
+
+
+def test_ldc_mtl_brings_weighted_losses_closer():
+    losses = torch.tensor([1.0, 4.0]).double()
+    smto = create("ldc_mtl", 2, lr=0.02, strength=1.0)
+    for _ in range(200):
+        smto.weights(losses=losses)
+    small, large = (smto.parameter.sigmoid() * losses).tolist()
+    assert large / small < 1.5
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, 5])
+@given(values=st.lists(st.floats(0.0, 10.0), min_size=1, max_size=8))
+@settings(max_examples=25)
+def test_clusters_are_the_best_of_all_partitions_into_intervals(groups, values):
+    values = torch.tensor(values, dtype=torch.float64)
+    groups = min(groups, len(values))
+    ordered = np.sort(values.numpy())
+    best = min(
+        sum(((part - part.mean()) ** 2).sum() for part in np.split(ordered, cuts))
+        for cuts in map(list, itertools.combinations(range(1, len(values)), groups - 1))
+    )
+    found = clustered(values, groups)
+    assert float((values - found).square().sum()) == pytest.approx(best, abs=1e-9)
+    assert float(found.sum()) == pytest.approx(float(values.sum()))
+    assert len(found.unique()) <= groups
+
+
+def test_go4align_follows_the_authors_indicators_in_groups():
+    smto, share = create("go4align", 4, groups=2, step_size=0.05), np.full(4, 0.25)
+    for step in range(10):
+        losses = np.array([1.0, 1.1, 5.0, 5.5]) * 0.95**step
+        share = share * np.exp(-0.05 * losses)
+        share /= share.sum()
+        indicators = losses.sum() / losses * share / 4
+        expected = np.repeat([indicators[:2].mean(), indicators[2:].mean()], 2)
+        np.testing.assert_allclose(smto.weights(losses=torch.from_numpy(losses)), expected)
+
+
+def test_go4align_with_as_many_groups_as_tasks_groups_nothing():
+    losses = torch.tensor([1.0, 2.0, 4.0]).double()
+    ours = create("go4align", 3, groups=9, step_size=0.0).weights(losses=losses)
+    np.testing.assert_allclose(ours, losses.mean() / (3 * losses))
+    (weight,) = create("go4align", 3, groups=1).weights(losses=losses).unique()
+    assert float(weight) > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "match"),
+    [
+        ("ldc_mtl", {"strength": -1.0}, "strength must not be negative"),
+        ("go4align", {"groups": 0}, "groups must be at least 1"),
+        ("go4align", {"step_size": -1.0}, "step_size must not be negative"),
+    ],
+)
+def test_impossible_options_of_groups_are_refused(name, options, match):
     with pytest.raises(ValueError, match=match):
         create(name, 2, **options)

@@ -15,13 +15,17 @@ from mtrl.smto.base import (
 )
 from mtrl.smto.cagrad import CAGrad
 from mtrl.smto.check import check
+from mtrl.smto.conflict_free import ConFIG
+from mtrl.smto.discrepancy import LDCMTL
 from mtrl.smto.graddrop import GradDrop, RandomGradDropout
 from mtrl.smto.gradnorm import GradNorm
+from mtrl.smto.grouping import GO4Align
 from mtrl.smto.imtl import IMTL, IMTLG
 from mtrl.smto.loss_balancing import (
     FAMO,
     IMTLL,
     DynamicWeightAverage,
+    GeometricLoss,
     ScaleInvariant,
     SmoothTchebycheff,
     UncertaintyWeighting,
@@ -30,31 +34,40 @@ from mtrl.smto.min_norm import CDTT, EDM, MGDA
 from mtrl.smto.nash import FairGrad, NashMTL
 from mtrl.smto.projection import GradVac, PCGrad
 from mtrl.smto.random_weighting import RandomGradDrop, RLWDirichlet, RLWNormal
+from mtrl.smto.remembered import DBMTL, ExcessMTL, MoDo
 from mtrl.smto.sdmgrad import SDMGrad
-from mtrl.smto.upgrad import UPGrad
+from mtrl.smto.upgrad import DualProj, UPGrad
 from mtrl.smto.weighting import Fixed, Unitary
 
 __all__ = [
     "CDTT",
+    "DBMTL",
     "EDM",
     "FAMO",
     "IMTL",
     "IMTLG",
     "IMTLL",
+    "LDCMTL",
     "MGDA",
     "SMTO",
     "AlignedMTL",
     "AutoScale",
     "CAGrad",
+    "ConFIG",
+    "DualProj",
     "DynamicWeightAverage",
+    "ExcessMTL",
     "FairGrad",
     "Fixed",
+    "GO4Align",
+    "GeometricLoss",
     "GradDrop",
     "GradNorm",
     "GradVac",
     "GramianSMTO",
     "LearnedSMTO",
     "Method",
+    "MoDo",
     "NashMTL",
     "PCGrad",
     "RLWDirichlet",

@@ -294,6 +294,30 @@ class LearnedSMTO(SMTO):
         self.adam.load_state_dict(self.adam.state_dict() | {"state": state["adam"]})
 
 
+class Averaged(SMTO):
+    """Weights averaged over steps: ema times the last average, plus 1 - ema times the new weights.
+
+    CR-MOGM (Zhou et al. 2022, Algorithm 1), with a constant ema; the first average is the first
+    weights. `create` makes a class of this one and a method, for the option `ema`.
+    """
+
+    compilable = False
+    average: Tensor
+
+    def __init__(self, num_tasks: int, *, ema: float, **options: Any) -> None:
+        super().__init__(num_tasks, **options)
+        if not 0 <= ema < 1:
+            raise ValueError(f"ema must be in [0, 1), not {ema}")
+        self.ema = ema
+        unknown = torch.full((num_tasks,), torch.nan, dtype=torch.float64)
+        self.register_buffer("average", unknown)
+
+    def weights(self, *, losses: Tensor | None = None, gramian: Tensor | None = None) -> Tensor:
+        fresh = super().weights(losses=losses, gramian=gramian).double()
+        last = torch.where(self.average.isnan(), fresh, self.average)
+        return self.average.copy_(self.ema * last + (1.0 - self.ema) * fresh).clone()
+
+
 # -- registry -----------------------------------------------------------------------------------
 
 _METHODS: dict[str, type[SMTO]] = {}
@@ -347,6 +371,13 @@ def _find(name: str | type[SMTO]) -> tuple[str, type[SMTO]]:
 
 
 def _defaults(cls: type[SMTO]) -> dict[str, Any]:
+    """All options of a method: those of its constructor, and `ema` if it has weights that vary."""
+    own = _own_options(cls)
+    has_weights = cls.weights is not SMTO.weights and not cls.compilable
+    return dict(sorted((({"ema": 0.0} if has_weights else {}) | own).items()))
+
+
+def _own_options(cls: type[SMTO]) -> dict[str, Any]:
     """Keyword options of the constructor, base classes' included where it passes them on."""
     options: dict[str, Any] = {}
     for base in cls.__mro__:
@@ -358,7 +389,7 @@ def _defaults(cls: type[SMTO]) -> dict[str, Any]:
                 options.setdefault(p.name, p.default)
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
-    return dict(sorted(options.items()))
+    return options
 
 
 def options_of(name: str | type[SMTO]) -> tuple[str, ...]:
@@ -390,4 +421,6 @@ def create(name: str | type[SMTO], num_tasks: int, **options: Any) -> SMTO:
             raise ValueError(
                 f"method {name!r} has no option {option!r}; valid: {', '.join(allowed) or 'none'}"
             )
+    if "ema" in options and "ema" not in _own_options(cls):
+        cls = type(cls.__name__, (Averaged, cls), {})
     return cls(num_tasks, **options)

@@ -13,14 +13,16 @@ from mtrl.smto.base import SMTO, create, describe
 TASKS, SIZE = 4, 50
 
 
-def check(name: str | type[SMTO], *, own_scale: bool = False, **options: Any) -> None:
+def check(
+    name: str | type[SMTO], *, own_scale: bool = False, ordered: bool = False, **options: Any
+) -> None:
     """AssertionError, which says what is wrong, unless the method
 
     gives finite directions of the right shape, for zero and for huge gradients too; gives the task
     gradient itself where all are equal (scale convention: a mean); gives the same whatever the
     order of the tasks; and continues from its saved state as if nothing had been.
 
-    own_scale: its paper fixes another norm. A method that draws random numbers (it has an option
+    own_scale: its paper fixes another norm. ordered: the order of the tasks has a meaning. A method that draws random numbers (it has an option
     `seed`) is not asked for scale and order.
     """
     is_random = "seed" in describe(name).options
@@ -55,7 +57,7 @@ def check(name: str | type[SMTO], *, own_scale: bool = False, **options: Any) ->
         "what makes step sizes and l2 comparable",
     )
 
-    if not is_random:
+    if not (is_random or ordered):
         order = torch.tensor([2, 0, 3, 1])
         one = copy.deepcopy(method).combine(usual, losses)
         other = copy.deepcopy(method).combine(usual[order], losses[order])

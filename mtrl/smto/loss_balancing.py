@@ -68,6 +68,23 @@ class ScaleInvariant(SMTO):
         return 1.0 / (self.num_tasks * self.observe(losses))
 
 
+@register("gls", "geometric_loss")
+class GeometricLoss(SMTO):
+    """Geometric loss strategy (Chennupati et al. 2019, eq. 2): the geometric mean of the losses.
+
+    Weights (prod_j l_j)^(1/m) / (m l_i): those of `si` times the geometric mean itself. With equal
+    losses they are 1/m; otherwise they are not on the mean scale. Losses below 1e-8 count as 1e-8.
+    """
+
+    needs = "losses"
+    capturable = True
+    wants_positive_losses = True
+
+    def weights(self, *, losses: Tensor | None = None, gramian: Tensor | None = None) -> Tensor:
+        losses = self.observe(losses)
+        return losses.log().mean().exp() / (self.num_tasks * losses)
+
+
 @register("dwa", "dynamic_weight_average")
 class DynamicWeightAverage(SMTO):
     """Dynamic Weight Average (Liu et al. 2019, eq. 7): more weight for losses that fall slowly.

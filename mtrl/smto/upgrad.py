@@ -1,4 +1,4 @@
-"""Projection of every gradient onto the cone where no task is harmed."""
+"""Projections onto the cone where no task is harmed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mtrl.smto.base import GramianSMTO, register
-from mtrl.smto.solvers import convex, cosines, dual_cone_projections, ridge
+from mtrl.smto.solvers import convex, cosines, dual_cone_projections, quadratic_program, ridge
 
 
 @register("upgrad")
@@ -27,3 +27,24 @@ class UPGrad(GramianSMTO):
         self._certificates["conflict"] = lambda: (-(rows @ cosine)).clamp(min=0.0).max()
         weights = lengths @ rows
         return torch.where(lengths > 0, weights / lengths, 0.0) / self.num_tasks
+
+
+@register("dual_proj")
+class DualProj(GramianSMTO):
+    """DualProj (Lopez-Paz & Ranzato 2017, eq. 11): the mean gradient projected onto a cone.
+
+    The direction is the vector of {d: g_j . d >= 0 for all j} that is nearest to the mean gradient:
+    GEM's projection, with all tasks as its memories. Where nothing conflicts with the mean, it is
+    the mean. One quadratic program of size m by an interior point method, on cosines regularised as
+    in `upgrad`. Certificate: the largest conflict left, -g_j.d / (|g_j| max_i |g_i|).
+    """
+
+    def solve(self, gramian: Tensor, losses: Tensor | None) -> Tensor:
+        cosine, lengths = cosines(gramian)
+        added = max(1e-6, ridge(self.precision, self.num_tasks))
+        matrix = convex(cosine, added)
+        unit = lengths.max().clamp(min=1e-300)
+        mean = lengths / unit / self.num_tasks  # in unit gradients
+        x = mean + quadratic_program(matrix, matrix @ mean, None, iterations=16)
+        self._certificates["conflict"] = lambda: (-(cosine @ x)).clamp(min=0.0).max()
+        return torch.where(lengths > 0, x * (unit / lengths), 0.0)
