@@ -22,8 +22,8 @@ def check(
     gradient itself where all are equal (scale convention: a mean); gives the same whatever the
     order of the tasks; and continues from its saved state as if nothing had been.
 
-    own_scale: its paper fixes another norm. ordered: the order of the tasks has a meaning. A method that draws random numbers (it has an option
-    `seed`) is not asked for scale and order.
+    own_scale: its paper fixes another norm. ordered: the order of the tasks has a meaning. A method
+    that draws random numbers (it has an option `seed`) is not asked for scale and order.
     """
     is_random = "seed" in describe(name).options
     methods = create(name, TASKS, **options), create(name, TASKS, **options)
