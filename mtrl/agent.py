@@ -27,6 +27,7 @@ from mtrl.methods import create_smto
 from mtrl.networks.critic import move_target
 from mtrl.networks.layers import TaskTable
 from mtrl.networks.make import make_encoder, make_networks
+from mtrl.networks.registry import Body
 from mtrl.optimizer import Optimizer
 from mtrl.policy import DeterministicPolicy
 from mtrl.replay import Batch
@@ -255,6 +256,9 @@ class Agent:
             for loss, part in (("critic", self.critic), ("actor", self.actor))
             if not part.is_recorded
         ]
+        bodies = (self.critic.network.body, self.actor.network.body)
+        said = [line for body in bodies if isinstance(body, Body) for line in body.warnings()]
+        found += dict.fromkeys(said)  # once, although both say it
         return found + [
             f"method {self._names[loss]} needs positive losses, but the {loss} loss can be "
             "negative: it gets losses above a lower bound tracked from those seen so far"
@@ -285,6 +289,7 @@ class Agent:
     def state_dict(self) -> dict[str, Any]:
         state = {name: part.state_dict() for name, part in self._stateful().items()}
         return state | {
+            "action_dim": self.action_dim,
             "log_alpha": self.temperature.log_alpha.detach(),
             "of_actor": self._of_actor,
             "exploration": self.exploration.generator.get_state(),

@@ -127,6 +127,7 @@ def _again(wanted: Setting, decided: Setting) -> Setting | Literal["auto"]:
 
 
 _OPTIONS = tuple(f"--agent.{key}.options" for key in SMTOS)
+_OF_NETWORK = "--network.options"
 
 
 def _parse(
@@ -141,4 +142,9 @@ def _parse(
         if now.name == before.name:  # another method's options mean nothing to this one
             options = before.options | options
         agent = dataclasses.replace(agent, **{key: dataclasses.replace(now, options=options)})
-    return dataclasses.replace(config, agent=agent), existing
+    network = config.network
+    options = network.options if _OF_NETWORK in given else {}
+    if network.architecture == default.network.architecture:
+        options = default.network.options | options
+    network = dataclasses.replace(network, options=options)
+    return dataclasses.replace(config, agent=agent, network=network), existing

@@ -1,15 +1,17 @@
-"""Methods and environments from a user's own files."""
+"""Methods, networks and environments from a user's own files."""
 
 from __future__ import annotations
 
 import dataclasses
 import traceback
+from collections import Counter
 from pathlib import Path
 from typing import Any, TypeVar
 
 import gymnasium
 
 from mtrl.envs.rendering import without_renderer
+from mtrl.networks import available_networks
 from mtrl.plugin_files import import_file
 from mtrl.schema import ConfigError, user_path
 from mtrl.smto import available
@@ -42,8 +44,8 @@ def load_plugins(config: Configured) -> Configured:
 
 
 def _import(path: Path, given: str) -> tuple[str, ...]:
-    """-> names of the methods and environments that the file registers."""
-    before = {*available(), *gymnasium.registry}
+    """-> names of the methods, networks and environments that the file registers."""
+    before = Counter(_registered())
     try:
         with without_renderer():
             import_file(path)
@@ -55,12 +57,17 @@ def _import(path: Path, given: str) -> tuple[str, ...]:
         where = f", line {line}" if line else ""
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ConfigError("plugins", given, f"cannot be imported: {reason}{where}") from error
-    names = tuple(name for name in (*available(), *gymnasium.registry) if name not in before)
+    names = tuple(Counter(_registered()) - before)
     if not names:
         raise ConfigError(
             "plugins",
             given,
-            'registers no method; needs a class under @register("name"), '
-            "or an environment by gymnasium.register",
+            'registers no method; needs a class under @register("name"), a network under '
+            '@register_network("name"), or an environment by gymnasium.register',
         )
     return names
+
+
+def _registered() -> tuple[str, ...]:
+    """One name may be a method's and a network's, too."""
+    return (*available(), *available_networks(), *gymnasium.registry)

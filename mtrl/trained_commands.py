@@ -28,7 +28,8 @@ class EvaluateOptions:
     """auto (CUDA where there is one), cpu, cuda or cuda:i; if empty the run's own, or auto where
     this machine does not have it."""
     plugins: tuple[str, ...] = ()
-    """The run's plug-ins, if they have moved; only those that register its environments."""
+    """The run's plug-ins, if they have moved; only those that register its network or its
+    environments."""
 
 
 def evaluate_command(arguments: list[str]) -> None:
@@ -46,7 +47,7 @@ def _evaluate(path: Path, options: EvaluateOptions) -> None:
     from mtrl.evaluate import evaluate, goal_schedule, numpy_policy
     from mtrl.learner import choose_device, device_here, set_up_learner
     from mtrl.recorder import evaluation_json, success_table
-    from mtrl.trained import open_trained, with_environments
+    from mtrl.trained import open_trained, with_plugins
     from mtrl.videos import check_rendering, record
 
     trained = open_trained(path, options.checkpoint)
@@ -55,7 +56,7 @@ def _evaluate(path: Path, options: EvaluateOptions) -> None:
     name = options.device or device_here(trained.config.learner.device)
     learner = dataclasses.replace(trained.config.learner, device=name)
     config = dataclasses.replace(trained.config, learner=learner)
-    config, step = with_environments(config, options.plugins), trained.step
+    config, step = with_plugins(config, options.plugins), trained.step
     if options.video:
         check_rendering(config)
     device = set_up_learner(config)
@@ -99,6 +100,8 @@ class ExportOptions:
     """File to write."""
     checkpoint: str = "best"
     """best (highest mean success while training), latest, or a checkpoint file."""
+    plugins: tuple[str, ...] = ()
+    """The run's plug-ins, if they have moved; only the one that registers its network."""
 
 
 def export_command(arguments: list[str]) -> None:
@@ -107,7 +110,7 @@ def export_command(arguments: list[str]) -> None:
     options = tyro.cli(ExportOptions, prog=f"mtrl export {name}", args=rest)
 
     from mtrl.export import export_policy
-    from mtrl.trained import open_trained
+    from mtrl.trained import open_trained, with_plugins
 
     out = user_path(options.out)
     if out.is_dir():
@@ -115,6 +118,6 @@ def export_command(arguments: list[str]) -> None:
     if blocking := next((folder for folder in out.parents if folder.is_file()), None):
         raise ConfigError("out", str(out), f"{blocking} is a file, not a folder")
     trained = open_trained(user_path(name), options.checkpoint)
-    config = trained.config
+    config = with_plugins(trained.config, options.plugins, environments=False)
     export_policy(trained.policy(*trained.dimensions), config, *trained.dimensions, out)
     print(f"{out}: policy of {name} at step {trained.step:,}, for {config.num_tasks} tasks")

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from mtrl.gradients.buffer import Buffer
 from mtrl.gradients.combine import Direction, combine
 from mtrl.gradients.general import general_gradients
-from mtrl.gradients.layers import TaskGradients, is_recorded, layer_gradients
+from mtrl.gradients.layers import TaskGradients, layer_gradients
+from mtrl.networks.layers import is_recorded
 
 
 def layers(task_loss: Any, network: nn.Module, inputs: Any) -> Any:

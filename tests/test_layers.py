@@ -11,9 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mtrl.gradients.layers import is_recorded
 from mtrl.networks.bodies import create_body
-from mtrl.networks.layers import LayerNorm, Linear, TaskLinear, TaskTable, layers_of, recording
+from mtrl.networks.layers import (
+    LayerNorm,
+    Linear,
+    TaskLinear,
+    TaskTable,
+    is_recorded,
+    layers_of,
+    recording,
+)
 from mtrl.smto import create
 
 IN, OUT, WIDTH = 3, 2, 4

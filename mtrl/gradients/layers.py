@@ -37,12 +37,6 @@ class Layers(NamedTuple):
     """Of each parameter, in the network's order."""
 
 
-def is_recorded(network: nn.Module) -> bool:
-    """Whether all its parameters are recorded layers'."""
-    of_layers = {id(p) for layer in layers_of(network) for p in layer.parameters()}
-    return all(id(p) in of_layers for p in network.parameters())
-
-
 def layer_gradients(task_loss: TaskLoss, network: nn.Module, *inputs: Tensor) -> Layers:
     with recording(network) as records:
         losses, auxiliary = task_loss(network, *inputs)

@@ -16,10 +16,9 @@ from mtrl.gradients.layers import (
     Layers,
     TaskGradients,
     TaskLoss,
-    is_recorded,
     layer_gradients,
 )
-from mtrl.networks.layers import layers_of
+from mtrl.networks.layers import is_recorded, layers_of
 from mtrl.optimizer import Optimizer
 from mtrl.smto import SMTO
 
