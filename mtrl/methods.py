@@ -13,7 +13,7 @@ from mtrl.envs import tasks as env_tasks
 from mtrl.networks import available_networks, describe_network
 from mtrl.networks.make import make_encoder, make_networks
 from mtrl.networks.registry import DEFAULT
-from mtrl.plugins import load_plugins
+from mtrl.plugins import load_plugins, reason_of
 from mtrl.schema import ConfigError, coerce, describe_type, nearest, user_path
 from mtrl.smto import SMTO, available, create, describe
 from mtrl.smto.base import options_of
@@ -122,7 +122,16 @@ def check_network(config: Config) -> Config:
     if name != DEFAULT:
         cpu, dims = torch.device("cpu"), env_tasks.dimensions(config.task_names, config.plugins)
         inputs = make_encoder(config, dims[0]).output_dim
-        make_networks(config, inputs, dims[1], create_value(config, cpu), cpu, config.seed)
+        value = create_value(config, cpu)
+        try:
+            make_networks(config, inputs, dims[1], value, cpu, config.seed)
+        except ConfigError:
+            raise
+        except Exception as error:  # whatever a user's network raises
+            if not config.plugins:
+                raise
+            reason = f"cannot be made: {reason_of(error, *config.plugins)}"
+            raise ConfigError("network.architecture", name, reason) from error
     return config
 
 

@@ -50,13 +50,8 @@ def _import(path: Path, given: str) -> tuple[str, ...]:
         with without_renderer():
             import_file(path)
     except Exception as error:  # whatever the user's file raises
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
-        line = frames and frames[-1].lineno
-        if isinstance(error, SyntaxError) and error.filename == str(path):
-            line = error.lineno
-        where = f", line {line}" if line else ""
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ConfigError("plugins", given, f"cannot be imported: {reason}{where}") from error
+        reason = reason_of(error, str(path))
+        raise ConfigError("plugins", given, f"cannot be imported: {reason}") from error
     names = tuple(Counter(_registered()) - before)
     if not names:
         raise ConfigError(
@@ -66,6 +61,16 @@ def _import(path: Path, given: str) -> tuple[str, ...]:
             '@register_network("name"), or an environment by gymnasium.register',
         )
     return names
+
+
+def reason_of(error: Exception, *paths: str) -> str:
+    """One line: kind, message, and the line of the last of these files that it came through."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in paths]
+    line = frames and frames[-1].lineno
+    if isinstance(error, SyntaxError) and error.filename in paths:
+        line = error.lineno
+    where = f", line {line}" if line else ""
+    return f"{type(error).__name__}: {error}".splitlines()[0] + where
 
 
 def _registered() -> tuple[str, ...]:

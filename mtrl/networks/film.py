@@ -41,7 +41,7 @@ class FiLM(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[task, sample, inputs] -> [copies, task, sample, outputs]"""
         x = x.expand(self.copies, *x.shape)
-        embedding = self.embedding(x[:, :, :1])
+        embedding = self.embedding()
         for layer, generator in zip(self.hidden, self.generators, strict=True):
             scale, shift = generator(embedding).chunk(2, dim=-1)
             x = F.relu((1.0 + scale) * layer(x) + shift)

@@ -181,9 +181,11 @@ class TaskTable(Layer):
         rows = torch.randn(copies, num_tasks, 1, width)
         self.rows = nn.Parameter(rows / math.sqrt(width))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | None = None) -> Tensor:
         """[copies, task, ..., any] -> the tasks' rows for each of its entries,
-        [copies, task, ..., width]."""
+        [copies, task, ..., width]. Without x: each row once, [copies, task, 1, width]."""
+        if x is None:
+            return self._record(self.rows, self.rows.view_as(self.rows))
         copies, m, _, width = self.rows.shape
         rows = self._record(x, self.rows.view(copies, m, *[1] * (x.dim() - 3), width))
         return rows.expand(*rows.shape[:2], *x.shape[2:-1], width)

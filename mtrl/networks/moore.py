@@ -51,7 +51,7 @@ class Moore(nn.Module):
         """[task, sample, inputs] -> [copies, task, sample, outputs]"""
         x = x.expand(self.copies * self.count, *x.shape)
         features = self.features(self.trunk(x)).unflatten(0, (self.copies, self.count))
-        weights = self.weights(x[: self.copies, :, :1])
+        weights = self.weights()
         mixed = sum(
             weights[..., k, None] * feature
             for k, feature in enumerate(orthonormal(list(features.unbind(1))))

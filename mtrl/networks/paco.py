@@ -68,7 +68,7 @@ class PaCo(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[task, sample, inputs] -> [copies, task, sample, outputs]"""
         x = x.expand(self.copies, *x.shape)
-        coefficients = self.coefficients(x[:, :, :1])
+        coefficients = self.coefficients()
         for layer in self.hidden:
             x = F.relu(layer(x, coefficients, norm=self.layer_norm))
         if isinstance(self.head, MixedLinear):

@@ -56,7 +56,7 @@ class SoftModules(nn.Module):
         """[task, sample, inputs] -> [copies, task, sample, outputs]"""
         n = self.count
         features = self.first(x.expand(self.copies, *x.shape))
-        context = features * self.task(features[:, :, :1])
+        context = features * self.task()
         logits = self.down[0](F.relu(context))
         modules = self._layer(0, features[:, None].expand(-1, n, -1, -1, -1))
         for index in range(1, len(self.layers)):
