@@ -255,7 +255,7 @@ def test_without_what_tells_tasks_apart_they_are_the_plain_network() -> None:
     one = {"modules": 1, "module_width": WIDTH}
     network = (body := make("soft_modules", options=one)).network
     layers = [weights(layer.linear) for layer in [network.first, *network.layers]]
-    same(body, layers, weights(network.head))
+    same(body, layers, weights(network.head), depth=5)
 
 
 def test_experts_are_orthonormal_also_where_they_depend_on_each_other() -> None:
@@ -334,19 +334,19 @@ def test_a_restored_agent_continues_bitwise_with_every_kind_of_critic(name: str,
 
 
 @every_architecture
-def test_the_compiler_takes_all_that_lies_before_the_method(name: str) -> None:
+def test_the_compiler_takes_all_that_lies_before_the_optimizer(name: str) -> None:
     """Without a break that would leave part of it to Python. (The compiler's own code is tested
     with the plain network: `test_agent.py`.)"""
-    agent, batch = make_agent(name), make_batch(0)
+    agent, batch = make_agent(name, "unitary"), make_batch(0)
     given = batch, torch.zeros_like(batch.actions), agent.temperature.alpha(), None
-    eager = agent.critic.layers(*given)
+    eager = agent.critic.direction(*given)
     with torch._dynamo.config.patch(  # as `compiled` does
         trace_autograd_ops=True, recompile_limit=MANY, accumulated_recompile_limit=MANY
     ):
-        quick = torch.compile(agent.critic.layers, fullgraph=True, backend="eager")(*given)
+        quick = torch.compile(agent.critic.direction, fullgraph=True, backend="eager")(*given)
     torch.testing.assert_close(quick.losses, eager.losses)
-    for a, b in zip(quick.terms, eager.terms, strict=True):
-        torch.testing.assert_close(a.d, b.d)
+    for a, b in zip(quick.gradients, eager.gradients, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 @every_architecture
@@ -397,8 +397,8 @@ BAD = {
         ["network.options = {'experts': 99}", "network moore: experts must be in 1..64"],
     ),
     "too shallow": (
-        "--network.architecture soft_modules --network.depth 2",
-        ["network soft_modules: needs a depth of at least 3, not 2"],
+        "--network.architecture soft_modules --network.depth 1",
+        ["network soft_modules: needs a depth of at least 2, not 1"],
     ),
     "residual": (
         "--network.architecture film --network.body residual",

@@ -104,6 +104,27 @@ def test_method_learns_all_tasks(
     assert min(shares) >= 0.65, shares
 
 
+NETWORKS: dict[str, dict[str, int]] = {
+    "care": {"encoders": 2, "encoder_width": 32, "features": 16},
+    "film": {},
+    "moore": {"experts": 3},
+    "multi_head": {},
+    "paco": {"sets": 3},
+    "soft_modules": {"module_width": 32},
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_network_learns_all_tasks(
+    name: str, base: Config, envs: VectorEnv, tmp_path: Path
+) -> None:
+    network = dataclasses.replace(base.network, architecture=name, options=NETWORKS[name])
+    shares = learn(dataclasses.replace(base, network=network), envs, tmp_path)
+    # PLACEHOLDER
+    assert np.mean(shares) >= 0.85, shares
+    assert min(shares) >= 0.65, shares
+
+
 def test_learns_with_bf16_products(base: Config, envs: VectorEnv, tmp_path: Path) -> None:
     learner = dataclasses.replace(base.learner, precision="bf16")
     shares = learn(dataclasses.replace(base, learner=learner), envs, tmp_path)

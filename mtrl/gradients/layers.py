@@ -83,16 +83,18 @@ class TaskGradients:
         }
         self.parameters = list(network.parameters())
         self._own: dict[int, Term] = {}
+        self._shared: dict[int, Term] = {}
         self._dense: dict[int, Term] = {}
         self._outer: dict[int, Term] = {}
         for index, (p, term) in enumerate(zip(self.parameters, layers.terms, strict=True)):
             if id(p) in of_one_task:
                 self._own[index] = term
-            elif term.x is not None and term.x.shape[2] == 1:
+                continue
+            self._shared[index] = term
+            if term.x is not None and term.x.shape[2] == 1:
                 self._outer[index] = term
             else:
                 self._dense[index] = term
-        self._shared = dict(sorted((self._dense | self._outer).items()))
 
     def jacobian(self, buffer: Buffer) -> Tensor:
         """J [task, P] of the shared parameters, in the buffer."""

@@ -16,15 +16,15 @@ class SoftModules(nn.Module):
     (Yang et al. 2020).
 
     R. Yang, H. Xu, Y. Wu, X. Wang, "Multi-Task Reinforcement Learning with Soft Modularization",
-    section 4. With f(s) the first hidden layer, h_t a learned row of task t, u = f(s) * h_t:
+    section 4. With f(s) a first hidden layer, h_t a learned row of task t, u = f(s) * h_t:
 
         p^1 = W_d^1 relu(u),   p^(l+1) = W_d^(l+1) relu(W_u^l p^l * u)
         g_i^(l+1) = sum_j softmax_j(p_ij^l) relu(W_j^l g_j^l),   g_j^1 = f(s)
         y = sum_j V_j relu(W_j^L g_j^L) + b
 
-    `network.depth` counts f and the L = depth - 1 layers of modules, `network.width` is the width
-    of f and of the routing. The paper's shallow network has L = 2 with two modules of 256 units,
-    the deep one L = 4 with four of 128 (depth=5), both for MT10 and MT50, and f of 400 units.
+    `network.depth` is L, the number of layers of modules; `network.width` is that of f and of the
+    routing. The paper's shallow network has L = 2 with two modules of 256 units, the deep one L = 4
+    with four of 128, both for MT10 and MT50, and f of 400 units.
     Its f sees no task code (`network.task_encoding=none`). The authors' code also weighs the
     modules of the last layer; the paper's y, and ours, does not. Their balancing of the tasks'
     losses by temperature is no part of the network and is left out.
@@ -36,15 +36,15 @@ class SoftModules(nn.Module):
             raise ValueError(
                 f"modules and module_width must be at least 1, not {modules}, {module_width}"
             )
-        if shape.depth < 3:
+        if shape.depth < 2:
             raise ValueError(
-                f"needs a depth of at least 3, not {shape.depth}: a first layer and two of modules"
+                f"needs a depth of at least 2, not {shape.depth}: routes join layers of modules"
             )
         n, width, copies = modules, shape.width, shape.copies
         self.copies, self.count = copies, n
         self.first = shape.hidden(shape.inputs, exact=True)
         self.task = TaskTable(shape.num_tasks, width, copies=copies)
-        sizes = [width, *[module_width] * (shape.depth - 2)]
+        sizes = [width, *[module_width] * (shape.depth - 1)]
         self.layers = nn.ModuleList(
             shape.hidden(size, module_width, copies=copies * n) for size in sizes
         )
