@@ -15,6 +15,7 @@ from gradient_cases import check_task_gradients
 from test_cli import TOY, refused
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from mtrl import cli
 from mtrl.agent import Agent
@@ -371,6 +372,14 @@ def test_muon_and_every_reset(name: str) -> None:
     agent.update(make_batch(0))
     agent.reset(1)
     assert agent.update(make_batch(1)).critic_loss.isfinite().all()
+
+
+@every_architecture
+def test_its_products_can_be_counted(name: str) -> None:
+    """As `mtrl bench` does."""
+    with FlopCounterMode(display=False) as counter:
+        make_agent(name).update(make_batch(0))
+    assert counter.get_total_flops() > 0
 
 
 # -- choosing one ---------------------------------------------------------------------------------

@@ -115,9 +115,7 @@ NETWORKS: dict[str, dict[str, int]] = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_network_learns_all_tasks(
-    name: str, base: Config, envs: VectorEnv, tmp_path: Path
-) -> None:
+def test_network_learns_all_tasks(name: str, base: Config, envs: VectorEnv, tmp_path: Path) -> None:
     network = dataclasses.replace(base.network, architecture=name, options=NETWORKS[name])
     shares = learn(dataclasses.replace(base, network=network), envs, tmp_path)
     # PLACEHOLDER

@@ -184,10 +184,11 @@ class TaskTable(Layer):
     def forward(self, x: Tensor | None = None) -> Tensor:
         """[copies, task, ..., any] -> the tasks' rows for each of its entries,
         [copies, task, ..., width]. Without x: each row once, [copies, task, 1, width]."""
+        rows = self.rows.clone()  # a view that is made without gradients confuses counters of flops
         if x is None:
-            return self._record(self.rows, self.rows.view_as(self.rows))
-        copies, m, _, width = self.rows.shape
-        rows = self._record(x, self.rows.view(copies, m, *[1] * (x.dim() - 3), width))
+            return self._record(self.rows, rows)
+        copies, m, _, width = rows.shape
+        rows = self._record(x, rows.view(copies, m, *[1] * (x.dim() - 3), width))
         return rows.expand(*rows.shape[:2], *x.shape[2:-1], width)
 
     def terms(self, seen: Tensor, gradient: Tensor) -> tuple[Term, ...]:
