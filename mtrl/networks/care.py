@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ class Care(nn.Module):
 def _random(num_tasks: int) -> Tensor:
     """The same for actor and critics, and for every seed: they stand for given ones."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(num_tasks, RANDOM_WIDTH, generator=generator)
+    return torch.randn(num_tasks, RANDOM_WIDTH, generator=generator) / math.sqrt(RANDOM_WIDTH)
 
 
 def read_embeddings(path: str, tasks: tuple[str, ...]) -> Tensor:
