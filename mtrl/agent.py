@@ -26,6 +26,7 @@ from mtrl.networks.exploration import Exploration
 from mtrl.networks.layers import TaskTable
 from mtrl.networks.make import make_encoder, make_networks
 from mtrl.networks.policy import DeterministicPolicy
+from mtrl.networks.registry import Body
 from mtrl.networks.values import create_value
 from mtrl.replay import Batch
 from mtrl.run.checkpoint import check_fit
@@ -254,6 +255,9 @@ class Agent:
             for loss, part in (("critic", self.critic), ("actor", self.actor))
             if not part.is_recorded
         ]
+        bodies = (self.critic.network.body, self.actor.network.body)
+        said = [line for body in bodies if isinstance(body, Body) for line in body.warnings()]
+        found += dict.fromkeys(said)  # once, although both say it
         return found + [
             f"method {self._names[loss]} needs positive losses, but the {loss} loss can be "
             "negative: it gets losses above a lower bound tracked from those seen so far"
@@ -284,6 +288,7 @@ class Agent:
     def state_dict(self) -> dict[str, Any]:
         state = {name: part.state_dict() for name, part in self._stateful().items()}
         return state | {
+            "action_dim": self.action_dim,
             "log_alpha": self.temperature.log_alpha.detach(),
             "of_actor": self._of_actor,
             "exploration": self.exploration.generator.get_state(),

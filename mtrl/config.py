@@ -93,6 +93,12 @@ class ReplayConfig:
 class NetworkConfig:
     """Actor and critics."""
 
+    architecture: str = "shared"
+    """How the tasks share a network, in actor and critics alike; see `mtrl list networks` and
+    docs/networks.md."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """The architecture's own options, e.g. experts=6. On top of the file's for the same
+    architecture."""
     body: Literal["mlp", "residual"] = "mlp"
     """mlp: hidden layers with ReLU. residual: a first layer, then blocks that are added to their
     input, each of two layers, all with LayerNorm (BRC)."""
@@ -334,7 +340,7 @@ class Config:
     run_dir: str = ""
     """Where the run is written; runs/<name>/<method>/seed_<seed> if empty."""
     plugins: tuple[str, ...] = ()
-    """Python files that register methods (docs/smto.md) or environments (docs/extending.md)."""
+    """Python files that register methods, networks or environments (docs/extending.md)."""
     env: EnvConfig = field(default_factory=EnvConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)

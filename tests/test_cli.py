@@ -280,8 +280,8 @@ def test_config_that_is_not_text(
         ("resume no/such/run", ["RUN_DIR = 'no/such/run'", "not a run directory"]),
         ("evaluate", ["evaluate needs a run directory"]),
         ("evaluate no/such/run", ["RUN_DIR = 'no/such/run'", "not a run directory"]),
-        ("list", ["list needs one of tasks, benchmarks, methods, presets"]),
-        ("list task", ["tasks, benchmarks, methods, presets", "'task'"]),
+        ("list", ["list needs one of tasks, benchmarks, methods, networks, presets"]),
+        ("list task", ["tasks, benchmarks, methods, networks, presets", "'task'"]),
     ],
 )
 def test_bad_command_line(

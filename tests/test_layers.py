@@ -6,14 +6,21 @@ import dataclasses
 
 import pytest
 import torch
-from gradient_cases import combined_gradients, jacobian, separate_gradients
+from gradient_cases import check_task_gradients, combined_gradients, squared_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mtrl.gradients.layers import is_recorded
 from mtrl.networks.bodies import create_body
-from mtrl.networks.layers import LayerNorm, Linear, TaskLinear, TaskTable, layers_of, recording
+from mtrl.networks.layers import (
+    LayerNorm,
+    Linear,
+    TaskLinear,
+    TaskTable,
+    is_recorded,
+    layers_of,
+    recording,
+)
 from mtrl.smto import create
 
 IN, OUT, WIDTH = 3, 2, 4
@@ -78,11 +85,6 @@ class Assembled(nn.Module):
         return outputs
 
 
-def squared_error(network: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    loss = (network(x) - y).square().mean((0, 2, 3))
-    return loss, loss
-
-
 shapes = st.builds(
     Shape,
     tasks=st.integers(1, 3),
@@ -108,38 +110,7 @@ def test_task_gradients_are_those_of_separate_backwards(shape: Shape, seed: int)
             parameter.normal_()
     m = shape.tasks
     inputs = torch.randn(m, shape.samples, IN).double(), torch.randn(m, shape.samples, OUT).double()
-    assert is_recorded(network)
-    separate = separate_gradients(squared_error, network, inputs)
-
-    of_one_task = {
-        id(p) for layer in layers_of(network) if layer.of_one_task for p in layer.parameters()
-    }
-    own = [id(p) in of_one_task for p in network.parameters()]
-    rows = torch.stack(
-        [
-            torch.cat([g.flatten() for g, mine in zip(task, own, strict=True) if not mine])
-            for task in separate
-        ]
-    )
-    matrix, *_ = jacobian(squared_error, network, inputs)
-    torch.testing.assert_close(matrix, rows, rtol=1e-9, atol=1e-9)
-
-    weights = torch.rand(m) + 0.1
-    for chunk_size in (None, 3):
-        smto = create("fixed", m, weights=weights.tolist())
-        found = combined_gradients(
-            smto, squared_error, network, inputs, chunk_size=chunk_size, gramian=True
-        )
-        assert found.gramian is not None
-        torch.testing.assert_close(found.gramian, rows @ rows.T, rtol=1e-9, atol=1e-9)
-        w = found.weights
-        assert w is not None
-        per_parameter = list(zip(*separate, strict=True))
-        for gradients, got, mine in zip(per_parameter, found.gradients, own, strict=True):
-            # What one task alone uses gets its gradient times 1/m, whatever the weights.
-            factors = torch.full_like(w, 1.0 / m) if mine else w
-            expected = sum(f * g for f, g in zip(factors, gradients, strict=True))
-            torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+    check_task_gradients(network, inputs)
 
 
 @pytest.mark.parametrize("kind", ["mlp", "residual"])

@@ -8,11 +8,10 @@ from mtrl import losses
 from mtrl.agent import Agent
 from mtrl.config import AgentConfig, Config, EnvConfig, NetworkConfig, SmtoConfig
 from mtrl.gradients.buffer import Buffer
-from mtrl.gradients.layers import is_recorded
 from mtrl.gradients.objective import Objective
 from mtrl.gradients.optimizer import Optimizer
 from mtrl.networks.bodies import MLP
-from mtrl.networks.layers import layers_of
+from mtrl.networks.layers import is_recorded, layers_of
 from mtrl.smto import SMTO, available, create
 from mtrl.smto.base import options_of
 

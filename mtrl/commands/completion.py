@@ -23,7 +23,7 @@ _mtrl() {{
             resume) words="--train.total-steps --learner.device --plugins" ;;
             evaluate)
                 words="--checkpoint --episodes-per-task --json --video --device --plugins" ;;
-            export) words="--out --checkpoint" ;;
+            export) words="--out --checkpoint --plugins" ;;
         esac
     elif [ "$COMP_CWORD" -eq 2 ]; then
         case $command in

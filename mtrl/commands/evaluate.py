@@ -28,7 +28,8 @@ class EvaluateOptions:
     """auto (CUDA where there is one), cpu, cuda or cuda:i; if empty the run's own, or auto where
     this machine does not have it."""
     plugins: tuple[str, ...] = ()
-    """The run's plug-ins, if they have moved; only those that register its environments."""
+    """The run's plug-ins, if they have moved; only those that register its network or its
+    environments."""
 
 
 def evaluate_command(arguments: list[str]) -> None:
@@ -42,7 +43,7 @@ def evaluate_command(arguments: list[str]) -> None:
 
 
 def _evaluate(path: Path, options: EvaluateOptions) -> None:
-    from mtrl.commands.trained import open_trained, with_environments
+    from mtrl.commands.trained import open_trained, with_plugins
     from mtrl.device.setup import choose_device, device_here, set_up_learner
     from mtrl.envs.vector import make_vector_env
     from mtrl.evaluation import (
@@ -60,7 +61,7 @@ def _evaluate(path: Path, options: EvaluateOptions) -> None:
     name = options.device or device_here(trained.config.learner.device)
     learner = dataclasses.replace(trained.config.learner, device=name)
     config = dataclasses.replace(trained.config, learner=learner)
-    config, step = with_environments(config, options.plugins), trained.step
+    config, step = with_plugins(config, options.plugins), trained.step
     if options.video:
         check_rendering(config)
     device = set_up_learner(config)

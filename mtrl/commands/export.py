@@ -16,6 +16,8 @@ class ExportOptions:
     """File to write."""
     checkpoint: str = "best"
     """best (highest mean success while training), latest, or a checkpoint file."""
+    plugins: tuple[str, ...] = ()
+    """The run's plug-ins, if they have moved; only the one that registers its network."""
 
 
 def export_command(arguments: list[str]) -> None:
@@ -23,7 +25,7 @@ def export_command(arguments: list[str]) -> None:
     rest = arguments if name == "RUN" else arguments[1:]
     options = tyro.cli(ExportOptions, prog=f"mtrl export {name}", args=rest)
 
-    from mtrl.commands.trained import open_trained
+    from mtrl.commands.trained import open_trained, with_plugins
     from mtrl.networks.exported import export_policy
 
     out = user_path(options.out)
@@ -32,6 +34,6 @@ def export_command(arguments: list[str]) -> None:
     if blocking := next((folder for folder in out.parents if folder.is_file()), None):
         raise ConfigError("out", str(out), f"{blocking} is a file, not a folder")
     trained = open_trained(user_path(name), options.checkpoint)
-    config = trained.config
+    config = with_plugins(trained.config, options.plugins, environments=False)
     export_policy(trained.policy(*trained.dimensions), config, *trained.dimensions, out)
     print(f"{out}: policy of {name} at step {trained.step:,}, for {config.num_tasks} tasks")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
+from typing import Any
 
 from mtrl.benchmarks import BENCHMARKS, all_tasks
+from mtrl.networks import available_networks, describe_network
 from mtrl.options.command_line import presets
 from mtrl.options.methods import method_options
 from mtrl.smto import available, describe
@@ -20,22 +23,42 @@ def list_benchmarks() -> None:
         print(f"{name} ({len(names)} tasks): {', '.join(names)}")
 
 
-def list_methods() -> None:
-    def indented(text: str) -> str:
-        return textwrap.fill(text, 80, initial_indent=" " * 4, subsequent_indent=" " * 6)
+def _indented(text: str) -> str:
+    return textwrap.fill(text, 80, initial_indent=" " * 4, subsequent_indent=" " * 6)
 
+
+def _print_options(options: Mapping[str, Any]) -> None:
+    if options:
+        shown = " ".join(
+            f"{key}={value!r}" if value == "" else f"{key}={value}"
+            for key, value in options.items()
+        )
+        print(_indented(f"options: {shown}"))
+
+
+def list_methods() -> None:
     for name in available():
         method = describe(name)
         positive = ", needs positive losses" if method.wants_positive_losses else ""
         aliases = f" (or {', '.join(method.aliases)})" if method.aliases else ""
         print(f"{name}{aliases}: needs {method.needs}{positive}")
-        print(indented(method.text))
-        if options := method_options(name):
-            shown = " ".join(f"{key}={value}" for key, value in options.items())
-            print(indented(f"options: {shown}"))
+        print(_indented(method.text))
+        _print_options(method_options(name))
     print(
         "\nChosen by --agent.smto.name NAME --agent.smto.options KEY=VALUE ...; methods"
         "\nthat need positive losses get losses above a tracked lower bound."
+    )
+
+
+def list_networks() -> None:
+    for name in available_networks():
+        network = describe_network(name)
+        print(f"{name}:")
+        print(_indented(network.text))
+        _print_options(network.options)
+    print(
+        "\nChosen by --network.architecture NAME --network.options KEY=VALUE ..., for actor and"
+        "\ncritics together."
     )
 
 
@@ -51,5 +74,6 @@ TOPICS = {
     "tasks": list_tasks,
     "benchmarks": list_benchmarks,
     "methods": list_methods,
+    "networks": list_networks,
     "presets": list_presets,
 }

@@ -41,11 +41,11 @@ mtrl: multi-task reinforcement learning
       the supervised benchmarks; CONFIG as above
   mtrl weights RUN_DIR
       an SMTO's mean weights, as a configuration for `fixed`
-  mtrl export RUN [--out policy.pt2]
+  mtrl export RUN [--out policy.pt2] [--plugins FILE ...]
       the trained policy as a file that PyTorch loads without mtrl
   mtrl pack RUNS... [--out results]
       records of runs without their checkpoints, small enough to publish
-  mtrl list tasks|benchmarks|methods|presets
+  mtrl list tasks|benchmarks|methods|networks|presets
   mtrl completion bash|zsh
 
 RUN is a run's directory or one of its checkpoint files.

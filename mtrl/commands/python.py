@@ -12,7 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from mtrl.commands import launch
-from mtrl.commands.trained import Trained, open_trained, with_environments
+from mtrl.commands.trained import Trained, open_trained, with_plugins
 from mtrl.config import Config
 from mtrl.device.setup import choose_device, device_here, set_up_learner
 from mtrl.envs.vector import make_vector_env
@@ -138,7 +138,7 @@ def evaluate(
         policy = load(policy)
     learner = dataclasses.replace(policy.config.learner, device=str(policy.device))
     config = dataclasses.replace(policy.config, learner=learner)
-    config = with_environments(config, [str(path) for path in plugins])
+    config = with_plugins(config, [str(path) for path in plugins])
     set_up_learner(config)
     goals = goal_schedule(config, episodes_per_task)
     with make_vector_env(config) as envs:

@@ -13,6 +13,7 @@ from mtrl import benchmarks
 from mtrl.config import Config
 from mtrl.envs import tasks
 from mtrl.envs.vector import VectorEnv
+from mtrl.networks import available_networks
 from mtrl.networks.policy import DeterministicPolicy, make_policy, stored_dimensions
 from mtrl.options.plugins import load_plugins
 from mtrl.options.validation import check_gym_tasks
@@ -50,7 +51,7 @@ class Trained(NamedTuple):
 def open_trained(path: Path, chosen: str) -> Trained:
     """path: a run's directory or a checkpoint in it; chosen: best, latest or a checkpoint file.
 
-    Plug-ins are not loaded: see `with_environments`. Raises ConfigError for what is not a run or
+    Plug-ins are not loaded: see `with_plugins`. Raises ConfigError for what is not a run or
     not its checkpoint, CheckpointError for what cannot be read.
     """
     if RunDirectory(path.parent.parent if path.is_file() else path).is_supervised:
@@ -101,27 +102,41 @@ def check_checkpoint(config: Config, envs: VectorEnv, state: Any) -> None:
     fitting(make_policy(config, envs.observation_dim, envs.action_dim), state["agent"])
 
 
-def with_environments(config: Config, moved: Sequence[str] = ()) -> Config:
-    """The configuration with the plug-ins that its environments need, imported.
+def with_plugins(config: Config, moved: Sequence[str] = (), *, environments: bool = True) -> Config:
+    """The configuration with the plug-ins that its network and its environments need, imported.
 
-    moved: where they are now, if no longer where the run found them. ConfigError if the
-    environments cannot be made here.
+    moved: where they are now, if no longer where the run found them. environments: False for a
+    policy alone. ConfigError if network or environments cannot be made here.
     """
+    own_tasks = environments and not all(
+        name in benchmarks.all_tasks() for name in config.task_names
+    )
     if moved:
         config = load_plugins(dataclasses.replace(config, plugins=tuple(moved)))
-    elif all(name in benchmarks.all_tasks() for name in config.task_names):
-        return dataclasses.replace(config, plugins=())  # methods; acting needs none
+    elif own_tasks or _missing(config, environments=False):
+        config = _load_what_is_there(config, environments)
     else:
-        config = _load_what_is_there(config)
-    for name in config.task_names:
-        if not (name in benchmarks.all_tasks() or tasks.is_gym(name)):
-            raise ConfigError("env.tasks", name, "none of the plug-ins registers it")
-    check_gym_tasks(config)
+        return dataclasses.replace(config, plugins=())  # methods; acting needs none
+    for key, name in _missing(config, environments):
+        raise ConfigError(key, name, "none of the plug-ins registers it")
+    if environments:
+        check_gym_tasks(config)
     return config
 
 
-def _load_what_is_there(config: Config) -> Config:
-    """A plug-in that cannot be imported is refused only where an environment is then missing."""
+def _missing(config: Config, environments: bool) -> list[tuple[str, str]]:
+    """(key, name) of the network and the environments that nothing has registered."""
+    network = config.network.architecture
+    found = [] if network in available_networks() else [("network.architecture", network)]
+    return found + [
+        ("env.tasks", name)
+        for name in config.task_names
+        if environments and not (name in benchmarks.all_tasks() or tasks.is_gym(name))
+    ]
+
+
+def _load_what_is_there(config: Config, environments: bool) -> Config:
+    """A plug-in that cannot be imported is refused only where something is then missing."""
     found: list[str] = []
     failure: ConfigError | None = None
     for plugin in config.plugins:
@@ -130,7 +145,7 @@ def _load_what_is_there(config: Config) -> Config:
         except ConfigError as error:
             failure = error
     if failure is not None:
-        if not all(tasks.is_gym(name) for name in config.task_names):
+        if _missing(config, environments):
             raise failure
         print(f"mtrl: note: continuing without a plug-in: {failure}", file=sys.stderr)
     return dataclasses.replace(config, plugins=tuple(found))

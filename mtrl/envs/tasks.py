@@ -34,6 +34,17 @@ def kind(task_name: str) -> str:
     return "toy" if is_toy(task_name) else "Gymnasium" if is_gym(task_name) else "Meta-World"
 
 
+def dimensions(names: Sequence[str], plugins: Sequence[str] = ()) -> tuple[int, int]:
+    """Of the tasks' observations and actions. ValueError if Gymnasium tasks differ."""
+    match kind(names[0]):
+        case "toy":
+            return toy.OBSERVATION_DIM, toy.ACTION_DIM
+        case "Gymnasium":
+            return gym_tasks.dimensions(tuple(names), tuple(plugins))
+        case _:
+            return 39, 4
+
+
 class TaskSet(NamedTuple):
     """What the vector environment needs of a list of tasks."""
 
@@ -70,7 +81,7 @@ def make_task_set(
             for name in names
         ]
         costs = (1.0,) * len(names)
-        return TaskSet(tuple(names), tuple(factories), toy.OBSERVATION_DIM, toy.ACTION_DIM, costs)
+        return TaskSet(tuple(names), tuple(factories), *dimensions(names), costs)
     if is_gym(names[0]):
         factories = [
             functools.partial(
@@ -84,7 +95,7 @@ def make_task_set(
             )
             for name in names
         ]
-        dims = gym_tasks.dimensions(tuple(names), tuple(plugins))
+        dims = dimensions(names, plugins)
         return TaskSet(tuple(names), tuple(factories), *dims, (1.0,) * len(names))
     goals = goal_vectors(tuple(names), seed)
     fast = fast and is_verified()  # asked here: the workers need not warn again
@@ -101,7 +112,7 @@ def make_task_set(
         for name in names
     ]
     costs = tuple(STEP_COSTS.get(name, 1.0) for name in names)
-    return TaskSet(tuple(names), tuple(factories), 39, 4, costs)
+    return TaskSet(tuple(names), tuple(factories), *dimensions(names), costs)
 
 
 def task_set_of(config: Config, *, render: bool = False) -> TaskSet:

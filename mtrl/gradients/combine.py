@@ -37,22 +37,19 @@ class _Layers:
     def __init__(self, rows: TaskGradients, buffer: Buffer, chunk_size: int | None) -> None:
         self.rows, self.losses = rows, rows.losses
         self._buffer, self._chunk_size = buffer, chunk_size
-        self._jacobian: Tensor | None = None
+        self._dense: Tensor | None = None
 
     def gramian(self) -> Tensor:
         if self._chunk_size is not None:
             return self.rows.gramian(self._chunk_size, self._buffer)
-        return gram_matrix(self.jacobian())
+        self._dense = self.rows.dense_jacobian(self._buffer)
+        return self.rows.with_outer(gram_matrix(self._dense))
 
     def jacobian(self) -> Tensor:
-        self._jacobian = self.rows.jacobian(self._buffer)
-        return self._jacobian
+        return self.rows.jacobian(self._buffer)
 
     def weighted(self, weights: Tensor) -> tuple[Tensor, ...]:
-        weights = weights.to(self.losses.dtype)
-        if self._jacobian is None:
-            return self.rows.weighted(weights)
-        return self.rows.split(weights @ self._jacobian)
+        return self.rows.weighted(weights.to(self.losses.dtype), self._dense)
 
     def shaped(self, direction: Tensor) -> tuple[Tensor, ...]:
         return self.rows.split(direction)

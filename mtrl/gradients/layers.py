@@ -8,7 +8,7 @@ which is one product per layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -35,12 +35,6 @@ class Layers(NamedTuple):
     """[task]"""
     terms: tuple[Term, ...]
     """Of each parameter, in the network's order."""
-
-
-def is_recorded(network: nn.Module) -> bool:
-    """Whether all its parameters are recorded layers'."""
-    of_layers = {id(p) for layer in layers_of(network) for p in layer.parameters()}
-    return all(id(p) in of_layers for p in network.parameters())
 
 
 def layer_gradients(task_loss: TaskLoss, network: nn.Module, *inputs: Tensor) -> Layers:
@@ -74,6 +68,10 @@ def _by_task(values: Tensor, m: int) -> Tensor:
 class TaskGradients:
     """Task gradients of a network's parameters.
 
+    Where a layer saw one sample per task (a mixture of parameter sets saw the task's coefficients),
+    a task gradient is the outer product of two vectors. Its Gramian and its weighted gradient need
+    the vectors alone, so `dense_jacobian` leaves it out.
+
     Parameters of which every task has its own (rows of a table, heads) stay out of J. They get
     their task's gradient times 1/m, as in the mean of the losses, whatever the method.
     """
@@ -85,56 +83,61 @@ class TaskGradients:
         }
         self.parameters = list(network.parameters())
         self._own: dict[int, Term] = {}
-        self._shared: dict[int, tuple[int, Term]] = {}  # with the first column in J
-        self.columns = 0
+        self._shared: dict[int, Term] = {}
+        self._dense: dict[int, Term] = {}
+        self._outer: dict[int, Term] = {}
         for index, (p, term) in enumerate(zip(self.parameters, layers.terms, strict=True)):
             if id(p) in of_one_task:
                 self._own[index] = term
+                continue
+            self._shared[index] = term
+            if term.x is not None and term.x.shape[2] == 1:
+                self._outer[index] = term
             else:
-                self._shared[index] = self.columns, term
-                self.columns += p.numel()
+                self._dense[index] = term
 
     def jacobian(self, buffer: Buffer) -> Tensor:
         """J [task, P] of the shared parameters, in the buffer."""
-        matrix = buffer.take(len(self.losses), self.columns, self.losses)
-        for start, size, fill in self._blocks(None):
+        return self._columns(self._shared, buffer)
+
+    def dense_jacobian(self, buffer: Buffer) -> Tensor:
+        """J without the columns that are outer products, in the buffer."""
+        return self._columns(self._dense, buffer)
+
+    def _columns(self, terms: dict[int, Term], buffer: Buffer) -> Tensor:
+        columns = sum(self.parameters[index].numel() for index in terms)
+        matrix = buffer.take(len(self.losses), columns, self.losses)
+        start = 0
+        for size, fill in _blocks(terms.values(), None):
             fill(matrix[:, start : start + size])
+            start += size
         return matrix
 
     def gramian(self, chunk_size: int, buffer: Buffer) -> Tensor:
         """J J^T [task, task], as `gram_matrix`, from pieces of J that are dropped at once."""
         m = len(self.losses)
         total = torch.zeros(m, m, dtype=torch.float64, device=self.losses.device)
-        for _, size, fill in self._blocks(chunk_size):
+        for size, fill in _blocks(self._dense.values(), chunk_size):
             columns = buffer.take(m, size, self.losses)
             fill(columns)
             total += gram_matrix(columns)
-        return total.to(self.losses.dtype)
+        return self.with_outer(total.to(self.losses.dtype))
 
-    def _blocks(
-        self, chunk_size: int | None
-    ) -> Iterator[tuple[int, int, Callable[[Tensor], object]]]:
-        """Neighbouring columns of J: first column, their number, and what writes them into a
-        given [task, number]. Products are split to about chunk_size columns."""
-        for start, (x, d, _) in self._shared.values():
-            copies, m, _, fan_out = d.shape
-            if x is None:
-                rows = d.transpose(0, 1).reshape(m, -1)
-                yield start, rows.shape[1], _copy(rows)
-                continue
-            fan_in = x.shape[-1]
-            step = fan_in if chunk_size is None else min(fan_in, max(1, chunk_size // fan_out))
-            for copy in range(copies):
-                for first in range(0, fan_in, step):
-                    some = x[copy, ..., first : first + step].transpose(1, 2)
-                    size = some.shape[1] * fan_out
-                    yield start + (copy * fan_in + first) * fan_out, size, _product(some, d[copy])
+    def with_outer(self, gramian: Tensor) -> Tensor:
+        """J J^T, from that of the dense columns."""
+        for x, d, _ in self._outer.values():
+            assert x is not None
+            for a, b in zip(x.squeeze(2), d.squeeze(2), strict=True):
+                gramian = gramian + gram_matrix(a) * gram_matrix(b)
+        return gramian
 
-    def weighted(self, weights: Tensor) -> tuple[Tensor, ...]:
-        """sum_t w_t g_t, shaped like the network's parameters."""
+    def weighted(self, weights: Tensor, dense: Tensor | None = None) -> tuple[Tensor, ...]:
+        """sum_t w_t g_t, shaped like the network's parameters. dense: the `dense_jacobian`."""
         w = weights[:, None, None]
-        found = {}
-        for index, (_, (x, d, bf16)) in self._shared.items():
+        terms, found = self._shared, {}
+        if dense is not None:
+            terms, found = self._outer, self._cut(self._dense, weights @ dense)
+        for index, (x, d, bf16) in terms.items():
             if x is None:
                 found[index] = (d * w).sum(1)
                 continue
@@ -146,14 +149,36 @@ class TaskGradients:
 
     def split(self, direction: Tensor) -> tuple[Tensor, ...]:
         """A direction [P] of the shared parameters, shaped like the network's parameters."""
-        sizes = [self.parameters[index].numel() for index in self._shared]
-        return self._with_own(dict(zip(self._shared, direction.split(sizes), strict=True)))
+        return self._with_own(self._cut(self._shared, direction))
+
+    def _cut(self, terms: dict[int, Term], direction: Tensor) -> dict[int, Tensor]:
+        sizes = [self.parameters[index].numel() for index in terms]
+        return dict(zip(terms, direction.split(sizes), strict=True))
 
     def _with_own(self, found: dict[int, Tensor]) -> tuple[Tensor, ...]:
         for index, (x, d, _) in self._own.items():
             gradient = d if x is None else x.transpose(2, 3) @ d
             found[index] = gradient / len(self.losses)
         return tuple(found[index].view_as(p) for index, p in enumerate(self.parameters))
+
+
+def _blocks(
+    terms: Iterable[Term], chunk_size: int | None
+) -> Iterator[tuple[int, Callable[[Tensor], object]]]:
+    """Neighbouring columns of J: their number, and what writes them into a given [task, number].
+    Products are split to about chunk_size columns."""
+    for x, d, _ in terms:
+        copies, m, _, fan_out = d.shape
+        if x is None:
+            rows = d.transpose(0, 1).reshape(m, -1)
+            yield rows.shape[1], _copy(rows)
+            continue
+        fan_in = x.shape[-1]
+        step = fan_in if chunk_size is None else min(fan_in, max(1, chunk_size // fan_out))
+        for copy in range(copies):
+            for first in range(0, fan_in, step):
+                some = x[copy, ..., first : first + step].transpose(1, 2)
+                yield some.shape[1] * fan_out, _product(some, d[copy])
 
 
 def _product(a: Tensor, b: Tensor) -> Callable[[Tensor], object]:

@@ -26,7 +26,7 @@ class Muon(torch.optim.AdamW):
         group = self.param_groups[0]
         beta = group["betas"][0]
         for p in group["params"]:
-            if p.grad is None or p.dim() < 3 or min(p.shape[-2:]) == 1:
+            if p.grad is None or p.dim() < 2 or min(p.shape[-2:]) == 1:
                 continue
             state = self.state[p]
             if not state:

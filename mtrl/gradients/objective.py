@@ -16,11 +16,10 @@ from mtrl.gradients.layers import (
     Layers,
     TaskGradients,
     TaskLoss,
-    is_recorded,
     layer_gradients,
 )
 from mtrl.gradients.optimizer import Optimizer
-from mtrl.networks.layers import layers_of
+from mtrl.networks.layers import is_recorded, layers_of
 from mtrl.smto import SMTO
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mtrl.config import Config
 from mtrl.networks.policy import DeterministicPolicy
+from mtrl.networks.registry import DEFAULT
 
 METADATA = "mtrl.json"
 
@@ -21,9 +22,11 @@ class ExportedPolicy(nn.Module):
     Observations and indices of any type; an index that no task has is refused.
     """
 
-    def __init__(self, policy: DeterministicPolicy, num_tasks: int) -> None:
+    def __init__(self, policy: DeterministicPolicy, num_tasks: int, *, by_task: bool) -> None:
+        """by_task: the actor knows the task by its index, and acts for every task first."""
         super().__init__()
         self.encoder, self.actor, self.num_tasks = policy.encoder, policy.actor, num_tasks
+        self.by_task = by_task
 
     def forward(self, observations: Tensor, tasks: Tensor) -> Tensor:
         known = ((tasks >= 0) & (tasks < self.num_tasks)).all()
@@ -33,7 +36,8 @@ class ExportedPolicy(nn.Module):
         tasks = torch.zeros(tasks.shape, dtype=torch.int64).copy_(tasks)
         # Encoded for every task, [task, n, input]: the encoder needs the task as leading index.
         inputs = self.encoder(observations.expand(self.num_tasks, *observations.shape))
-        mean, _ = self.actor(inputs[tasks, torch.arange(tasks.shape[0])])
+        rows = tasks, torch.arange(tasks.shape[0])
+        mean = self.actor(inputs)[0][rows] if self.by_task else self.actor(inputs[rows])[0]
         return torch.tanh(mean)
 
 
@@ -48,7 +52,9 @@ def export_policy(
     example = (torch.zeros(2, observation_dim), torch.zeros(2, dtype=torch.int64))
     n = torch.export.Dim("n")
     program = torch.export.export(
-        ExportedPolicy(policy, config.num_tasks).eval(),
+        ExportedPolicy(
+            policy, config.num_tasks, by_task=config.network.architecture != DEFAULT
+        ).eval(),
         example,
         dynamic_shapes={"observations": {0: n}, "tasks": {0: n}},
     )

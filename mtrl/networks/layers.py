@@ -73,6 +73,12 @@ def layers_of(network: nn.Module) -> list[Layer]:
     return [module for module in network.modules() if isinstance(module, Layer)]
 
 
+def is_recorded(network: nn.Module) -> bool:
+    """Whether all its parameters are recorded layers'."""
+    of_layers = {id(p) for layer in layers_of(network) for p in layer.parameters()}
+    return all(id(p) in of_layers for p in network.parameters())
+
+
 @contextlib.contextmanager
 def recording(network: nn.Module) -> Iterator[list[Record]]:
     """Collect every call of the network's layers."""
@@ -175,11 +181,14 @@ class TaskTable(Layer):
         rows = torch.randn(copies, num_tasks, 1, width)
         self.rows = nn.Parameter(rows / math.sqrt(width))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | None = None) -> Tensor:
         """[copies, task, ..., any] -> the tasks' rows for each of its entries,
-        [copies, task, ..., width]."""
-        copies, m, _, width = self.rows.shape
-        rows = self._record(x, self.rows.view(copies, m, *[1] * (x.dim() - 3), width))
+        [copies, task, ..., width]. Without x: each row once, [copies, task, 1, width]."""
+        rows = self.rows.clone()  # a view that is made without gradients confuses counters of flops
+        if x is None:
+            return self._record(self.rows, rows)
+        copies, m, _, width = rows.shape
+        rows = self._record(x, rows.view(copies, m, *[1] * (x.dim() - 3), width))
         return rows.expand(*rows.shape[:2], *x.shape[2:-1], width)
 
     def terms(self, seen: Tensor, gradient: Tensor) -> tuple[Term, ...]:
@@ -208,3 +217,20 @@ class TaskLinear(Layer):
     def terms(self, seen: Tensor, gradient: Tensor) -> tuple[Term, ...]:
         product = Term(seen, gradient)
         return (product,) if self.bias is None else (product, _sum(gradient))
+
+
+class Mixture(Layer):
+    """Sets of one parameter, mixed by each task's own coefficients: sum_k w_tk W_k."""
+
+    def __init__(self, sets: int, fan_in: int, fan_out: int, *, copies: int = 1) -> None:
+        super().__init__()
+        self.sets = _xavier(copies, sets, fan_in, fan_out)
+
+    def forward(self, coefficients: Tensor) -> Tensor:
+        """[copies, task, 1, set] -> [copies, task, in, out]"""
+        mixed = torch.bmm(coefficients.squeeze(2), self.sets.flatten(2))
+        output = self._record(coefficients, mixed[:, :, None])
+        return output.view(*mixed.shape[:2], *self.sets.shape[2:])
+
+    def terms(self, seen: Tensor, gradient: Tensor) -> tuple[Term, ...]:
+        return (Term(seen, gradient),)

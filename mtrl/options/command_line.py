@@ -173,7 +173,9 @@ def _words(program: str, arguments: list[str], *, starts: bool) -> Read:
     """What a command line asks for."""
     words = {spelled(word) for word in arguments}
     given = [
-        key for key in (f"agent.{name}.options" for name in SMTOS) if spelled(f"--{key}") in words
+        key
+        for key in (*(f"agent.{name}.options" for name in SMTOS), "network.options")
+        if spelled(f"--{key}") in words
     ]
 
     def read(default: Config) -> tuple[Config, Existing]:
@@ -192,4 +194,9 @@ def _own_options(default: Config, config: Config, given: Collection[str]) -> Con
         if now.name == before.name:  # another method's options mean nothing to this one
             options = before.options | options
         agent = dataclasses.replace(agent, **{key: dataclasses.replace(now, options=options)})
-    return dataclasses.replace(config, agent=agent)
+    network = config.network
+    options = network.options if "network.options" in given else {}
+    if network.architecture == default.network.architecture:
+        options = default.network.options | options
+    network = dataclasses.replace(network, options=options)
+    return dataclasses.replace(config, agent=agent, network=network)

@@ -1,13 +1,21 @@
-"""The methods a configuration names: do they exist, and do their options?"""
+"""The methods and the network that a configuration names: do they exist, and their options?"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from mtrl.config import Config, Loss
-from mtrl.options.plugins import load_plugins
-from mtrl.schema import ConfigError, coerce, describe_type, nearest
+from mtrl.envs import tasks as env_tasks
+from mtrl.networks import available_networks, describe_network
+from mtrl.networks.make import make_encoder, make_networks
+from mtrl.networks.registry import DEFAULT
+from mtrl.networks.values import create_value
+from mtrl.options.plugins import load_plugins, reason_of
+from mtrl.schema import ConfigError, coerce, describe_type, nearest, user_path
 from mtrl.smto import SMTO, available, create, describe
 
 LOSSES: tuple[Loss, ...] = ("critic", "actor", "temperature")
@@ -21,11 +29,12 @@ def method_options(name: str | type[SMTO]) -> dict[str, Any]:
 
 
 def check_methods(config: Config) -> Config:
-    """Load the plug-ins and raise ConfigError for a method or option that does not exist.
+    """Load the plug-ins and raise ConfigError for a method, a network or an option that does not
+    exist.
 
-    -> the configuration, plug-ins with absolute paths.
+    -> the configuration, plug-ins and files of the network with absolute paths.
     """
-    config = load_plugins(config)
+    config = check_network(load_plugins(config))
     for loss in LOSSES:
         smto, own = config.smto_of(loss), getattr(config.agent, f"{loss}_smto")
         source = "agent.smto" if own.name is None else f"agent.{loss}_smto"
@@ -64,24 +73,65 @@ def check_method(
         allowed = f"must be one of {', '.join(names)}{nearest(name, known)}"
         raise ConfigError(name_key, name, allowed)
     method = own.get(name, name)
-    defaults = method_options(method)
-    for key, value in options.items():
-        if key not in defaults:
-            raise ConfigError(
-                f"{options_key}.{key}",
-                value,
-                f"method {name} has no such option; it has: "
-                f"{', '.join(defaults) or 'none'}{nearest(key, defaults)}",
-            )
-        kind = _kind(defaults[key])
-        if not _is_of(value, kind):
-            raise ConfigError(f"{options_key}.{key}", value, f"must be {describe_type(kind)}")
+    _check_options(f"method {name}", options, method_options(method), options_key)
     try:
         run = {"total_steps": max(total_updates, 1)}
         set_by_run = {k: v for k, v in run.items() if k in describe(method).options}
         create(method, num_tasks, **set_by_run, **options)
     except ValueError as error:
         raise ConfigError(options_key, dict(options), f"method {name}: {error}") from None
+
+
+def _check_options(
+    whose: str, options: Mapping[str, Any], defaults: Mapping[str, Any], options_key: str
+) -> None:
+    """ConfigError for an option that is not among the defaults, or of another type."""
+    for key, value in options.items():
+        if key not in defaults:
+            raise ConfigError(
+                f"{options_key}.{key}",
+                value,
+                f"{whose} has no such option; it has: "
+                f"{', '.join(defaults) or 'none'}{nearest(key, defaults)}",
+            )
+        kind = _kind(defaults[key])
+        if not _is_of(value, kind):
+            raise ConfigError(f"{options_key}.{key}", value, f"must be {describe_type(kind)}")
+
+
+def check_network(config: Config) -> Config:
+    """ConfigError unless the architecture exists, has these options, and can be made."""
+    net = config.network
+    name, names = net.architecture, available_networks()
+    if name not in names:
+        allowed = f"must be one of {', '.join(names)}{nearest(name, names)}"
+        raise ConfigError("network.architecture", name, allowed)
+    network = describe_network(name)
+    _check_options(f"network {name}", net.options, network.options, "network.options")
+    for key, body in (("network.body", net.body), ("critic.body", config.critic.body)):
+        if body == "residual" and not network.any_body:
+            takes = [name for name in names if describe_network(name).any_body]
+            allowed = f"is for the networks {' and '.join(takes)}; {name} has layers of its own"
+            raise ConfigError(key, body, allowed)
+    given = {
+        key: str(user_path(value).resolve()) if key in network.files and value else value
+        for key, value in net.options.items()
+    }
+    config = dataclasses.replace(config, network=dataclasses.replace(net, options=given))
+    if name != DEFAULT:
+        cpu, dims = torch.device("cpu"), env_tasks.dimensions(config.task_names, config.plugins)
+        inputs = make_encoder(config, dims[0]).output_dim
+        value = create_value(config, cpu)
+        try:
+            make_networks(config, inputs, dims[1], value, cpu, config.seed)
+        except ConfigError:
+            raise
+        except Exception as error:  # whatever a user's network raises
+            if not config.plugins:
+                raise
+            reason = f"cannot be made: {reason_of(error, *config.plugins)}"
+            raise ConfigError("network.architecture", name, reason) from error
+    return config
 
 
 def _is_of(value: Any, kind: Any) -> bool:

@@ -1,9 +1,10 @@
-"""Methods and environments from a user's own files."""
+"""Methods, networks and environments from a user's own files."""
 
 from __future__ import annotations
 
 import dataclasses
 import traceback
+from collections import Counter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ import gymnasium
 
 from mtrl.envs.rendering import without_renderer
 from mtrl.files.python_files import import_file
+from mtrl.networks import available_networks
 from mtrl.schema import ConfigError, user_path
 from mtrl.smto import available
 
@@ -42,25 +44,35 @@ def load_plugins(config: Configured) -> Configured:
 
 
 def _import(path: Path, given: str) -> tuple[str, ...]:
-    """-> names of the methods and environments that the file registers."""
-    before = {*available(), *gymnasium.registry}
+    """-> names of the methods, networks and environments that the file registers."""
+    before = Counter(_registered())
     try:
         with without_renderer():
             import_file(path)
     except Exception as error:  # whatever the user's file raises
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
-        line = frames and frames[-1].lineno
-        if isinstance(error, SyntaxError) and error.filename == str(path):
-            line = error.lineno
-        where = f", line {line}" if line else ""
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ConfigError("plugins", given, f"cannot be imported: {reason}{where}") from error
-    names = tuple(name for name in (*available(), *gymnasium.registry) if name not in before)
+        reason = reason_of(error, str(path))
+        raise ConfigError("plugins", given, f"cannot be imported: {reason}") from error
+    names = tuple(Counter(_registered()) - before)
     if not names:
         raise ConfigError(
             "plugins",
             given,
-            'registers no method; needs a class under @register("name"), '
-            "or an environment by gymnasium.register",
+            'registers no method; needs a class under @register("name"), a network under '
+            '@register_network("name"), or an environment by gymnasium.register',
         )
     return names
+
+
+def reason_of(error: Exception, *paths: str) -> str:
+    """One line: kind, message, and the line of the last of these files that it came through."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in paths]
+    line = frames and frames[-1].lineno
+    if isinstance(error, SyntaxError) and error.filename in paths:
+        line = error.lineno
+    where = f", line {line}" if line else ""
+    return f"{type(error).__name__}: {error}".splitlines()[0] + where
+
+
+def _registered() -> tuple[str, ...]:
+    """One name may be a method's and a network's, too."""
+    return (*available(), *available_networks(), *gymnasium.registry)

@@ -193,6 +193,10 @@ def _replace(config: Config, settings: Mapping[str, Any]) -> Config:
     data = dataclasses.asdict(config)
     if settings["agent.smto.name"] != config.agent.smto.name:
         data["agent"]["smto"]["options"] = {}  # another method's options mean nothing to this one
+    if settings.get("network.architecture", config.network.architecture) != (
+        config.network.architecture
+    ):
+        data["network"]["options"] = {}
     for key, value in settings.items():
         inner, (*outer, last) = data, key.split(".")
         for part in outer:

@@ -1,0 +1,179 @@
+"""Architectures by name: how the tasks share a network. Each is a class or a function under
+`@register_network`, which makes a module from a `Shape`; its keyword arguments are its options."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from mtrl.networks.bodies import MLP, BodyKind, Dense, Residual
+from mtrl.networks.layers import LayerNorm, Linear, TaskLinear
+
+DEFAULT = "shared"
+
+Made = TypeVar("Made", bound=Callable[..., nn.Module])
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a network is asked to be, and the usual parts of one that is."""
+
+    tasks: tuple[str, ...]
+    """Their names, in order."""
+    inputs: int
+    """Observation, task code (if any) and, for critics, action, in this order."""
+    outputs: int
+    actions: int = 0
+    """How many of the inputs, the last ones, are an action: a critic's."""
+    copies: int = 1
+    """Independent networks on the same input: an ensemble of critics."""
+    width: int = 400
+    depth: int = 3
+    """Hidden layers."""
+    body: BodyKind = "mlp"
+    """Means something to architectures that are registered with `any_body`."""
+    layer_norm: bool = False
+    bf16: bool = False
+    """Matrix products between hidden layers in bf16."""
+    task_head: bool = False
+    """Whether the last layer must have weights of its own for every task (PopArt)."""
+
+    @property
+    def num_tasks(self) -> int:
+        return len(self.tasks)
+
+    def hidden(
+        self,
+        fan_in: int,
+        width: int | None = None,
+        *,
+        copies: int | None = None,
+        exact: bool = False,
+        relu: bool = True,
+    ) -> Dense:
+        """A hidden layer: recorded linear layer, LayerNorm if it is asked for, ReLU.
+
+        exact: in fp32 whatever the precision, as a first layer has to be.
+        """
+        width, copies = width or self.width, copies or self.copies
+        norm = LayerNorm(width, copies=copies, gain=False) if self.layer_norm else None
+        bf16 = self.bf16 and not exact
+        linear = Linear(fan_in, width, copies=copies, bias=norm is None, bf16=bf16)
+        return Dense(linear, norm, relu=relu)
+
+    def trunk(
+        self, fan_in: int, depth: int, width: int | None = None, *, copies: int | None = None
+    ) -> nn.Sequential:
+        """`depth` hidden layers, of which the first is exact."""
+        width = width or self.width
+        sizes = [fan_in, *[width] * (depth - 1)][:depth]
+        return nn.Sequential(
+            *(
+                self.hidden(size, width, copies=copies, exact=index == 0)
+                for index, size in enumerate(sizes)
+            )
+        )
+
+    def head(self, fan_in: int) -> Linear | TaskLinear:
+        """The last layer."""
+        if self.task_head:
+            return TaskLinear(self.num_tasks, fan_in, self.outputs, copies=self.copies)
+        return Linear(fan_in, self.outputs, copies=self.copies)
+
+
+class Body(nn.Module):
+    """A network for any leading dimensions: [task, ..., inputs] -> [copies, task, ..., outputs]."""
+
+    def __init__(self, network: nn.Module) -> None:
+        """network: [task, sample, inputs] -> [copies, task, sample, outputs]"""
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(len(x), -1, x.shape[-1])
+        outputs: Tensor = self.network(rows)
+        return outputs.reshape(len(outputs), *x.shape[:-1], outputs.shape[-1])
+
+    @property
+    def head(self) -> nn.Module | None:
+        """The last layer, if the network calls it so."""
+        return getattr(self.network, "head", None)
+
+    def warnings(self) -> list[str]:
+        """What a user of the network should know at the start."""
+        found: list[str] = getattr(self.network, "warnings", list)()
+        return found
+
+
+class Network(NamedTuple):
+    """What a listing shows of one architecture."""
+
+    name: str
+    make: Callable[..., nn.Module]
+    """(shape, **options) -> module"""
+    options: dict[str, Any]
+    """Name -> default."""
+    files: tuple[str, ...]
+    """Options that name a file; stored as absolute paths."""
+    any_body: bool
+    """Whether `network.body` means something to it."""
+
+    @property
+    def text(self) -> str:
+        """The first paragraph of its docstring."""
+        return " ".join((inspect.getdoc(self.make) or "").split("\n\n")[0].split())
+
+
+_NETWORKS: dict[str, Network] = {}
+
+
+def register_network(
+    name: str, *, files: tuple[str, ...] = (), any_body: bool = False
+) -> Callable[[Made], Made]:
+    """Decorator of a class or function (shape, *, **options) -> module, which takes
+    [task, sample, inputs] to [copies, task, sample, outputs]."""
+
+    def add(make: Made) -> Made:
+        if name in _NETWORKS:
+            raise ValueError(f"the network name {name!r} is taken")
+        parameters = inspect.signature(make).parameters.values()
+        options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        _NETWORKS[name] = Network(name, make, options, files, any_body)
+        return make
+
+    return add
+
+
+def available_networks() -> tuple[str, ...]:
+    """Names of all architectures, the default first."""
+    return tuple(sorted(_NETWORKS, key=lambda name: (name != DEFAULT, name)))
+
+
+def describe_network(name: str) -> Network:
+    if name not in _NETWORKS:
+        raise ValueError(f"unknown network {name!r}; available: {', '.join(available_networks())}")
+    return _NETWORKS[name]
+
+
+def create_network(name: str, shape: Shape, options: Mapping[str, Any]) -> nn.Module:
+    """[task, ..., inputs] -> [copies, task, ..., outputs]. ValueError for an unknown name, an
+    option out of range, or a network that gives another shape."""
+    network = describe_network(name).make(shape, **options)
+    if isinstance(network, MLP | Residual):  # these take any leading dimensions
+        return network
+    with torch.no_grad():
+        found = network(torch.zeros(shape.num_tasks, 2, shape.inputs)).shape
+    expected = shape.copies, shape.num_tasks, 2, shape.outputs
+    if found != expected:
+        raise ValueError(
+            f"gives outputs {tuple(found)} for inputs {(shape.num_tasks, 2, shape.inputs)}, "
+            f"not [copies, task, sample, outputs] = {expected}"
+        )
+    if shape.task_head and not isinstance(getattr(network, "head", None), TaskLinear):
+        raise ValueError("needs `self.head = shape.head(...)` for critic.kind = popart")
+    return Body(network)
