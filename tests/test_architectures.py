@@ -21,7 +21,6 @@ from mtrl.agent import Agent
 from mtrl.commands import main as cli
 from mtrl.config import AgentConfig, Config, CriticConfig, EnvConfig, NetworkConfig, SmtoConfig
 from mtrl.device.compiled import MANY
-from mtrl.envs import toy
 from mtrl.networks import Shape, available_networks, create_network
 from mtrl.networks.layers import layers_of
 from mtrl.networks.moore import orthonormal
@@ -278,7 +277,7 @@ def test_experts_are_orthonormal_also_where_they_depend_on_each_other() -> None:
 def make_config(name: str, smto: str = "pcgrad", **sections: Any) -> Config:
     network = sections.pop("network", {})
     return Config(
-        env=EnvConfig(tasks=toy.TASKS[: len(TASKS)]),
+        env=EnvConfig(tasks=TOY[: len(TASKS)]),
         network=NetworkConfig(
             **{
                 "architecture": name,

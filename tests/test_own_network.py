@@ -13,8 +13,8 @@ from gradient_cases import check_task_gradients
 from test_architectures import SAMPLES, TASKS, draw, shape
 from test_cli import TOY, refused
 
+from mtrl.benchmarks import BENCHMARKS
 from mtrl.config import Config, load_yaml
-from mtrl.envs.tasks import BENCHMARKS
 from mtrl.networks import (
     Shape,
     available_networks,
