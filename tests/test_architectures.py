@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from mtrl import benchmarks
 from mtrl.agent import Agent
 from mtrl.commands import main as cli
 from mtrl.config import AgentConfig, Config, CriticConfig, EnvConfig, NetworkConfig, SmtoConfig
@@ -277,7 +278,7 @@ def test_experts_are_orthonormal_also_where_they_depend_on_each_other() -> None:
 def make_config(name: str, smto: str = "pcgrad", **sections: Any) -> Config:
     network = sections.pop("network", {})
     return Config(
-        env=EnvConfig(tasks=TOY[: len(TASKS)]),
+        env=EnvConfig(tasks=benchmarks.TOY[: len(TASKS)]),
         network=NetworkConfig(
             **{
                 "architecture": name,
