@@ -18,11 +18,11 @@ import torch
 import yaml
 from conftest import REPOSITORY, content, differences, steps_shown
 from supervised_files import write_celeba, write_cityscapes, write_mnist
+from supervised_runs import stop_after
 from test_cli import refused
 from torch import Tensor
 
 from mtrl import checkpoint, cli
-from mtrl.ending import Stopped
 from mtrl.run_directory import RunDirectory
 from mtrl.schema import dump_yaml, flatten
 from mtrl.supervised import method_presets, methods, networks
@@ -30,7 +30,6 @@ from mtrl.supervised.command import load_config, with_overrides
 from mtrl.supervised.comparison import delta_m, mean_ranks
 from mtrl.supervised.config import PROBLEMS, SupervisedConfig, load_yaml, validate, with_smto
 from mtrl.supervised.data import Batches, Loader
-from mtrl.supervised.gradients import Outcome
 from mtrl.supervised.learner import Learner
 from mtrl.supervised.metrics import (
     ABSOLUTE_ERROR,
@@ -84,13 +83,13 @@ def dropout_rates(network: torch.nn.Module) -> set[float]:
     return {module.p for module in network.modules() if isinstance(module, kinds)}
 
 
-def test_cityscapes_networks() -> None:
+def test_dense_networks() -> None:
     for name, parameters, channels in (
         ("resnet50", 23_508_032, 2048),
         ("resnet18", 11_176_512, 512),
     ):
         with torch.device("meta"):
-            network = networks.cityscapes_network(name, [19, 1, 2], 0.5)
+            network = networks.dense_network(name, [19, 1, 2], 0.5)
             image = torch.empty(2, 3, 64, 128)
         assert size(network.encoder) == parameters, "without its classifier"
         assert network.encoder(image).shape == (2, channels, 8, 16), "output stride 8"
@@ -376,16 +375,7 @@ def test_stopped_and_resumed_equals_uninterrupted(
     with ExitStack() as stack:
         trainer = Trainer(config, run, load_data(config), CPU, stack)
         trainer.open_recorder()
-        update = trainer.learner.update
-
-        def update_and_stop(*args: Any, **options: Any) -> Outcome:
-            if trainer.step == 6:
-                trainer.stop_signal = 15
-            return update(*args, **options)
-
-        trainer.learner.update = update_and_stop
-        with pytest.raises(Stopped):
-            trainer.loop()
+        stop_after(trainer, 7)
     run._lock.close()  # as when the process ends
     assert trainer.step == 7
     torch.manual_seed(12345)  # as in another process
@@ -617,7 +607,7 @@ def test_start_weights_are_needed_at_the_start_alone(
     line += ["--train.epochs", "1", "--train.batch-size", "2", "--network.encoder", "resnet18"]
     line += ["--learner.device", "cpu", "--smto.name", "unitary", "--network.weights", "start.pt"]
     refused(line, capsys, "network.weights", str(tmp_path / "start.pt"), "cannot be read")
-    encoder, _ = networks.cityscapes_encoder("resnet18")
+    encoder = networks.dilated_resnet("resnet18")
     state = encoder.state_dict()
     torch.save({"step": 1, "learner": {"network": state}}, "start.pt")
     refused(line, capsys, "network.weights", "not a state dictionary")

@@ -3,14 +3,53 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 Scores = Mapping[tuple[str, str], float]
 """{(task, metric): value}"""
 
-LOWER_IS_BETTER = ("mse", "absolute_error", "relative_error", "centre_error")
+LOWER_IS_BETTER = (
+    "mse", "absolute_error", "relative_error", "centre_error", "mean_angle", "median_angle", "mae",
+)  # fmt: skip
+DIFFERENT_UNITS = ("mae",)
+"""Metrics that have another unit for every task."""
+SINGLE_TASK: dict[str, Scores] = {
+    "nyuv2": {
+        ("segmentation", "mean_iou"): 0.3830,
+        ("segmentation", "pixel_accuracy"): 0.6376,
+        ("depth", "absolute_error"): 0.6754,
+        ("depth", "relative_error"): 0.2780,
+        ("normals", "mean_angle"): 25.01,
+        ("normals", "median_angle"): 19.21,
+        ("normals", "within_11.25"): 0.3014,
+        ("normals", "within_22.5"): 0.5720,
+        ("normals", "within_30"): 0.6915,
+    },
+    "qm9": {
+        ("mu", "mae"): 0.0671,
+        ("alpha", "mae"): 0.1814,
+        ("homo", "mae"): 60.576,
+        ("lumo", "mae"): 53.915,
+        ("r2", "mae"): 0.5027,
+        ("zpve", "mae"): 4.539,
+        ("u0_atom", "mae"): 58.838,
+        ("u_atom", "mae"): 64.244,
+        ("h_atom", "mae"): 63.852,
+        ("g_atom", "mae"): 66.223,
+        ("cv", "mae"): 0.07212,
+    },
+}
+"""By problem: published test scores of networks for one task (Navon et al. 2022, `experiments/` of
+github.com/AvivNavon/nash-mtl; NYUv2's are CAGrad's, of `segnet_mtan`)."""
+
+
+def mean_over_tasks(metric: str, values: Sequence[float]) -> float:
+    """Of one metric; geometric where the tasks' units differ, so that none of them decides."""
+    if metric not in DIFFERENT_UNITS:
+        return float(np.mean(values))
+    return math.prod(values) ** (1 / len(values))
 
 
 def delta_m(scores: Scores, baseline: Scores) -> float:

@@ -17,7 +17,7 @@ sees the batch once and all tasks share its dropout.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ def backward(
     network: MultiTaskNetwork,
     losses_of: Sequence[Loss],
     smto: SMTO,
-    inputs: Tensor,
+    inputs: Any,
     targets: Sequence[Tensor],
     *,
     space: Space,
