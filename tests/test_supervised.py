@@ -251,6 +251,19 @@ def test_gama_and_grassis_settings() -> None:
         ("supervised_digits --network.dropout 1", ["network.dropout = 1.0", "published or in"]),
         (f"supervised_digits --seed {2**64}", [f"seed = {2**64}", f"at most {2**63 - 1}"]),
         ("supervised_digits --rotograd.size -1", ["rotograd.size = -1"]),
+        ("supervised_celeba --smto.gradient-samples 8", ["smto.gradient_samples = 8", "Gramian"]),
+        (
+            "supervised_celeba --smto.gradient-samples 8 --smto.name mgda",
+            ["smto.gradient_samples = 8", "smto.gradient_space parameters"],
+        ),
+        (
+            "supervised_celeba --smto.gradient-samples 129 --smto.name pcgrad",
+            ["smto.gradient_samples = 129", "at most train.batch_size, 128"],
+        ),
+        (
+            "supervised_qm9 --smto.gradient-samples 8 --smto.name pcgrad",
+            ["smto.gradient_samples = 8", "qm9"],
+        ),
         ("supervised_digits --network.weights x.pt", ["network.weights", "cityscapes"]),
         ("supervised_multi_mnist --run-dir {run} --data-dir /nowhere", ["no such folder"]),
     ],

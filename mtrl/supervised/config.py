@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -100,6 +101,9 @@ class SmtoConfig:
     chunk_size: int = 1
     """Tasks per backward pass of the encoder, in parameter space. More saves launches (small
     networks on a GPU) and costs memory: their activation gradients exist at once."""
+    gradient_samples: int = 0
+    """Samples of a batch on whose task gradients a method decides that takes a Gramian on the
+    parameters; its weights then serve the whole batch. 0 = all. See docs/supervised.md."""
 
 
 @dataclass(frozen=True)
@@ -259,6 +263,27 @@ def validate(config: SupervisedConfig) -> None:
     check_seed(config.seed)
     threads = config.learner.threads
     need(threads == "auto" or threads >= 1, "learner.threads", "must be auto or at least 1")
+    need(0 < config.rotograd.lr < float("inf"), "rotograd.lr", "must be positive and finite")
+    need(config.rotograd.size >= 0, "rotograd.size", "must be zero (all) or positive")
+    _check_network(config, need)
+    check_method(
+        config.smto.name,
+        config.smto.options,
+        "smto.name",
+        "smto.options",
+        config.num_tasks,
+        1_000_000,  # the length, which depends on the data, is not known yet
+        methods.OWN,
+    )
+    _check_gradient_samples(config, need)
+    check_sinks(config.logging)
+
+
+Need = Callable[[bool, str, str], None]
+"""(what must hold, key, what is allowed)"""
+
+
+def _check_network(config: SupervisedConfig, need: Need) -> None:
     rate = config.network.dropout
     need(rate == "published" or 0 <= rate < 1, "network.dropout", "must be published or in [0, 1)")
     segnet = config.is_dense and config.network.encoder.startswith("segnet")
@@ -281,24 +306,28 @@ def validate(config: SupervisedConfig) -> None:
             key,
             "is impossible with network.encoder segnet_mtan: its tasks share no representation",
         )
-    need(0 < config.rotograd.lr < float("inf"), "rotograd.lr", "must be positive and finite")
-    need(config.rotograd.size >= 0, "rotograd.size", "must be zero (all) or positive")
     need(
         not config.network.weights or config.starts_from_imagenet,
         "network.weights",
         "is for the resnets of cityscapes and nyuv2 alone; the other networks start from random "
         "weights, as published",
     )
-    check_method(
-        config.smto.name,
-        config.smto.options,
-        "smto.name",
-        "smto.options",
-        config.num_tasks,
-        1_000_000,  # the length, which depends on the data, is not known yet
-        methods.OWN,
+
+
+def _check_gradient_samples(config: SupervisedConfig, need: Need) -> None:
+    key, samples = "smto.gradient_samples", config.smto.gradient_samples
+    if not samples:
+        return
+    most = config.train.batch_size
+    need(1 <= samples <= most, key, f"must be zero (all) or at most train.batch_size, {most}")
+    by_gramian = describe(methods.find(config.smto.name)).needs == "gramian"
+    need(
+        by_gramian and config.gradient_space == "parameters",
+        key,
+        "is for methods that take a Gramian, with smto.gradient_space parameters",
     )
-    check_sinks(config.logging)
+    need(not config.rotograd.enabled, key, "does not go with rotograd")
+    need(config.problem != "qm9", key, "is for images alone, not for the molecules of qm9")
 
 
 def with_smto(config: SupervisedConfig, **changes: Any) -> SupervisedConfig:

@@ -92,6 +92,7 @@ class Learner:
             batch.targets,
             space=config.gradient_space,
             chunk_size=config.smto.chunk_size,
+            samples=config.smto.gradient_samples,
             look=look,
         )
         self.optimizer.param_groups[0]["lr"] = lr
