@@ -25,7 +25,7 @@ from torch import Tensor
 from mtrl import checkpoint, cli
 from mtrl.run_directory import RunDirectory
 from mtrl.schema import dump_yaml, flatten
-from mtrl.supervised import method_presets, methods, networks
+from mtrl.supervised import comparison, method_presets, methods, networks
 from mtrl.supervised.command import load_config, with_overrides
 from mtrl.supervised.comparison import delta_m, mean_ranks
 from mtrl.supervised.config import PROBLEMS, SupervisedConfig, load_yaml, validate, with_smto
@@ -778,6 +778,52 @@ def test_comparison_of_runs(
     assert float(row[6].strip("| ")) > 0
     mean, half = map(float, found["interval"]([0.1, 0.2, 0.6]).split(" ± "))
     assert (mean, half) == pytest.approx((0.3, 4.3027 * 0.264575 / 3**0.5), abs=1e-4)
+
+
+@pytest.mark.parametrize("baseline", ["published", "{file}"])
+def test_comparison_with_given_single_task_values(
+    baseline: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A run of NYUv2 whose every score is a tenth better than the single tasks'."""
+    single = comparison.SINGLE_TASK["nyuv2"]
+    scores, file = {}, {}
+    for (task, metric), value in single.items():
+        better = 0.9 if metric in comparison.LOWER_IS_BETTER else 1.1
+        scores[f"test/{metric}/{task}"] = better * value
+        file.setdefault(task, {})[metric] = value / 2 if task == "depth" else value
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("problem: nyuv2\nsmto:\n  name: mgda\n")
+    (run / "metrics.jsonl").write_text(json.dumps({"step": 5, **scores}) + "\n")
+    path = tmp_path / "single.yaml"
+    path.write_text(yaml.dump(file))
+    script = REPOSITORY / "scripts" / "compare_supervised.py"
+    line = [str(script), str(run), "--baseline", baseline.format(file=path)]
+    monkeypatch.setattr("sys.argv", line)
+    monkeypatch.syspath_prepend(script.parent)
+    runpy.run_path(str(script), run_name="__main__")
+    gain = float(capsys.readouterr().out.splitlines()[-1].split(" | ")[-3])
+    # Half the depth errors as baseline: there ours are 80% worse.
+    assert gain == pytest.approx(10 if baseline == "published" else (10 - 80 + 10) / 3, abs=0.01)
+
+    def refused_with(said: str) -> None:
+        with pytest.raises(SystemExit) as caught:
+            runpy.run_path(str(script), run_name="__main__")
+        assert caught.value.code == 2
+        assert said in capsys.readouterr().err
+
+    line[-1] = "pcgrad"
+    refused_with("baseline = 'pcgrad': must be published, a .yaml file, or a tested method: mgda")
+    path.write_text("depth: {absolute_error: 1}\n")
+    line[-1] = str(path)
+    refused_with("has no mean_iou of segmentation")
+    path.write_text("depth: {absolute_error: small}\n")
+    refused_with("depth.absolute_error = 'small': ")
+    line[-1] = str(tmp_path / "nowhere.yaml")
+    refused_with("nowhere.yaml")
 
 
 def test_delta_m_and_ranks_by_hand() -> None:

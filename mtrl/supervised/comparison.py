@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
+
+from mtrl.schema import ConfigError, read_yaml
 
 Scores = Mapping[tuple[str, str], float]
 """{(task, metric): value}"""
@@ -43,6 +46,33 @@ SINGLE_TASK: dict[str, Scores] = {
 }
 """By problem: published test scores of networks for one task (Navon et al. 2022, `experiments/` of
 github.com/AvivNavon/nash-mtl; NYUv2's are CAGrad's, of `segnet_mtan`)."""
+
+
+def published_scores(problem: str, keys: Iterable[tuple[str, str]]) -> Scores:
+    """`SINGLE_TASK` of a problem; ConfigError if there is none."""
+    if problem not in SINGLE_TASK:
+        known = ", ".join(SINGLE_TASK)
+        raise ConfigError("baseline", "published", f"there is none for {problem}, but for {known}")
+    return _of_all(SINGLE_TASK[problem], keys, "published")
+
+
+def given_scores(path: Path, keys: Iterable[tuple[str, str]]) -> Scores:
+    """A file's {task: {metric: value}}; ConfigError if it has not these keys, or other values."""
+    content = read_yaml(path)
+    scores: dict[tuple[str, str], float] = {}
+    for task, of_task in content.items() if isinstance(content, dict) else ():
+        for metric, value in of_task.items() if isinstance(of_task, dict) else ():
+            if not isinstance(value, int | float) or not math.isfinite(value) or not value:
+                raise ConfigError(f"{task}.{metric}", value, f"{path}: must be a number, not zero")
+            scores[str(task), str(metric)] = float(value)
+    return _of_all(scores, keys, str(path))
+
+
+def _of_all(given: Scores, keys: Iterable[tuple[str, str]], name: str) -> Scores:
+    if missing := [key for key in keys if key not in given]:
+        task, metric = missing[0]
+        raise ConfigError("baseline", name, f"has no {metric} of {task}")
+    return given
 
 
 def mean_over_tasks(metric: str, values: Sequence[float]) -> float:
