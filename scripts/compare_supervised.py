@@ -14,6 +14,7 @@ Time: the median training time of an epoch.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def epoch_seconds(runs: list[Run]) -> str:
     return f"{np.median(np.concatenate(seen)):.2f}" if seen else ""
 
 
-def baseline_scores(wanted: str, means: dict[str, Scores], problem: str) -> Scores:
+def baseline_scores(wanted: str, means: Mapping[str, Scores], problem: str) -> Scores:
     """Raises ConfigError if there are none, or not for every task and metric of the runs."""
     keys = next(iter(means.values()))
     if wanted in means:
