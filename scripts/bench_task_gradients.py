@@ -145,7 +145,7 @@ def measure(method: str, case: Case, iterations: int) -> Outcome:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--iterations", type=int, default=60, help="of each case, a multiple of 30")
+    parser.add_argument("--iterations", type=int, default=30, help="of each case, a multiple of 30")
     parser.add_argument("--markdown", type=Path, help="file with the marked place for the table")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -23,7 +23,7 @@ STEP = 32
 
 def _unit(fan_in: int, fan_out: int) -> nn.Sequential:
     conv = nn.Conv2d(fan_in, fan_out, 3, padding=1)
-    return nn.Sequential(conv, nn.BatchNorm2d(fan_out), nn.ReLU())
+    return nn.Sequential(conv, nn.BatchNorm2d(fan_out), nn.ReLU(inplace=True))
 
 
 def _units(width: int, level: int) -> nn.Sequential:
@@ -35,7 +35,7 @@ def _attention(fan_in: int, width: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(fan_in, width, 1),
         nn.BatchNorm2d(width),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.Conv2d(width, width, 1),
         nn.BatchNorm2d(width),
         nn.Sigmoid(),
