@@ -1,15 +1,20 @@
 """Test scores of finished supervised runs: mean and 95% interval over seeds, Delta_m, mean rank.
 
     python scripts/compare_supervised.py runs/supervised_digits --baseline unitary
+    python scripts/compare_supervised.py runs/supervised_nyuv2 --baseline published
+    python scripts/compare_supervised.py runs/supervised_nyuv2 --baseline single_task.yaml
     python scripts/compare_supervised.py runs/supervised_digits --markdown docs/supervised.md
 
 The interval is Student's, over runs. Delta_m: POSITIVE is better (mtrl.supervised.comparison).
+published: what Nash-MTL's code has for single tasks, of nyuv2 and qm9. A file has your own values:
+{segmentation: {mean_iou: 0.39, pixel_accuracy: 0.64}, depth: {absolute_error: 0.61, ...}, ...}.
 Time: the median training time of an epoch.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +22,15 @@ from marked_table import replace_table
 from scipy import stats
 
 from mtrl.run.state import Run, find_runs, read_run
-from mtrl.supervised.comparison import Scores, delta_m, mean_ranks
+from mtrl.schema import ConfigError
+from mtrl.supervised.comparison import (
+    Scores,
+    delta_m,
+    given_scores,
+    mean_over_tasks,
+    mean_ranks,
+    published_scores,
+)
 
 MANY = 8
 """Scores from which on only their mean is shown."""
@@ -45,10 +58,29 @@ def epoch_seconds(runs: list[Run]) -> str:
     return f"{np.median(np.concatenate(seen)):.2f}" if seen else ""
 
 
+def baseline_scores(wanted: str, means: Mapping[str, Scores], problem: str) -> Scores:
+    """Raises ConfigError if there are none, or not for every task and metric of the runs."""
+    keys = next(iter(means.values()))
+    if wanted in means:
+        return means[wanted]
+    if wanted == "published":
+        return published_scores(problem, keys)
+    if wanted.endswith((".yaml", ".yml")):
+        return given_scores(Path(wanted), keys)
+    tested = ", ".join(means)
+    raise ConfigError(
+        "baseline", wanted, f"must be published, a .yaml file, or a tested method: {tested}"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="folder with runs of one problem")
-    parser.add_argument("--baseline", default="unitary", help="method that Delta_m is relative to")
+    parser.add_argument(
+        "--baseline",
+        default="unitary",
+        help="what Delta_m is relative to: a method, published, or a .yaml file with scores",
+    )
     parser.add_argument("--markdown", type=Path, help="file with the marked place for the table")
     options = parser.parse_args()
     runs: dict[str, list[Run]] = {}
@@ -56,16 +88,21 @@ def main() -> None:
         run = read_run(path, ("test/", "time/epoch_s"))
         if test_scores(run):
             runs.setdefault(run.method, []).append(run)
-    if options.baseline not in runs:
-        parser.error(f"no tested run of {options.baseline}; there are: {', '.join(runs) or 'none'}")
+    if not runs:
+        parser.error(f"{options.folder} has no tested run")
     scores = {method: [test_scores(run) for run in own] for method, own in runs.items()}
-    keys = list(scores[options.baseline][0])
+    keys = list(next(iter(scores.values()))[0])
     if any(set(one) != set(keys) for own in scores.values() for one in own):
         parser.error("the runs are of different problems")
     means = {
         method: {key: float(np.mean([one[key] for one in own])) for key in keys}
         for method, own in scores.items()
     }
+    problem = str(next(iter(runs.values()))[0].config.get("problem", ""))
+    try:
+        baseline = baseline_scores(options.baseline, means, problem)
+    except ConfigError as error:
+        parser.error(str(error))
     ranks = mean_ranks(means)
     columns = {f"{metric}, {task}": [(task, metric)] for task, metric in keys}
     metrics = {metric for _, metric in keys}
@@ -78,10 +115,12 @@ def main() -> None:
     ]
     for method in sorted(runs, key=ranks.__getitem__):
         cells = [
-            interval([float(np.mean([one[key] for key in of])) for one in scores[method]])
+            interval(
+                [mean_over_tasks(of[0][1], [one[key] for key in of]) for one in scores[method]]
+            )
             for of in columns.values()
         ]
-        gain = f"{delta_m(means[method], means[options.baseline]):+.2f}"
+        gain = f"{delta_m(means[method], baseline):+.2f}"
         row = [f"`{method}`", str(len(runs[method])), *cells, gain, f"{ranks[method]:.2f}"]
         lines.append(f"| {' | '.join([*row, epoch_seconds(runs[method])])} |")
     table = "\n".join(lines)

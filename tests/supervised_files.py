@@ -72,3 +72,64 @@ def write_cityscapes(
                 grid = grid.repeat(side // 2, axis=0).repeat(side // 2, axis=1)
                 np.save(folder / part / "instance" / f"{i}.npy", grid)
     return folder
+
+
+def write_nyuv2(folder: Path, train: int = 10, test: int = 3, side: int = 32) -> Path:
+    """Image i has the value i / 100 in its first pixel; a fifth of the pixels has no normal."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", train), ("val", test)):
+        for what in ("image", "label", "depth", "normal"):
+            (folder / part / what).mkdir(parents=True)
+        for i in range(count):
+            image = rng.random((side, side, 3))
+            image[0, 0] = i / 100
+            normal = rng.normal(size=(side, side, 3))
+            normal /= np.linalg.norm(normal, axis=2, keepdims=True)
+            normal *= rng.random((side, side, 1)) > 0.2
+            arrays = {
+                "image": image,
+                "label": rng.integers(-1, 13, (side, side)).astype(np.float64),
+                "depth": rng.random((side, side, 1)) * rng.integers(0, 2, (side, side, 1)),
+                "normal": normal.astype(np.float32),
+            }
+            for what, array in arrays.items():
+                np.save(folder / part / what / f"{i}.npy", array)
+    return folder
+
+
+MOLECULES = {
+    "water": ("OHH", [(1, 2, 1), (1, 3, 1)]),
+    "carbon dioxide": ("COO", [(1, 2, 2), (1, 3, 2)]),
+    "hydrogen cyanide": ("NCH", [(1, 2, 3), (2, 3, 1)]),
+    "methyl fluoride": ("CFHHH", [(1, 2, 1), (1, 3, 1), (1, 4, 1), (1, 5, 1)]),
+}
+"""Atoms, and bonds: two atoms, counted from 1, and their order."""
+
+
+def write_qm9(folder: Path, count: int = 30, left_out: tuple[int, ...] = (3, 11)) -> Path:
+    """gdb_1, gdb_2, ... are MOLECULES in turn, with random positions and properties; `left_out` are
+    in uncharacterized.txt."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    sdf, table = (
+        [],
+        [
+            "mol_id,A,B,C,mu,alpha,homo,lumo,gap,r2,zpve,u0,u298,h298,g298,cv,"
+            "u0_atom,u298_atom,h298_atom,g298_atom"
+        ],
+    )
+    for i in range(count):
+        atoms, bonds = list(MOLECULES.values())[i % len(MOLECULES)]
+        sdf += [f"gdb_{i + 1}", "  written by a test", ""]
+        sdf += [f"{len(atoms):3}{len(bonds):3}  0  0  0  0  0  0  0  0999 V2000"]
+        for atom in atoms:
+            x, y, z = rng.normal(size=3)
+            sdf += [f"{x:10.4f}{y:10.4f}{z:10.4f} {atom:3} 0  0  0  0  0  0  0  0  0  0  0  0"]
+        sdf += [f"{a:3}{b:3}{order:3}  0" for a, b, order in bonds]
+        sdf += ["M  END", "$$$$"]
+        table.append(f"gdb_{i + 1}," + ",".join(f"{value:.6f}" for value in rng.normal(size=19)))
+    (folder / "gdb9.sdf").write_text("\n".join(sdf) + "\n")
+    (folder / "gdb9.sdf.csv").write_text("\n".join(table) + "\n")
+    lines = ["a line of text"] * 9 + [f"  {i} C C" for i in left_out] + [f"{len(left_out)} in all"]
+    (folder / "uncharacterized.txt").write_text("\n".join(lines) + "\n")
+    return folder

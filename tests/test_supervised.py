@@ -18,6 +18,7 @@ import torch
 import yaml
 from conftest import REPOSITORY, content, differences, steps_shown
 from supervised_files import write_celeba, write_cityscapes, write_mnist
+from supervised_runs import stop_after
 from test_cli import refused
 from torch import Tensor
 
@@ -25,14 +26,12 @@ from mtrl.commands import main as cli
 from mtrl.commands.fixed_weights import fixed_weights
 from mtrl.run import checkpoint
 from mtrl.run.directory import RunDirectory
-from mtrl.run.stopping import Stopped
 from mtrl.schema import dump_yaml, flatten
-from mtrl.supervised import method_presets, methods, networks
+from mtrl.supervised import comparison, method_presets, methods, networks
 from mtrl.supervised.command import load_config, with_overrides
 from mtrl.supervised.comparison import delta_m, mean_ranks
 from mtrl.supervised.config import PROBLEMS, SupervisedConfig, load_yaml, validate, with_smto
 from mtrl.supervised.data import Batches, Loader
-from mtrl.supervised.gradients import Outcome
 from mtrl.supervised.learner import Learner
 from mtrl.supervised.metrics import (
     ABSOLUTE_ERROR,
@@ -85,13 +84,13 @@ def dropout_rates(network: torch.nn.Module) -> set[float]:
     return {module.p for module in network.modules() if isinstance(module, kinds)}
 
 
-def test_cityscapes_networks() -> None:
+def test_dense_networks() -> None:
     for name, parameters, channels in (
         ("resnet50", 23_508_032, 2048),
         ("resnet18", 11_176_512, 512),
     ):
         with torch.device("meta"):
-            network = networks.cityscapes_network(name, [19, 1, 2], 0.5)
+            network = networks.dense_network(name, [19, 1, 2], 0.5)
             image = torch.empty(2, 3, 64, 128)
         assert size(network.encoder) == parameters, "without its classifier"
         assert network.encoder(image).shape == (2, channels, 8, 16), "output stride 8"
@@ -253,6 +252,19 @@ def test_gama_and_grassis_settings() -> None:
         ("supervised_digits --network.dropout 1", ["network.dropout = 1.0", "published or in"]),
         (f"supervised_digits --seed {2**64}", [f"seed = {2**64}", f"at most {2**63 - 1}"]),
         ("supervised_digits --rotograd.size -1", ["rotograd.size = -1"]),
+        ("supervised_celeba --smto.gradient-samples 8", ["smto.gradient_samples = 8", "Gramian"]),
+        (
+            "supervised_celeba --smto.gradient-samples 8 --smto.name mgda",
+            ["smto.gradient_samples = 8", "smto.gradient_space parameters"],
+        ),
+        (
+            "supervised_celeba --smto.gradient-samples 129 --smto.name pcgrad",
+            ["smto.gradient_samples = 129", "at most train.batch_size, 128"],
+        ),
+        (
+            "supervised_qm9 --smto.gradient-samples 8 --smto.name pcgrad",
+            ["smto.gradient_samples = 8", "qm9"],
+        ),
         ("supervised_digits --network.weights x.pt", ["network.weights", "cityscapes"]),
         ("supervised_multi_mnist --run-dir {run} --data-dir /nowhere", ["no such folder"]),
     ],
@@ -377,16 +389,7 @@ def test_stopped_and_resumed_equals_uninterrupted(
     with ExitStack() as stack:
         trainer = Trainer(config, run, load_data(config), CPU, stack)
         trainer.open_recorder()
-        update = trainer.learner.update
-
-        def update_and_stop(*args: Any, **options: Any) -> Outcome:
-            if trainer.step == 6:
-                trainer.stop_signal = 15
-            return update(*args, **options)
-
-        trainer.learner.update = update_and_stop
-        with pytest.raises(Stopped):
-            trainer.loop()
+        stop_after(trainer, 7)
     run._lock.close()  # as when the process ends
     assert trainer.step == 7
     torch.manual_seed(12345)  # as in another process
@@ -618,7 +621,7 @@ def test_start_weights_are_needed_at_the_start_alone(
     line += ["--train.epochs", "1", "--train.batch-size", "2", "--network.encoder", "resnet18"]
     line += ["--learner.device", "cpu", "--smto.name", "unitary", "--network.weights", "start.pt"]
     refused(line, capsys, "network.weights", str(tmp_path / "start.pt"), "cannot be read")
-    encoder, _ = networks.cityscapes_encoder("resnet18")
+    encoder = networks.dilated_resnet("resnet18")
     state = encoder.state_dict()
     torch.save({"step": 1, "learner": {"network": state}}, "start.pt")
     refused(line, capsys, "network.weights", "not a state dictionary")
@@ -776,6 +779,52 @@ def test_comparison_of_runs(
     assert float(row[6].strip("| ")) > 0
     mean, half = map(float, found["interval"]([0.1, 0.2, 0.6]).split(" ± "))
     assert (mean, half) == pytest.approx((0.3, 4.3027 * 0.264575 / 3**0.5), abs=1e-4)
+
+
+@pytest.mark.parametrize("baseline", ["published", "{file}"])
+def test_comparison_with_given_single_task_values(
+    baseline: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A run of NYUv2 whose every score is a tenth better than the single tasks'."""
+    single = comparison.SINGLE_TASK["nyuv2"]
+    scores, file = {}, {}
+    for (task, metric), value in single.items():
+        better = 0.9 if metric in comparison.LOWER_IS_BETTER else 1.1
+        scores[f"test/{metric}/{task}"] = better * value
+        file.setdefault(task, {})[metric] = value / 2 if task == "depth" else value
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("problem: nyuv2\nsmto:\n  name: mgda\n")
+    (run / "metrics.jsonl").write_text(json.dumps({"step": 5, **scores}) + "\n")
+    path = tmp_path / "single.yaml"
+    path.write_text(yaml.dump(file))
+    script = REPOSITORY / "scripts" / "compare_supervised.py"
+    line = [str(script), str(run), "--baseline", baseline.format(file=path)]
+    monkeypatch.setattr("sys.argv", line)
+    monkeypatch.syspath_prepend(script.parent)
+    runpy.run_path(str(script), run_name="__main__")
+    gain = float(capsys.readouterr().out.splitlines()[-1].split(" | ")[-3])
+    # Half the depth errors as baseline: there ours are 80% worse.
+    assert gain == pytest.approx(10 if baseline == "published" else (10 - 80 + 10) / 3, abs=0.01)
+
+    def refused_with(said: str) -> None:
+        with pytest.raises(SystemExit) as caught:
+            runpy.run_path(str(script), run_name="__main__")
+        assert caught.value.code == 2
+        assert said in capsys.readouterr().err
+
+    line[-1] = "pcgrad"
+    refused_with("baseline = 'pcgrad': must be published, a .yaml file, or a tested method: mgda")
+    path.write_text("depth: {absolute_error: 1}\n")
+    line[-1] = str(path)
+    refused_with("has no mean_iou of segmentation")
+    path.write_text("depth: {absolute_error: small}\n")
+    refused_with("depth.absolute_error = 'small': ")
+    line[-1] = str(tmp_path / "nowhere.yaml")
+    refused_with("nowhere.yaml")
 
 
 def test_delta_m_and_ranks_by_hand() -> None:

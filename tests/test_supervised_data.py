@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from supervised_files import idx, write_celeba, write_cityscapes, write_mnist
 
 from mtrl.files.cache import cache_folder
-from mtrl.supervised import celeba, cityscapes, decoders, files, mnist
+from mtrl.supervised import celeba, cityscapes, decoders, files, mnist, mtan_arrays
 from mtrl.supervised.data import Batch, Batches, Loader, Split
 from mtrl.supervised.files import DataError
 
@@ -283,7 +283,7 @@ def test_cityscapes_from_mtan_arrays(tmp_path: Path) -> None:
                 raw = np.load(folder / part / what / f"{number}.npy")
                 assert np.allclose(stored[i], raw.reshape(stored[i].shape))
     inputs = torch.from_numpy(np.array(splits.train.inputs[:2]))
-    assert cityscapes.normalise(inputs).shape == (2, 3, 16, 32)
+    assert mtan_arrays.normalise(inputs).shape == (2, 3, 16, 32)
 
 
 def _scene() -> Batch:

@@ -160,6 +160,38 @@ def test_batched_backward_passes_agree(chunk_size: int) -> None:
     assert_close(found, wanted)
 
 
+def test_a_decision_on_some_of_the_samples() -> None:
+    """Weights from the Gramian of the first four samples, BatchNorm's statistics from all six."""
+    network, smto = make_network(), make_smto("mgda")
+    other, part = copy.deepcopy(network), copy.deepcopy(network)
+    inputs, targets = make_batch()
+    losses_of = [functional.cross_entropy] * TASKS
+    some = [target[:4] for target in targets]
+    decided = backward(
+        part, losses_of, make_smto("mgda"), inputs[:4], some, space="parameters", look=True
+    )
+    weights = decided.weights.tolist()
+    whole = backward(
+        other, losses_of, create("fixed", TASKS, weights=weights), inputs, targets,
+        space="parameters", look=True,
+    )  # fmt: skip
+    found = backward(
+        network, losses_of, smto, inputs, targets, space="parameters", samples=4, look=True
+    )
+    torch.testing.assert_close(found.weights, decided.weights)
+    torch.testing.assert_close(found.gramian, whole.gramian, msg="the diagnostics see all samples")
+    assert not torch.allclose(found.gramian, decided.gramian)
+    for (name, a), b in zip(
+        network.encoder.named_parameters(), other.encoder.parameters(), strict=True
+    ):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=2e-6, msg=name)
+    assert all(torch.equal(a, b) for a, b in zip(network.buffers(), other.buffers(), strict=True))
+    same = run(make_network(), make_smto("mgda"), "parameters")
+    network = make_network()
+    backward(network, losses_of, make_smto("mgda"), inputs, targets, space="parameters", samples=6)
+    assert_close({n: p.grad for n, p in network.named_parameters()}, same)
+
+
 @pytest.mark.parametrize("name", ["unitary", "rlw_normal", "pcgrad", "graddrop"])
 @pytest.mark.parametrize("space", SPACES)
 def test_looking_changes_nothing(name: str, space: Space) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +19,8 @@ validation split remains for selection alone."""
 
 
 class Prepared(NamedTuple):
-    inputs: Tensor
-    """[sample, ...], normalised."""
+    inputs: Any
+    """[sample, ...], as the network takes them."""
     targets: Sequence[Tensor]
     """Per task [sample, ...]."""
 

@@ -3,14 +3,83 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
+
+from mtrl.schema import ConfigError, read_yaml
 
 Scores = Mapping[tuple[str, str], float]
 """{(task, metric): value}"""
 
-LOWER_IS_BETTER = ("mse", "absolute_error", "relative_error", "centre_error")
+LOWER_IS_BETTER = (
+    "mse", "absolute_error", "relative_error", "centre_error", "mean_angle", "median_angle", "mae",
+)  # fmt: skip
+DIFFERENT_UNITS = ("mae",)
+"""Metrics that have another unit for every task."""
+SINGLE_TASK: dict[str, Scores] = {
+    "nyuv2": {
+        ("segmentation", "mean_iou"): 0.3830,
+        ("segmentation", "pixel_accuracy"): 0.6376,
+        ("depth", "absolute_error"): 0.6754,
+        ("depth", "relative_error"): 0.2780,
+        ("normals", "mean_angle"): 25.01,
+        ("normals", "median_angle"): 19.21,
+        ("normals", "within_11.25"): 0.3014,
+        ("normals", "within_22.5"): 0.5720,
+        ("normals", "within_30"): 0.6915,
+    },
+    "qm9": {
+        ("mu", "mae"): 0.0671,
+        ("alpha", "mae"): 0.1814,
+        ("homo", "mae"): 60.576,
+        ("lumo", "mae"): 53.915,
+        ("r2", "mae"): 0.5027,
+        ("zpve", "mae"): 4.539,
+        ("u0_atom", "mae"): 58.838,
+        ("u_atom", "mae"): 64.244,
+        ("h_atom", "mae"): 63.852,
+        ("g_atom", "mae"): 66.223,
+        ("cv", "mae"): 0.07212,
+    },
+}
+"""By problem: published test scores of networks for one task (Navon et al. 2022, `experiments/` of
+github.com/AvivNavon/nash-mtl; NYUv2's are CAGrad's, of `segnet_mtan`)."""
+
+
+def published_scores(problem: str, keys: Iterable[tuple[str, str]]) -> Scores:
+    """`SINGLE_TASK` of a problem; ConfigError if there is none."""
+    if problem not in SINGLE_TASK:
+        known = ", ".join(SINGLE_TASK)
+        raise ConfigError("baseline", "published", f"there is none for {problem}, but for {known}")
+    return _of_all(SINGLE_TASK[problem], keys, "published")
+
+
+def given_scores(path: Path, keys: Iterable[tuple[str, str]]) -> Scores:
+    """A file's {task: {metric: value}}; ConfigError if it has not these keys, or other values."""
+    content = read_yaml(path)
+    scores: dict[tuple[str, str], float] = {}
+    for task, of_task in content.items() if isinstance(content, dict) else ():
+        for metric, value in of_task.items() if isinstance(of_task, dict) else ():
+            if not isinstance(value, int | float) or not math.isfinite(value) or not value:
+                raise ConfigError(f"{task}.{metric}", value, f"{path}: must be a number, not zero")
+            scores[str(task), str(metric)] = float(value)
+    return _of_all(scores, keys, str(path))
+
+
+def _of_all(given: Scores, keys: Iterable[tuple[str, str]], name: str) -> Scores:
+    if missing := [key for key in keys if key not in given]:
+        task, metric = missing[0]
+        raise ConfigError("baseline", name, f"has no {metric} of {task}")
+    return given
+
+
+def mean_over_tasks(metric: str, values: Sequence[float]) -> float:
+    """Of one metric; geometric where the tasks' units differ, so that none of them decides."""
+    if metric not in DIFFERENT_UNITS:
+        return float(np.mean(values))
+    return math.prod(values) ** (1 / len(values))
 
 
 def delta_m(scores: Scores, baseline: Scores) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -25,6 +26,8 @@ ProblemName = Literal[
     "cityscapes",
     "cityscapes_19",
     "cityscapes_19_instances",
+    "nyuv2",
+    "qm9",
 ]
 PROBLEMS: tuple[str, ...] = get_args(ProblemName)
 CELEBA_ATTRIBUTES = (
@@ -35,6 +38,9 @@ CELEBA_ATTRIBUTES = (
     "Oval_Face", "Pale_Skin", "Pointy_Nose", "Receding_Hairline", "Rosy_Cheeks", "Sideburns",
     "Smiling", "Straight_Hair", "Wavy_Hair", "Wearing_Earrings", "Wearing_Hat",
     "Wearing_Lipstick", "Wearing_Necklace", "Wearing_Necktie", "Young",
+)  # fmt: skip
+QM9_TARGETS = (
+    "mu", "alpha", "homo", "lumo", "r2", "zpve", "u0_atom", "u_atom", "h_atom", "g_atom", "cv",
 )  # fmt: skip
 Z_METHODS = ("mgda", "imtl", "imtl_g", "graddrop", "graddrop_random")
 """Published on the gradients of the last shared activation."""
@@ -52,11 +58,14 @@ class TrainConfig:
     """Adam step size of encoder and heads."""
     lr_decay: float = 1.0
     """The step size is multiplied by this after every epoch (Kurin et al.: 0.95); 1 = constant."""
+    lr_decay_every: int = 1
+    """Epochs from one such multiplication to the next (NYUv2's papers: 100, by 0.5)."""
     l2: float = 0.0
     """l2 regularisation: Adam's coupled weight decay. It meets the MEAN of the task losses: a
     published strength for their sum is to be divided by the number of tasks."""
     augment: bool = False
-    """Turn training images by up to 10 degrees, mirror half of them (Gama & Grassi; Cityscapes)."""
+    """Cityscapes: turn training images by up to 10 degrees (Gama & Grassi); NYUv2: enlarge a part
+    of them (CAGrad, Nash-MTL, FAMO); both: mirror half of them."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +75,13 @@ class NetworkConfig:
     dropout: float | Literal["published"] = "published"
     """Rate of every dropout layer; 0 = none (the ablation of Kurin et al., 5.1).
     published: theirs, 0.5 (CelebA: 0.25 after the stem)."""
-    encoder: Literal["resnet50", "resnet18"] = "resnet50"
-    """Encoder of the cityscapes problems: resnet50 (Kurin et al.) or resnet18 (Gama & Grassi)."""
+    encoder: Literal["resnet50", "resnet18", "segnet", "segnet_mtan"] = "resnet50"
+    """Encoder of cityscapes and nyuv2. With DeepLab heads: resnet50 (Kurin et al., LibMTL) or
+    resnet18 (Gama & Grassi). MTAN's: segnet, or segnet_mtan with its attention (CAGrad, Nash-MTL,
+    FAMO)."""
     weights: str = ""
-    """File with an ImageNet encoder (a torchvision state dictionary) to start from, for cityscapes;
-    nothing is ever downloaded. Empty = random."""
+    """File with an ImageNet encoder (a torchvision state dictionary) that a resnet starts from, for
+    cityscapes and nyuv2; nothing is ever downloaded. Empty = random."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +101,9 @@ class SmtoConfig:
     chunk_size: int = 1
     """Tasks per backward pass of the encoder, in parameter space. More saves launches (small
     networks on a GPU) and costs memory: their activation gradients exist at once."""
+    gradient_samples: int = 0
+    """Samples of a batch on whose task gradients a method decides that takes a Gramian on the
+    parameters; its weights then serve the whole batch. 0 = all. See docs/supervised.md."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +174,10 @@ class SupervisedConfig:
     def task_names(self) -> tuple[str, ...]:
         if self.problem == "celeba":
             return CELEBA_ATTRIBUTES
+        if self.problem == "qm9":
+            return QM9_TARGETS
+        if self.problem == "nyuv2":
+            return "segmentation", "depth", "normals"
         if self.problem.startswith("cityscapes"):
             tasks = ("segmentation", "depth")
             return (*tasks, "instance_centres") if "instances" in self.problem else tasks
@@ -174,9 +192,26 @@ class SupervisedConfig:
         return len(self.task_names)
 
     @property
+    def is_dense(self) -> bool:
+        """Whether every pixel has targets: the problems that `network.encoder` is for."""
+        return self.problem.startswith(("cityscapes", "nyuv2"))
+
+    @property
+    def starts_from_imagenet(self) -> bool:
+        """As published."""
+        return self.is_dense and self.network.encoder.startswith("resnet")
+
+    @property
+    def has_own_features(self) -> bool:
+        """Whether every task has channels of z of its own, so that z is nothing they share."""
+        return self.is_dense and self.network.encoder == "segnet_mtan"
+
+    @property
     def gradient_space(self) -> Literal["parameters", "representation"]:
         if self.smto.gradient_space != "auto":
             return self.smto.gradient_space
+        if self.has_own_features:
+            return "parameters"
         name = describe(methods.find(self.smto.name)).name
         return "representation" if name in Z_METHODS else "parameters"
 
@@ -211,7 +246,8 @@ def validate(config: SupervisedConfig) -> None:
             raise ConfigError(key, values[key], allowed)
 
     for key in (
-        "train.epochs", "train.batch_size", "smto.chunk_size", "checkpoint.every",
+        "train.epochs", "train.batch_size", "train.lr_decay_every", "smto.chunk_size",
+        "checkpoint.every",
         "checkpoint.keep", "logging.every",
     ):  # fmt: skip
         need(values[key] >= 1, key, "must be at least 1")
@@ -219,23 +255,17 @@ def validate(config: SupervisedConfig) -> None:
     need(0 < config.train.lr_decay <= 1, "train.lr_decay", "must be in (0, 1]")
     need(0 <= config.train.l2 < float("inf"), "train.l2", "must be zero or positive, and finite")
     need(
-        not config.train.augment or config.problem.startswith("cityscapes"),
+        not config.train.augment or config.is_dense,
         "train.augment",
-        "is for cityscapes alone; the others were published without",
+        "is for cityscapes and nyuv2 alone; the others were published without",
     )
     need(config.diagnostics.every >= 0, "diagnostics.every", "must be zero (off) or positive")
     check_seed(config.seed)
     threads = config.learner.threads
     need(threads == "auto" or threads >= 1, "learner.threads", "must be auto or at least 1")
-    rate = config.network.dropout
-    need(rate == "published" or 0 <= rate < 1, "network.dropout", "must be published or in [0, 1)")
     need(0 < config.rotograd.lr < float("inf"), "rotograd.lr", "must be positive and finite")
     need(config.rotograd.size >= 0, "rotograd.size", "must be zero (all) or positive")
-    need(
-        not config.network.weights or config.problem.startswith("cityscapes"),
-        "network.weights",
-        "is for cityscapes alone; the other networks start from random weights, as published",
-    )
+    _check_network(config, need)
     check_method(
         config.smto.name,
         config.smto.options,
@@ -245,7 +275,59 @@ def validate(config: SupervisedConfig) -> None:
         1_000_000,  # the length, which depends on the data, is not known yet
         methods.OWN,
     )
+    _check_gradient_samples(config, need)
     check_sinks(config.logging)
+
+
+Need = Callable[[bool, str, str], None]
+"""(what must hold, key, what is allowed)"""
+
+
+def _check_network(config: SupervisedConfig, need: Need) -> None:
+    rate = config.network.dropout
+    need(rate == "published" or 0 <= rate < 1, "network.dropout", "must be published or in [0, 1)")
+    segnet = config.is_dense and config.network.encoder.startswith("segnet")
+    need(
+        rate == "published" or not (segnet or config.problem == "qm9"),
+        "network.dropout",
+        "must be published: SegNet and the network of qm9 have no dropout",
+    )
+    need(
+        config.network.encoder == SupervisedConfig().network.encoder or config.is_dense,
+        "network.encoder",
+        "is for cityscapes and nyuv2 alone",
+    )
+    for wrong, key in (
+        (config.rotograd.enabled, "rotograd.enabled"),
+        (config.smto.gradient_space == "representation", "smto.gradient_space"),
+    ):
+        need(
+            not (wrong and config.has_own_features),
+            key,
+            "is impossible with network.encoder segnet_mtan: its tasks share no representation",
+        )
+    need(
+        not config.network.weights or config.starts_from_imagenet,
+        "network.weights",
+        "is for the resnets of cityscapes and nyuv2 alone; the other networks start from random "
+        "weights, as published",
+    )
+
+
+def _check_gradient_samples(config: SupervisedConfig, need: Need) -> None:
+    key, samples = "smto.gradient_samples", config.smto.gradient_samples
+    if not samples:
+        return
+    most = config.train.batch_size
+    need(1 <= samples <= most, key, f"must be zero (all) or at most train.batch_size, {most}")
+    by_gramian = describe(methods.find(config.smto.name)).needs == "gramian"
+    need(
+        by_gramian and config.gradient_space == "parameters",
+        key,
+        "is for methods that take a Gramian, with smto.gradient_space parameters",
+    )
+    need(not config.rotograd.enabled, key, "does not go with rotograd")
+    need(config.problem != "qm9", key, "is for images alone, not for the molecules of qm9")
 
 
 def with_smto(config: SupervisedConfig, **changes: Any) -> SupervisedConfig:

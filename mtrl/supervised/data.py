@@ -17,12 +17,12 @@ from torch import Tensor
 
 RESIDENT = 1 << 30
 """Bytes up to which a split lives on the learner's device."""
-EVALUATION_BATCH = 256
 
 
 class Split(NamedTuple):
-    inputs: NDArray[Any]
-    """[sample, ...] as stored, often uint8."""
+    inputs: Any
+    """[sample, ...] as stored: an array, often uint8, or what is indexed like one (QM9's molecules:
+    a slice is fewer of them, an array of numbers their batch)."""
     targets: tuple[NDArray[Any], ...]
     """One array [sample, ...] per task, or a single one [sample, task]."""
 
@@ -46,8 +46,8 @@ def cut(split: Split, share: float) -> tuple[Split, Split]:
 
 
 class Batch(NamedTuple):
-    inputs: Tensor
-    """[sample, ...] as stored."""
+    inputs: Any
+    """[sample, ...] as stored: a tensor, or QM9's graphs."""
     targets: tuple[Tensor, ...]
     """Per task [sample, ...]."""
 
@@ -61,7 +61,8 @@ class Loader:
     def __init__(self, split: Split, tasks: int, device: torch.device) -> None:
         self.tasks, self.device, self.size = tasks, device, len(split.inputs)
         arrays = (split.inputs, *split.targets)
-        self.resident = sum(array.nbytes for array in arrays) <= RESIDENT
+        indexed = isinstance(split.inputs, np.ndarray)
+        self.resident = indexed and sum(array.nbytes for array in arrays) <= RESIDENT
         self.arrays: list[Any] = list(arrays)
         if self.resident:
             self.arrays = [torch.from_numpy(np.array(array)).to(device) for array in arrays]
@@ -72,7 +73,8 @@ class Loader:
             at = torch.from_numpy(index).to(self.device)
             found = [array[at] for array in self.arrays]
         else:
-            found = [torch.from_numpy(array[index]) for array in self.arrays]
+            stored = [array[index] for array in self.arrays]
+            found = [torch.from_numpy(a) if isinstance(a, np.ndarray) else a for a in stored]
             if self.device.type == "cuda":
                 found = [value.pin_memory() for value in found]
             found = [value.to(self.device, non_blocking=True) for value in found]
@@ -86,10 +88,10 @@ class Loader:
         """Stored small, used as the losses need them: classes int64, values float32."""
         return target.float() if target.is_floating_point() else target.long()
 
-    def in_order(self) -> Iterator[Batch]:
+    def in_order(self, batch_size: int) -> Iterator[Batch]:
         """The whole split."""
-        for start in range(0, self.size, EVALUATION_BATCH):
-            yield self.take(np.arange(start, min(start + EVALUATION_BATCH, self.size)))
+        for start in range(0, self.size, batch_size):
+            yield self.take(np.arange(start, min(start + batch_size, self.size)))
 
 
 class Batches:

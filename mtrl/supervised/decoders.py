@@ -109,6 +109,26 @@ class Depths:
 
 
 @dataclass(frozen=True)
+class Normals:
+    """[h, w, 3] in -1..1 -> [3, h, w] of length 1; 0 = none."""
+
+    size: tuple[int, int]
+    recipe: int = RECIPE
+    dtype: ClassVar = np.dtype(np.float32)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return 3, *self.size
+
+    def __call__(self, path: Path) -> NDArray[np.float32]:
+        values = read_npy(path, (*self.size, 3))
+        need(path, values, abs(values) <= 1 + ROUNDING, "normals must be in -1..1")
+        length = np.linalg.norm(values.astype(np.float64), axis=2, keepdims=True)
+        unit = values / np.where(length == 0, 1.0, length)
+        return unit.astype(np.float32).transpose(2, 0, 1)
+
+
+@dataclass(frozen=True)
 class Centres:
     """An instance image [h, w] -> each pixel's (y, x) minus its instance's mean, [2, h, w], pixels;
     NaN where there is no instance."""

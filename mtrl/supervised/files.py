@@ -95,7 +95,7 @@ def decoded(root: Path, paths: Sequence[Path], decode: Decoder) -> NDArray[Any]:
     Kept under all that it depends on: the decoder, and the name below `root`, the size and the time
     of every file.
     """
-    key = (decode, [_stamp(root, path) for path in paths])
+    key = (decode, [stamp(root, path) for path in paths])
     shape = (len(paths), *decode.shape)
 
     def arrays() -> Iterator[NDArray[Any]]:
@@ -134,7 +134,8 @@ def decoded(root: Path, paths: Sequence[Path], decode: Decoder) -> NDArray[Any]:
     return _cached(f"{paths[0].parent.name}_{_digest(key)}.npy", read, write, make)
 
 
-def _stamp(root: Path, path: Path) -> tuple[str, int, int]:
+def stamp(root: Path, path: Path) -> tuple[str, int, int]:
+    """A file's name below `root`, its size and its time: a file in which these stay is the same."""
     try:
         seen = path.stat()
     except OSError as error:

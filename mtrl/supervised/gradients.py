@@ -8,6 +8,8 @@ follows:
     losses          z <- sum_i w_i dl_i/dz               one backward of the encoder
     representation  z <- the SMTO's direction of them    one backward of the encoder
     parameters      J from all rows                      m backwards, `chunk_size` at a time
+    ... of samples  z <- sum_i w_i dl_i/dz, w from       m backwards of a part of the batch, and
+                    the Gramian of a part of the batch   one of all of it
 
 Unlike in `mtrl.gradients` the tasks share every sample: m encoder backwards are the work that
 the task gradients on parameters take, however they are batched. There is one forward, so BatchNorm
@@ -16,14 +18,15 @@ sees the batch once and all tasks share its dropout.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from mtrl.smto import SMTO, GradDrop, GramianSMTO
-from mtrl.smto.source import gram_matrix
+from mtrl.smto.source import Source, gram_matrix
 from mtrl.supervised.metrics import Loss
 from mtrl.supervised.networks import MultiTaskNetwork
 
@@ -43,18 +46,20 @@ def backward(
     network: MultiTaskNetwork,
     losses_of: Sequence[Loss],
     smto: SMTO,
-    inputs: Tensor,
+    inputs: Any,
     targets: Sequence[Tensor],
     *,
     space: Space,
     chunk_size: int = 1,
+    samples: int = 0,
     look: bool = False,
 ) -> Outcome:
     """Leave the SMTO's direction in the gradients of the network's parameters.
 
     inputs [sample, ...] prepared, targets per task. Shared parameters get the direction; heads
     their own task's gradient, times its weight if the method weighs losses (RLW and the like), else
-    times 1/m. look: make the Gramian on the shared parameters too.
+    times 1/m. samples: a Gramian method decides by the task gradients on so many of the
+    samples, the first; 0 = of all. look: make the Gramian on the shared parameters too.
     """
     m = len(network.heads)
     z = network.encoder(inputs)
@@ -76,9 +81,15 @@ def backward(
     if needs != "losses" and space == "representation" and isinstance(smto, GradDrop):
         direction = source.from_z(sign_dropped(smto, z.detach(), rows))
     else:
-        chosen = smto.choose(source if space == "parameters" else _Representation(source))
+        seen: Source[Sequence[Tensor]] = source
+        if space == "representation":
+            seen = _Representation(source)
+        elif samples:
+            part = inputs[:samples], [target[:samples] for target in targets]
+            seen = _Sampled(source, lambda: _of_part(network, losses_of, *part, chunk_size))
+        chosen = smto.choose(seen)
         direction, weights = chosen.direction, chosen.weights
-        if space == "parameters" and chosen.gramian is not None:
+        if seen is source and chosen.gramian is not None:
             matrix = chosen.gramian
     for parameter, gradient in zip(shared, direction, strict=True):
         parameter.grad = gradient
@@ -150,6 +161,48 @@ class _Representation:
 
     def shaped(self, direction: Tensor) -> Sequence[Tensor]:
         return self._parameters.from_z(direction.view_as(self._parameters.z))
+
+
+class _Sampled:
+    """Directions from all samples, the Gramian from some of them: a `Source`."""
+
+    def __init__(self, parameters: _Parameters, part: Callable[[], _Parameters]) -> None:
+        self._parameters, self._part, self.losses = parameters, part, parameters.losses
+
+    def jacobian(self) -> Tensor:
+        return self._parameters.jacobian()
+
+    def gramian(self) -> Tensor:
+        return self._part().gramian()
+
+    def weighted(self, weights: Tensor) -> Sequence[Tensor]:
+        return self._parameters.weighted(weights)
+
+    def shaped(self, direction: Tensor) -> Sequence[Tensor]:
+        return self._parameters.shaped(direction)
+
+
+def _of_part(
+    network: MultiTaskNetwork,
+    losses_of: Sequence[Loss],
+    inputs: Tensor,
+    targets: Sequence[Tensor],
+    chunk_size: int,
+) -> _Parameters:
+    """Task gradients on these samples alone, by a forward of their own, which leaves BatchNorm's
+    running statistics as they are."""
+
+    def call(module: nn.Module, x: Tensor) -> Tensor:
+        buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+        output: Tensor = functional_call(module, buffers, (x,))
+        return output
+
+    z = call(network.encoder, inputs)
+    leaves = [z.detach().requires_grad_() for _ in network.heads]
+    pairs = zip(losses_of, network.heads, leaves, targets, strict=True)
+    losses = torch.stack([loss(call(head, leaf), target) for loss, head, leaf, target in pairs])
+    rows = torch.stack(torch.autograd.grad(losses.sum(), leaves))
+    return _Parameters(losses.detach(), z, list(network.encoder.parameters()), rows, chunk_size)
 
 
 def task_jacobian(

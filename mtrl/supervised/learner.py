@@ -76,7 +76,7 @@ class Learner:
         config = self.config
         self.network.train()
         inputs = self.problem.prepare(batch.inputs)
-        lr = config.train.lr * config.train.lr_decay**epoch
+        lr = config.train.lr * config.train.lr_decay ** (epoch // config.train.lr_decay_every)
         if isinstance(self.smto, AutoLambda):
             if held_out is None:
                 raise ValueError("auto_lambda needs a held-out batch")
@@ -92,6 +92,7 @@ class Learner:
             batch.targets,
             space=config.gradient_space,
             chunk_size=config.smto.chunk_size,
+            samples=config.smto.gradient_samples,
             look=look,
         )
         self.optimizer.param_groups[0]["lr"] = lr
@@ -106,7 +107,7 @@ class Learner:
         """All metrics on a split, dropout off."""
         self.network.eval()
         sums: dict[tuple[int, int], Tensor] = {}
-        for batch in loader.in_order():
+        for batch in loader.in_order(self.config.train.batch_size):
             outputs = self.network(self.problem.prepare(batch.inputs))
             for i, task in enumerate(self.problem.tasks):
                 for j, metric in enumerate(task.metrics):

@@ -104,6 +104,17 @@ _GAMA: dict[str, dict[str, _Row]] = {
         "famo": _Row(0.001, 0.0, 0.01),
         "rotograd": _Row(0.001, 0.0, 1.0),
     },
+    "qm9": {
+        "unitary": _Row(0.005),
+        "auto_lambda": _Row(0.001, 0.0, 10.0),
+        "cagrad": _Row(0.001, 0.0, 0.8),
+        "cdtt": _Row(0.001, 0.0, 1.0),
+        "edm": _Row(0.001),
+        "famo": _Row(0.005, 0.0, 1e-4),
+        "imtl": _Row(0.0005),
+        "nash_mtl": _Row(0.001),
+        "rotograd": _Row(0.001, 0.0, 0.1),
+    },
 }
 
 
@@ -114,16 +125,17 @@ def _gama(problem: str, method: str, tasks: int) -> Settings:
     if method not in table:
         raise _no_method("gama", method, table)
     lr, dropout, own = table[method]
-    city = problem.startswith("cityscapes")
+    city, qm9 = problem.startswith("cityscapes"), problem == "qm9"
     settings: Settings = {
         "train": {
             "lr": lr,
             "lr_decay": 0.95,
             "l2": 1e-4 if city and method != "rotograd" else 0.0,
-            "batch_size": 32 if city else 256,
-            "epochs": 150 if city else 100,
+            "batch_size": 32 if city else 120 if qm9 else 256,
+            "epochs": 150 if city else 300 if qm9 else 100,
         },
-        "network": {"dropout": dropout} | ({"encoder": "resnet18"} if city else {}),
+        "network": {"dropout": "published" if qm9 else dropout}
+        | ({"encoder": "resnet18"} if city else {}),
         "smto": {"options": {}},
     }
     if method == "rotograd":

@@ -74,6 +74,54 @@ def _centre_distance(output: Tensor, target: Tensor) -> Tensor:
     return torch.stack([error.sum(), valid.sum().double()])
 
 
+def _angles(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Between normals [sample, 3, h, w] of any lengths: degrees [sample, h, w], and where there is
+    one. Not by the arc cosine, which knows small angles to 0.02 degrees at best."""
+    ours, truth = output.double(), target.double()
+    sine = torch.linalg.cross(ours, truth, dim=1).norm(dim=1)
+    return torch.atan2(sine, (ours * truth).sum(1)).rad2deg(), (target != 0).any(1)
+
+
+def _angle_sum(output: Tensor, target: Tensor) -> Tensor:
+    angle, known = _angles(output, target)
+    return torch.stack([(angle * known).sum(), known.sum().double()])
+
+
+def _within(degrees: float) -> Callable[[Tensor, Tensor], Tensor]:
+    def statistics(output: Tensor, target: Tensor) -> Tensor:
+        angle, known = _angles(output, target)
+        return torch.stack([((angle < degrees) & known).sum(), known.sum()]).double()
+
+    return statistics
+
+
+BINS_PER_DEGREE = 100
+"""Of the histogram that the median angle is read from: right to 0.005 degrees."""
+
+
+def _angle_histogram(output: Tensor, target: Tensor) -> Tensor:
+    angle, known = _angles(output, target)
+    bins = 180 * BINS_PER_DEGREE
+    index = (angle * BINS_PER_DEGREE).long().clamp(max=bins - 1)
+    index = torch.where(known, index, bins).flatten()  # a bin of their own, as above
+    counts = torch.zeros(bins + 1, dtype=torch.float64, device=output.device)
+    counts.index_add_(0, index, torch.ones_like(counts[:1]).expand(len(index)))
+    return counts[:-1]
+
+
+def _median_angle(counts: Tensor) -> Tensor:
+    """Mean of the lower and the upper median."""
+    count = counts.sum()
+    middle = torch.stack([(count - 1).div(2).floor(), count.div(2).floor()])
+    bins = torch.searchsorted(counts.cumsum(0), middle, right=True)
+    return (bins.double().mean() + 0.5) / BINS_PER_DEGREE
+
+
+def _scaled_error(output: Tensor, target: Tensor) -> Tensor:
+    error = (output.squeeze(1).double() - target[:, 0]).abs() * target[:, 1]
+    return torch.stack([error.sum(), torch.full_like(error.sum(), len(error))])
+
+
 ACCURACY = Metric("accuracy", True, _hits, _ratio)
 PIXEL_ACCURACY = Metric("pixel_accuracy", True, _hits, _ratio)
 MEAN_IOU = Metric("mean_iou", True, _confusion, _mean_iou)
@@ -81,6 +129,12 @@ MSE = Metric("mse", False, _squares, _ratio)
 ABSOLUTE_ERROR = Metric("absolute_error", False, _depth_error(relative=False), _ratio)
 RELATIVE_ERROR = Metric("relative_error", False, _depth_error(relative=True), _ratio)
 CENTRE_ERROR = Metric("centre_error", False, _centre_distance, _ratio)
+NORMALS = (
+    Metric("mean_angle", False, _angle_sum, _ratio),
+    Metric("median_angle", False, _angle_histogram, _median_angle),
+    *(Metric(f"within_{d:g}", True, _within(d), _ratio) for d in (11.25, 22.5, 30.0)),
+)
+MAE = Metric("mae", False, _scaled_error, _ratio)
 
 
 def segmentation_loss(output: Tensor, target: Tensor) -> Tensor:
@@ -99,3 +153,15 @@ def centre_loss(output: Tensor, target: Tensor) -> Tensor:
     valid = ~target.isnan()
     error = (output - target.nan_to_num(nan=0.0)).abs() * valid
     return error.sum() / valid.sum().clamp(min=1)
+
+
+def normals_loss(output: Tensor, target: Tensor) -> Tensor:
+    """Mean of 1 - cosine [sample, 3, h, w] where there is a normal, of length 1; 0 = none."""
+    known = (target != 0).any(1)
+    cosine = (functional.normalize(output, dim=1) * target).sum(1)
+    return ((1.0 - cosine) * known).sum() / known.sum().clamp(min=1)
+
+
+def scaled_mse(output: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error [sample, 1] of target[:, 0]; see `qm9.load`."""
+    return functional.mse_loss(output.squeeze(1), target[:, 0])

@@ -9,13 +9,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mtrl.schema import ConfigError
+from mtrl.supervised.segnet import AttentionSegNet, SegNet, SegNetHead
 
 
 class MultiTaskNetwork(nn.Module):
@@ -26,7 +27,7 @@ class MultiTaskNetwork(nn.Module):
         self.encoder = encoder
         self.heads = nn.ModuleList(heads)
 
-    def forward(self, inputs: Tensor) -> list[Tensor]:
+    def forward(self, inputs: Any) -> list[Tensor]:
         views = self.views(self.encoder(inputs))
         return [head(view) for head, view in zip(self.heads, views, strict=True)]
 
@@ -241,24 +242,34 @@ class DeepLabHead(nn.Module):
         )
 
 
-def cityscapes_encoder(name: str) -> tuple[ResNet, int]:
-    """resnet50 (Kurin et al. 2022) or resnet18 (Gama & Grassi 2025), and its channels.
+CHANNELS = {"resnet50": 2048, "resnet18": 512, "segnet": 64}
+"""Of z, by encoder; segnet_mtan: 64 for each task."""
 
-    Output stride 8: dilations 2 and 4 in the last two stages.
-    """
+
+def dilated_resnet(name: str) -> ResNet:
+    """resnet50 or resnet18 of output stride 8: dilations 2 and 4 in the last two stages."""
     block: type[BasicBlock] | type[Bottleneck] = BasicBlock
     depths = [2, 2, 2, 2]
     if name == "resnet50":
         block, depths = Bottleneck, [3, 4, 6, 3]
-    trunk = ResNet(block, depths, small=False, strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4))
-    return trunk, 512 * block.expansion
+    return ResNet(block, depths, small=False, strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4))
 
 
-def cityscapes_network(encoder: str, outputs: Sequence[int], dropout: float) -> MultiTaskNetwork:
-    """[sample, 3, 8h, 8w] -> z [sample, channels, h, w] -> one map of `outputs` channels per task:
-    class logits, depth, instance centres."""
-    trunk, channels = cityscapes_encoder(encoder)
-    return MultiTaskNetwork(trunk, [DeepLabHead(channels, n, dropout) for n in outputs])
+def dense_network(encoder: str, outputs: Sequence[int], dropout: float) -> MultiTaskNetwork:
+    """[sample, 3, h, w] -> one map [sample, outputs, h, w] per task, of a number or more for each
+    pixel: class logits, depth, instance centres, normals.
+
+    resnet50 (Kurin et al. 2022, LibMTL) and resnet18 (Gama & Grassi 2025) with DeepLab's heads;
+    segnet and segnet_mtan (CAGrad, Nash-MTL, FAMO) without dropout.
+    """
+    if encoder == "segnet":
+        return MultiTaskNetwork(SegNet(), [SegNetHead(n) for n in outputs])
+    if encoder == "segnet_mtan":
+        heads = [SegNetHead(n, i * CHANNELS["segnet"]) for i, n in enumerate(outputs)]
+        return MultiTaskNetwork(AttentionSegNet(len(outputs)), heads)
+    channels = CHANNELS[encoder]
+    deeplab = [DeepLabHead(channels, n, dropout) for n in outputs]
+    return MultiTaskNetwork(dilated_resnet(encoder), deeplab)
 
 
 def load_encoder(network: MultiTaskNetwork, path: Path) -> None:

@@ -4,26 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor
 from torch.nn import functional
 
-from mtrl.supervised import celeba, cityscapes, mnist, networks
+from mtrl.schema import ConfigError
+from mtrl.supervised import celeba, cityscapes, mnist, mtan_arrays, networks, nyuv2, segnet
 from mtrl.supervised.config import SupervisedConfig
 from mtrl.supervised.data import Augment, Splits
 from mtrl.supervised.metrics import (
     ABSOLUTE_ERROR,
     ACCURACY,
     CENTRE_ERROR,
+    MAE,
     MEAN_IOU,
     MSE,
+    NORMALS,
     PIXEL_ACCURACY,
     RELATIVE_ERROR,
     Loss,
     Metric,
     centre_loss,
     depth_loss,
+    normals_loss,
+    scaled_mse,
     segmentation_loss,
 )
 from mtrl.supervised.networks import MultiTaskNetwork
@@ -43,8 +50,8 @@ class Problem:
     """Folder of the official files -> data; DataError says what is missing."""
     network: Callable[[], MultiTaskNetwork]
     channels: int
-    """Of z, the last shared activation."""
-    prepare: Callable[[Tensor], Tensor]
+    """Of z, the last shared activation; 0 where every task has its own."""
+    prepare: Callable[[Any], Any]
     """Stored inputs -> the network's, normalised."""
     augment: Augment | None = None
     """Of training batches, as stored."""
@@ -62,8 +69,10 @@ PUBLISHED_DROPOUT = 0.5
 def make_problem(config: SupervisedConfig) -> Problem:
     if config.problem == "celeba":
         return _celeba(config)
-    if config.problem.startswith("cityscapes"):
-        return _cityscapes(config)
+    if config.problem == "qm9":
+        return _qm9(config)
+    if config.is_dense:
+        return _dense(config)
     return _multi_mnist(config)
 
 
@@ -83,22 +92,48 @@ def _celeba(config: SupervisedConfig) -> Problem:
     )
 
 
-def _cityscapes(config: SupervisedConfig) -> Problem:
-    classes = 7 if config.problem == "cityscapes" else 19
+def _dense(config: SupervisedConfig) -> Problem:
+    names, encoder = config.task_names, config.network.encoder
+    step = segnet.STEP if encoder.startswith("segnet") else 8
+    load: Callable[[Path | None], Splits]
+    if config.problem == "nyuv2":
+        classes, augment = nyuv2.CLASSES, nyuv2.scale_and_mirror
+        load = partial(nyuv2.load, step=step)
+    else:
+        classes = 7 if config.problem == "cityscapes" else 19
+        augment, centres = cityscapes.rotate_and_mirror, "instance_centres" in names
+        load = partial(cityscapes.load, classes=classes, centres=centres, step=step)
     kinds: dict[str, tuple[int, Loss, tuple[Metric, ...]]] = {
         "segmentation": (classes, segmentation_loss, (MEAN_IOU, PIXEL_ACCURACY)),
         "depth": (1, depth_loss, (ABSOLUTE_ERROR, RELATIVE_ERROR)),
         "instance_centres": (2, centre_loss, (CENTRE_ERROR,)),
+        "normals": (3, normals_loss, NORMALS),
     }
-    names, encoder = config.task_names, config.network.encoder
     outputs = [kinds[name][0] for name in names]
     return Problem(
         tuple(Task(name, *kinds[name][1:]) for name in names),
-        lambda folder: cityscapes.load(folder, classes, centres="instance_centres" in names),
-        lambda: networks.cityscapes_network(encoder, outputs, _dropout(config)),
-        2048 if encoder == "resnet50" else 512,
-        cityscapes.normalise,
-        cityscapes.rotate_and_mirror if config.train.augment else None,
+        load,
+        lambda: networks.dense_network(encoder, outputs, _dropout(config)),
+        networks.CHANNELS.get(encoder, 0),
+        mtan_arrays.normalise,
+        augment if config.train.augment else None,
+    )
+
+
+def _qm9(config: SupervisedConfig) -> Problem:
+    if missing := [name for name in ("torch_geometric", "rdkit") if find_spec(name) is None]:
+        raise ConfigError(
+            "problem", "qm9", f'needs {missing[0]}: pip install "mtrl-smto[qm9]" brings it'
+        )
+    from mtrl.supervised import molecule_network, qm9  # imports both, which takes seconds
+
+    names = config.task_names
+    return Problem(
+        tuple(Task(name, scaled_mse, (MAE,)) for name in names),
+        partial(qm9.load, targets=names),
+        lambda: molecule_network.molecule_network(len(names)),
+        molecule_network.WIDTH,
+        molecule_network.complete,
     )
 
 

@@ -29,6 +29,7 @@ from mtrl.run.recorder import Recorder
 from mtrl.run.stopping import Stopped, TrainingError, outcome, signals
 from mtrl.schema import ConfigError, user_path
 from mtrl.supervised.auto_lambda import HELD_OUT
+from mtrl.supervised.comparison import mean_over_tasks
 from mtrl.supervised.config import SupervisedConfig
 from mtrl.supervised.data import Batches, Loader, Split, Splits, cut
 from mtrl.supervised.learner import Learner, Score
@@ -175,7 +176,7 @@ class Trainer:
     def _criteria(self, scores: list[Score]) -> list[tuple[str, float, bool]]:
         """(name, value, higher is better) of each model to select."""
         if self.problem.selects_by_mean:
-            mean = float(np.mean([score.value for score in scores]))
+            mean = mean_over_tasks(scores[0].metric, [score.value for score in scores])
             return [(f"{scores[0].metric}_mean", mean, scores[0].higher_is_better)]
         return [(f"{s.metric}_{s.task}", s.value, s.higher_is_better) for s in scores]
 
@@ -208,7 +209,7 @@ class Trainer:
         values = {f"{prefix}/{s.metric}/{s.task}": s.value for s in scores}
         for metric in dict.fromkeys(s.metric for s in scores):
             of_tasks = [s.value for s in scores if s.metric == metric]
-            values[f"{prefix}/{metric}_mean"] = float(np.mean(of_tasks))
+            values[f"{prefix}/{metric}_mean"] = mean_over_tasks(metric, of_tasks)
         return values
 
     # -- around it ------------------------------------------------------------------------------
@@ -352,7 +353,7 @@ def train(
         trainer.open_recorder()
         stack.enter_context(signals(trainer, "iteration"))
         fresh = not resume and not config.network.weights
-        if fresh and config.problem.startswith("cityscapes"):
+        if fresh and config.starts_from_imagenet:
             warnings.append(
                 "the encoder starts from RANDOM weights, the published ones from ImageNet: "
                 "give a file with --network.weights to compare"
