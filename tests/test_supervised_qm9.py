@@ -164,7 +164,7 @@ def test_a_missing_package_is_one_line(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     line = f"supervised supervised_qm9 --data-dir {folder}"
-    refused(line.split(), capsys, f"needs {package}", 'pip install torch-geometric rdkit')
+    refused(line.split(), capsys, f"needs {package}", "pip install torch-geometric rdkit")
 
 
 # -- network and metric ----------------------------------------------------------------------------

@@ -123,7 +123,7 @@ def _dense(config: SupervisedConfig) -> Problem:
 def _qm9(config: SupervisedConfig) -> Problem:
     if missing := [name for name in ("torch_geometric", "rdkit") if find_spec(name) is None]:
         raise ConfigError(
-            "problem", "qm9", f'needs {missing[0]}: pip install torch-geometric rdkit brings it'
+            "problem", "qm9", f"needs {missing[0]}: pip install torch-geometric rdkit"
         )
     from mtrl.supervised import molecule_network, qm9  # imports both, which takes seconds
 
