@@ -329,9 +329,9 @@ def non_finite(value: Any, path: str = "") -> list[str]:
 
 def test_failed_write_ends_the_run_and_spares_earlier_checkpoints(running: Any) -> None:
     """A file size limit set on the running process stands in for a disk that fills up."""
-    run = running(*LONG)
+    run = running(*LONG, "--network.width", 64)
     run.wait_for_checkpoint()
-    limit = 40_000  # logs and TensorBoard files still fit, a checkpoint does not
+    limit = 100_000  # logs and TensorBoard files still fit, a checkpoint of this width does not
     resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (limit, limit))
     code, errors = run.wait()
     assert code == 1

@@ -88,7 +88,7 @@ def test_goals_of_the_tasks_outside_mt10_equal_upstreams(
     arguments = env_dict._get_args_kwargs(env_dict.ALL_V3_ENVIRONMENTS, classes)
     monkeypatch.setenv("MTRL_CACHE", str(tmp_path))
     monkeypatch.setattr(metaworld, "_N_GOALS", 2)
-    monkeypatch.setattr(tasks, "MAX_GOALS", 2)
+    monkeypatch.setattr(metaworld_tasks, "MAX_GOALS", 2)
     goals = metaworld_tasks.goal_vectors(names, SEED)
     expected = metaworld._make_tasks(classes, arguments, {"partially_observable": False}, SEED)
     assert [task.env_name for task in expected] == [name for name in names for _ in range(2)]

@@ -317,7 +317,8 @@ def test_a_forgotten_vector_environment_ends_its_workers() -> None:
 PARENT = """
 import functools, sys, time
 import numpy as np
-from mtrl.envs import tasks, toy
+from mtrl.benchmarks import TOY
+from mtrl.envs import tasks
 from mtrl.envs.vector import VectorEnv
 
 envs = VectorEnv(*tasks.make_task_set(TOY, seed=1), workers=2)
