@@ -110,6 +110,6 @@ cat "$status" && echo
 [ "$code" = 143 ] || fail "after SIGTERM the exit code is $code, not 143"
 grep -q '"status": "stopped"' "$status" || fail "the run was not stopped cleanly"
 mtrl "${again[@]}" 2>&1 | tee "$runs/resume.log"
-grep -q 'resumed at step [1-9]' "$runs/resume.log" || fail "the run did not go on"
+grep -q 'resumed at step [1-9]' "$runs/resume.log" || fail "the run did not continue"
 grep -q '"status": "finished"' "$status" || fail "the resumed run did not finish"
 echo "check_docker: all of it worked with $ENGINE"

@@ -6,7 +6,7 @@ Both environments get the same goals and actions, side by side: random, scripted
 expert policies, whose actions leave the action space) and saturated ones, over whole episodes to
 their end, with resets to new goals and to goals seen before. Equal must be: observations, infos,
 flags, every number the reset leaves in the environment and its model, and the whole physics state
-after every step, to the bit; rewards to 1e-12 relative. One line per task; exit code 1 if any
+after every step, bitwise; rewards to 1e-12 relative. One line per task; exit code 1 if any
 task differs.
 """
 
@@ -98,7 +98,7 @@ def compare_settings(upstream: Any, fast: Any) -> None:
 
 
 def compare_step(expected: Any, actual: Any) -> bool:
-    """Compare what `step` returned; -> whether the rewards are equal to the bit, too."""
+    """Compare what `step` returned; -> whether the rewards are bitwise equal, too."""
     if expected[0].tobytes() != actual[0].tobytes():
         require_equal("observation", expected[0], actual[0])
     if expected[2:4] != actual[2:4]:
@@ -240,7 +240,7 @@ def main(
             outcomes = stack.enter_context(pool).map(work, options.tasks)
         for outcome in outcomes:
             failed += bool(outcome.error)
-            rewards = "to the bit" if outcome.rewards_bitwise else f"to {REWARD_TOLERANCE}"
+            rewards = "bitwise" if outcome.rewards_bitwise else f"to {REWARD_TOLERANCE}"
             verdict = (
                 f"DIFFERS  {outcome.error}"
                 if outcome.error

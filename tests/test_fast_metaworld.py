@@ -1,4 +1,4 @@
-"""The fast Meta-World step against upstream's own: equal to the bit, and upstream untouched."""
+"""The fast Meta-World step against upstream's own: bitwise equal, and upstream untouched."""
 
 import copy
 import importlib.util

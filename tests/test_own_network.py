@@ -13,6 +13,7 @@ from gradient_cases import check_task_gradients
 from test_architectures import SAMPLES, TASKS, draw, shape
 from test_cli import TOY, refused
 
+import mtrl
 from mtrl.benchmarks import BENCHMARKS
 from mtrl.config import Config, load_yaml
 from mtrl.networks import (
@@ -92,6 +93,10 @@ def test_documented_example_trains_resumes_evaluates_and_exports(
         assert f"plugins = '{stored}': no such file" in done.stderr
         succeeded(run_mtrl(*words, "--plugins", moved, cwd=tmp_path))
         path = moved
+    moved = path.rename(tmp_path / "python.py")
+    monkeypatch.setattr(registry, "_NETWORKS", dict(without))
+    policy = mtrl.load(run, "latest", plugins=[moved])
+    assert policy.act([0.0, 0.0], "toy-east").shape == (2,)
     exported = torch.export.load(tmp_path / "policy.pt2").module()
     observations = torch.randn(6, 2)
     assert exported(observations, torch.arange(6) % 4).shape == (6, 2)

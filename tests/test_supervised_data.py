@@ -98,7 +98,7 @@ def test_pairs_are_cached_by_all_they_depend_on(
         path.write_bytes(damaged)
         again = mnist.make_pairs(images, classes, 0)
         assert all((a == b).all() for a, b in zip(first, again, strict=True))
-        assert path.read_bytes() == content, "made anew, the same to the bit"
+        assert path.read_bytes() == content, "made again, bitwise the same"
 
     mnist.make_pairs(images, classes, 1)
     mnist.make_pairs(images, classes, 0, copies=2)

@@ -51,7 +51,7 @@ class Measurement:
     """Simulation of one vector step in the worker with most to do."""
     learner_ms: float
     """Everything else in one vector step: all that the loop does but waiting for the workers. On
-    CUDA at least its updates, which go on while the loop waits."""
+    CUDA at least its updates, which continue while the loop waits."""
     step_ms: float
     """One vector step."""
     update_ms: float

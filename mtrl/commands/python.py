@@ -112,13 +112,20 @@ class Policy:
         return int(task)
 
 
-def load(run: str | Path | Run, checkpoint: str | Path = "best", device: str = "") -> Policy:
+def load(
+    run: str | Path | Run,
+    checkpoint: str | Path = "best",
+    device: str = "",
+    plugins: Sequence[str | Path] = (),
+) -> Policy:
     """The policy of a run: checkpoint best, latest, or a checkpoint file.
 
     device: auto, cpu, cuda or cuda:i; if empty the run's own, or auto where this machine lacks it.
+    plugins: where the one that registers its network is now, if it has moved.
     Raises ConfigError for what is no run or no checkpoint of it.
     """
     trained = open_trained(run.path if isinstance(run, Run) else user_path(run), str(checkpoint))
+    with_plugins(trained.config, [str(path) for path in plugins], environments=False)
     name = device or device_here(trained.config.learner.device)
     return Policy(trained, choose_device(name, "device"))
 
@@ -132,10 +139,10 @@ def evaluate(
     """Success and return of each episode, over goals that do not repeat; tasks in the run's order.
 
     policy: what `load` gives, or a run, whose best policy is meant. plugins: where the plug-ins
-    that register its environments are now, if they have moved.
+    that register its network and its environments are now, if they have moved.
     """
     if not isinstance(policy, Policy):
-        policy = load(policy)
+        policy = load(policy, plugins=plugins)
     learner = dataclasses.replace(policy.config.learner, device=str(policy.device))
     config = dataclasses.replace(policy.config, learner=learner)
     config = with_plugins(config, [str(path) for path in plugins])

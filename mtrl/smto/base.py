@@ -125,7 +125,8 @@ class SMTO(nn.Module, ABC):
             raise ValueError(f"losses must be finite, not {losses.tolist()}")
         gradients = self.choose(Backwards(losses, shared)).direction
         if own:
-            gradients = gradients + list(torch.autograd.grad(losses.mean(), own))
+            mean = torch.full_like(losses, 1.0 / self.num_tasks)
+            gradients = gradients + Backwards(losses, own).weighted(mean)
         with torch.no_grad():
             for parameter, gradient in zip([*shared, *own], gradients, strict=True):
                 if parameter.grad is None:
