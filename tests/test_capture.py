@@ -25,6 +25,7 @@ from mtrl.config import (
     SmtoConfig,
 )
 from mtrl.device.cuda_graph import WARM_UPS, CapturedUpdate
+from mtrl.networks import available_networks
 from mtrl.replay import ReplayBuffer
 from mtrl.reward_scale import create_scale
 from mtrl.run import checkpoint
@@ -41,13 +42,13 @@ class Learner:
 
     def __init__(
         self, method: str = "unitary", device: torch.device = CPU, normalization: Any = "sample",
-        critic: Any = "scalar", n_step: int = 1, **settings: Any,
+        critic: Any = "scalar", n_step: int = 1, network: str = "shared", **settings: Any,
     ) -> None:  # fmt: skip
         options = {"weights": [1.0, 2.0, 3.0]} if method == "fixed" else {}
         config = Config(
             env=EnvConfig(tasks=TOY[:TASKS]),
             replay=ReplayConfig(reward_normalization=normalization),
-            network=NetworkConfig(width=8, depth=1, observation_norm=True),
+            network=NetworkConfig(network, width=8, depth=2, observation_norm=True),
             critic=CriticConfig(kind=critic),
             agent=AgentConfig(smto=SmtoConfig(method, options), target_clip=True, **settings),
         )
@@ -284,6 +285,21 @@ def test_every_method_whose_steps_are_equal_is_captured(method: str) -> None:
         assert captured()[: -len(("critic_weight", "actor_weight"))].isfinite().all()
     assert learner.warnings == []
     assert captured.is_captured
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("method", ["unitary", "pcgrad"])
+@pytest.mark.parametrize("network", available_networks())
+def test_every_network_is_captured(network: str, method: str) -> None:
+    cuda = torch.device("cuda")
+    eager, learner = (Learner(method, cuda, network=network) for _ in range(2))
+    captured = learner.captured()
+    for _ in range(WARM_UPS + 5):
+        torch.testing.assert_close(eager.update(), captured(), rtol=1e-3, atol=1e-4)
+    assert learner.warnings == []
+    assert captured.is_captured
+    torch.testing.assert_close(eager.parameters(), learner.parameters(), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.gpu
