@@ -115,6 +115,15 @@ def test_balance(alpha: float, interpreted: Any) -> None:
     assert_close(ours, solvers.balance(matrix, kappa, alpha, 20))
 
 
+@pytest.mark.parametrize(("m", "columns"), [(2, 7), (10, 1500), (50, 3000)])
+def test_the_gramian(m: int, columns: int, interpreted: Any) -> None:
+    memory = torch.randn(m, columns + 5, generator=torch.Generator().manual_seed(m))
+    for jacobian in (memory[:, :columns], memory[:, 5:].contiguous(), memory[:, ::2]):
+        exact = jacobian.double() @ jacobian.double().T
+        ours = interpreted("gramian", jacobian)
+        assert float((ours - exact).abs().max()) <= 1e-6 * float(exact.max())
+
+
 @pytest.mark.parametrize("m", [2, 17])
 def test_convex_raises_the_diagonal_of_indefinite_matrices_only(m: int, interpreted: Any) -> None:
     matrix = solvers.cosines(gramians(m, ("equal",))[0].double())[0]

@@ -102,6 +102,10 @@ class Captured(Generic[Result]):
             self._warn(f"{self._name} could not be captured, continuing without: {reason}")
         else:
             self._graph, self._result = graph, result
+            if self._stream is not None:
+                # The capture has set the generators' offsets on its stream. The first replay sets
+                # them again, on this one, and must not come before.
+                torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
 
 class CapturedUpdate(Captured[Result]):

@@ -10,6 +10,8 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from mtrl.smto.solvers import kernels
+
 Direction = TypeVar("Direction")
 Form = TypeVar("Form", covariant=True)
 
@@ -109,6 +111,9 @@ may be wrong by 1e-4, by other amounts on every processor; over a block it is by
 def gram_matrix(jacobian: Tensor) -> Tensor:
     """J J^T [m, m] in the Jacobian's precision, never TF32; summed in float64 over blocks."""
     dtype, (m, columns) = jacobian.dtype, jacobian.shape
+    if dtype == torch.float32 and (kernel := kernels(jacobian)):
+        gramian: Tensor = kernel.gramian(jacobian)
+        return gramian
     whole = columns - columns % BLOCK
     rest = jacobian[:, whole:]
     with _without_tf32() if jacobian.is_cuda else contextlib.nullcontext():

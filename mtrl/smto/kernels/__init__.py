@@ -1,4 +1,4 @@
-"""The solvers on the m x m Gramian as Triton kernels: one launch makes a whole solve.
+"""The Gramian and the solvers on it as Triton kernels: one launch makes a whole solve.
 
 On a GPU an operation on an [m, m] tensor takes 2 us whatever it computes, and a solve has hundreds
 of them. Here one program holds the matrix in registers, in float64, from the first iteration to the
@@ -7,6 +7,7 @@ reference; results differ by rounding only.
 """
 
 from mtrl.smto.kernels.eigen import eigen
+from mtrl.smto.kernels.gramian import gramian
 from mtrl.smto.kernels.programs import balance, convex, cosines, interior_point
 from mtrl.smto.kernels.projections import correct, project, vaccinate
 
@@ -16,6 +17,7 @@ __all__ = [
     "correct",
     "cosines",
     "eigen",
+    "gramian",
     "interior_point",
     "project",
     "vaccinate",

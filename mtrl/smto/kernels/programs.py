@@ -192,7 +192,9 @@ def _balance(
     target = tl.log(tl.load(kappa + index, mask=variable, other=1.0))
     x = tl.exp(target * (alpha / (1.0 + alpha)))
     y = x
-    for _ in range(iterations):
+    iteration = 0
+    moved = tl.full((), 1.0, tl.float64)
+    while (iteration < iterations) & (moved > 1e-8):  # Newton: the next step would be its square
         error = target - tl.log(y) - tl.log(x) / alpha
         right = y + y * error - tl.sum(a * down(x, N), axis=0)
         system = add_diagonal(a, y / (alpha * x), index, rows)
@@ -207,6 +209,9 @@ def _balance(
         length = most / tl.maximum(fall, most)
         x = tl.where(variable, x + length * step, 1.0)
         y = tl.where(variable, y + length * (y * dual), 1.0)
+        change = tl.where(variable, tl.maximum(tl.abs(primal), tl.abs(dual)), 0.0)
+        moved = tl.max(tl.max(change, axis=0), axis=0)
+        iteration += 1
     tl.store(solution + index, x, mask=variable)
 
 
