@@ -162,9 +162,6 @@ class SmtoConfig:
     options: dict[str, Any] = field(default_factory=dict)
     """The method's own options, e.g. c=0.4 update_every=10, or "weights=[1, 2, 1]" for fixed.
     On top of the file's for the same method."""
-    preset: Literal["", "kurin"] = ""
-    """kurin: the settings Kurin et al. 2022 used with this method (l2, step sizes, options);
-    they replace the file's, options on the command line replace them. See docs/smto.md."""
 
 
 @dataclass(frozen=True)

@@ -66,20 +66,59 @@ def types_of(cls: Any, prefix: str = "") -> dict[str, Any]:
     return kinds
 
 
+NAMED = ("name", "architecture")
+"""The keys that say whose `options` stand beside them."""
+
+
 def with_values(default: Any, settings: Mapping[str, Any]) -> Any:
     """`default`, a configuration of any kind, with {"agent.smto.name": "pcgrad", ...} set.
 
-    ConfigError for a key or a value that is not allowed.
+    The one way in which configurations are laid over one another: files, command lines, sweeps and
+    Python all come here. `options` belong to what their section names: new ones are added to those
+    of the same method, and those of another method are dropped. A key may go on into them
+    ("agent.smto.options.c"). ConfigError for a key or a value that is not allowed.
     """
+    kinds = types_of(type(default))
     data = dataclasses.asdict(default)
+    for section in (key.removesuffix(".options") for key in kinds if key.endswith(".options")):
+        place = _at(data, section)
+        chosen = next(name for name in NAMED if name in place)
+        if settings.get(f"{section}.{chosen}", place[chosen]) != place[chosen]:
+            place["options"] = {}
     for key, value in settings.items():
-        *sections, name = key.split(".")
-        nested: Any = value
-        for section in reversed((*sections, name)):
-            nested = {section: nested}
-        build(type(default), nested)  # it says what is wrong with this one
-        functools.reduce(lambda place, section: place[section], sections, data)[name] = value
+        known = next((k for k in kinds if key == k or key.startswith(f"{k}.")), key)
+        *sections, name = known.split(".")
+        place = data
+        for section in sections:  # an unknown one: `build` refuses it by name
+            place = place.setdefault(section, {})
+        if key != known:
+            if not is_mapping(kinds[known]):
+                raise ConfigError(key, value, f"{name} has no keys of its own")
+            value = {key.removeprefix(f"{known}."): value}
+        both = known in kinds and is_mapping(kinds[known]) and isinstance(value, dict)
+        place[name] = place[name] | value if both else value
     return build(type(default), data)
+
+
+def _at(data: Mapping[str, Any], key: str) -> Any:
+    return functools.reduce(lambda place, part: place[part], key.split("."), data)
+
+
+def is_mapping(kind: Any) -> bool:
+    return typing.get_origin(kind) is dict
+
+
+def leaves(content: Any, kind: Any, prefix: str = "") -> dict[str, Any]:
+    """What a YAML file for a `kind` of configuration holds: {"agent.smto.name": "pcgrad", ...}."""
+    kinds = types_of(kind)
+    found: dict[str, Any] = {}
+    if not isinstance(content, dict):
+        raise ConfigError(prefix.rstrip(".") or "config", content, "must be a mapping")
+    for key, value in content.items():
+        whole = f"{prefix}{key}"
+        is_section = any(known.startswith(f"{whole}.") for known in kinds)
+        found |= leaves(value, kind, f"{whole}.") if is_section else {whole: value}
+    return found
 
 
 def describe_type(kind: Any) -> str:
@@ -200,16 +239,24 @@ def read_yaml(path: Path) -> Any:
         raise ConfigError("CONFIG", str(path), f"is not valid YAML: {problem}") from None
 
 
-NOT_STORED = ("overwrite", "resume_if_exists")
-"""What a run may do to a directory that is there already is said again with each command. Files
-that earlier versions wrote have these keys, too; they mean nothing."""
+NO_LONGER = (("overwrite",), ("resume_if_exists",), ("agent", "smto", "preset"), ("smto", "preset"))
+"""Keys in files that earlier versions wrote. What a run may do to a directory that is there already
+is said with each command; a paper's settings for a method are files that are laid over others."""
 
 
 def read_config(path: Path) -> Any:
     """`read_yaml`, of a configuration, without what is none of it."""
     content = read_yaml(path)
-    if isinstance(content, dict):
-        return {key: value for key, value in content.items() if key not in NOT_STORED}
+    for *sections, key in NO_LONGER:
+        place = content
+        for section in sections:
+            place = place.get(section) if isinstance(place, dict) else None
+        if isinstance(place, dict) and key in place:
+            value = place.pop(key)
+            if key == "preset" and value:
+                name = ".".join((*sections, key))
+                allowed = f"is a file now, to be named after this one: {value}/METHOD"
+                raise ConfigError(name, value, f"{allowed}; see `mtrl list presets`")
     return content
 
 

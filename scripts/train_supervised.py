@@ -3,7 +3,7 @@
 
     python scripts/train_supervised.py supervised_digits                    # all methods, 3 seeds
     python scripts/train_supervised.py supervised_celeba --methods unitary pcgrad imtl \\
-        -- --data-dir /data --smto.preset kurin
+        -- --data-dir /data --train.epochs 100
 
 `rotograd` stands for unitary with RotoGrad. What follows `--` goes to every run, as to
 `mtrl supervised`. Finished runs are left alone, others begin again: the same command continues

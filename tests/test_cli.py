@@ -144,15 +144,6 @@ BAD_OPTIONS = {
         "--agent.smto.name rgd --agent.smto.options p",
         ["agent.smto.options = 'p'", "'p' is not key=value"],
     ),
-    "preset without settings": (
-        "--agent.smto.name famo --agent.smto.preset kurin",
-        ["agent.smto.preset = 'kurin'", "no settings for method famo", "pcgrad"],
-    ),
-    "preset for two methods": (
-        "--agent.critic-smto.name pcgrad --agent.smto.preset kurin",
-        ["agent.smto.preset = 'kurin'", "one method"],
-    ),
-    "unknown preset": ("--agent.smto.preset kuran", ["kuran", "kurin"]),
     "negative look": ("--diagnostics.every -1", ["diagnostics.every = -1", "zero (off)"]),
     "no chunk": ("--agent.chunk-size 0", ["agent.chunk_size = 0", "at least 1"]),
     "missing plug-in": (

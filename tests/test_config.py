@@ -227,7 +227,7 @@ def test_switches_and_missing_values_as_people_write_them(tmp_path: Path) -> Non
         config = load(
             tmp_path,
             f"protocol: {word}\nagent: {{max_grad_norm: {word}, chunk_size: {word}, "
-            f"critic_smto: {{name: {word}}}, smto: {{preset: {word}}}}}",
+            f"critic_smto: {{name: {word}}}}}",
         )
         assert config == dataclasses.replace(Config(), protocol="none")
 

@@ -1,80 +1,131 @@
+"""Papers' settings for methods: YAML files that are laid over others."""
+
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
 
-from mtrl.config import Config, load_yaml
-from mtrl.options import command_line
-from mtrl.options.method_presets import _kurin
+from mtrl.config import load_yaml
+from mtrl.options.command_line import laid_over, load_config, presets, with_overrides
+from mtrl.options.methods import check_methods
 from mtrl.options.validation import validate
-from mtrl.schema import dump_yaml
-from mtrl.smto import available
+from mtrl.schema import ConfigError, dump_yaml, flatten
+from mtrl.supervised import command as supervised
+from mtrl.supervised.config import validate as validate_supervised
 
-KURIN = str(REPOSITORY / "configs/mt10_kurin.yaml")
-
-
-def resolved(*options: str, preset: str = KURIN) -> Config:
-    default = command_line.load_config(preset)
-    return command_line.with_overrides(default, "mtrl train", list(options))
+LAID_OVER = [name for name in presets() if "/" in name and name.count("/") < 3]
 
 
-def test_settings_of_the_method_replace_the_files() -> None:
-    assert resolved().agent.actor_l2 == 3e-4
-    config = resolved("--agent.smto.name", "mgda", "--agent.smto.preset", "kurin")
-    assert config.agent.actor_l2 == 0.0
-    assert config.smto_of("critic").options == {"normalisation": "l2"}
-    assert config.smto_of("temperature").name == "unitary"
-    pcgrad = resolved("--agent.smto.name", "pcgrad", "--agent.smto.preset", "kurin")
-    assert pcgrad.agent.actor_l2 == 1e-4
+def bases(name: str) -> list[str]:
+    """The files that the first line names."""
+    first = (REPOSITORY / f"configs/{name}.yaml").read_text().split("\n", 1)[0]
+    words = re.findall(r"[\w/]+", first.partition("laid over ")[2])
+    return [word for word in words if word in presets()]
+
+
+@pytest.mark.parametrize("name", LAID_OVER)
+def test_every_file_goes_over_those_that_it_names(name: str) -> None:
+    content = (REPOSITORY / f"configs/{name}.yaml").read_text()
+    assert content.startswith("# ")
+    over = bases(name)
+    if "problem:" in content:
+        validate_supervised(supervised.load_config(name))
+        return
+    assert over, "the first line says what the file is laid over"
+    for base in over:
+        if base.startswith(("supervised", "gama")):
+            config = supervised.load_config(base, name)
+            validate_supervised(config)
+        else:
+            config = check_methods(load_config(base, name))
+            validate(config)
+        before = flatten(laid_over(config, base)) if base == name else {}
+        assert flatten(config) != before
+
+
+def test_the_settings_of_kurin_et_al() -> None:
+    unitary, pcgrad, mgda = (
+        load_config("mt10_kurin", f"kurin/{method}") for method in ("unitary", "pcgrad", "mgda")
+    )
+    assert [c.agent.actor_l2 for c in (unitary, pcgrad, mgda)] == [3e-4, 1e-4, 0.0]
+    assert mgda.smto_of("critic").options == {"normalisation": "l2"}
+    assert mgda.smto_of("temperature").name == "unitary"
     assert pcgrad.smto_of("temperature").name == "pcgrad"
-
-
-@pytest.mark.parametrize(
-    ("preset", "clip", "lr"), [("mt10_kurin", True, 3e-4), ("mt50_kurin", False, 3e-5)]
-)
-def test_imtl_differs_between_mt10_and_mt50(preset: str, clip: bool, lr: float) -> None:
-    path = str(REPOSITORY / f"configs/{preset}.yaml")
-    config = resolved("--agent.smto.name", "imtl_g", "--agent.smto.preset", "kurin", preset=path)
-    assert config.agent.target_clip == clip
-    assert config.agent.actor_lr == config.agent.critic_lr == config.agent.temperature_lr == lr
-    assert config.agent.actor_l2 == (3e-4 if clip else 0.0)
+    imtl_10 = load_config("mt10_kurin", "kurin/imtl_g").agent
+    imtl_50 = load_config("mt50_kurin", "kurin/imtl_g_mt50").agent
+    assert (imtl_10.target_clip, imtl_10.actor_l2, imtl_10.critic_lr) == (True, 3e-4, 3e-4)
+    assert (imtl_50.target_clip, imtl_50.actor_l2, imtl_50.critic_lr) == (False, 0.0, 3e-5)
 
 
 def test_the_command_line_wins_and_options_add_up() -> None:
-    line = "--agent.smto.name mgda --agent.smto.preset kurin --agent.actor-l2 0.5"
-    config = resolved(*line.split(), "--agent.smto.options", "update_every=4")
+    config = with_overrides(
+        load_config("mt10_kurin", "kurin/mgda"),
+        "mtrl train",
+        ["--agent.actor-l2", "0.5", "--agent.smto.options", "update_every=4"],
+    )
     assert config.agent.actor_l2 == 0.5
     assert config.smto_of("actor").options == {"normalisation": "l2", "update_every": 4}
 
 
 def test_the_resolved_file_reproduces_the_run(tmp_path: Path) -> None:
-    line = "--agent.smto.name pcgrad --agent.smto.preset kurin --agent.actor-l2 0.5"
-    config = resolved(*line.split())
-    assert config.agent.smto.preset == ""
+    config = load_config("mt10_kurin", "kurin/pcgrad")
     path = tmp_path / "config.yaml"
     path.write_text(dump_yaml(config))
     assert load_yaml(path) == config
-    assert resolved(preset=str(path)) == config
 
 
-@pytest.mark.parametrize("tasks", [10, 50])
-def test_every_entry_is_a_valid_configuration(tasks: int) -> None:
-    path = str(REPOSITORY / f"configs/mt{tasks}_kurin.yaml")
-    assert set(_kurin(tasks)) <= set(available())
-    for method in _kurin(tasks):
-        config = resolved("--agent.smto.name", method, "--agent.smto.preset", "kurin", preset=path)
-        validate(config)
-        assert config.method == method
+def test_a_side_has_its_own_method() -> None:
+    for base in ("mt10", "mt50", "quickstart"):
+        config = load_config(base, "sides/toppo")
+        assert config.smto_of("critic").name == "fairgrad"
+        assert config.smto_of("actor").name == "pcgrad"
 
 
 def test_options_of_another_method_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("agent: {smto: {name: cagrad, options: {c: 0.9, update_every: 3}}}")
-    kept = resolved("--agent.smto.options", "c=0.1", preset=str(path))
-    assert kept.agent.smto.options == {"c": 0.1, "update_every": 3}
-    other = resolved("--agent.smto.name", "pcgrad", preset=str(path))
-    assert other.agent.smto.options == {}
-    fresh = resolved("--agent.smto.name", "rgd", "--agent.smto.options", "p=3e-1", preset=str(path))
-    assert fresh.agent.smto.options == {"p": 0.3}
+
+    def resolved(line: str) -> dict[str, object]:
+        return with_overrides(load_config(str(path)), "", line.split()).agent.smto.options
+
+    assert resolved("--agent.smto.options c=0.1") == {"c": 0.1, "update_every": 3}
+    assert resolved("--agent.smto.name pcgrad") == {}
+    assert resolved("--agent.smto.name rgd --agent.smto.options p=3e-1") == {"p": 0.3}
+
+
+def test_files_of_earlier_versions(tmp_path: Path) -> None:
+    """A resolved one has the key, empty; a user's own may have asked for a paper's settings."""
+    path = tmp_path / "config.yaml"
+    path.write_text("agent: {smto: {name: pcgrad, preset: ''}}\noverwrite: false")
+    assert load_yaml(path).agent.smto.name == "pcgrad"
+    path.write_text("problem: celeba\nsmto: {preset: kurin}")
+    for load in (load_config, supervised.load_config):
+        with pytest.raises(ConfigError, match=r"preset = 'kurin': is a file now.*kurin/METHOD"):
+            load(str(path))
+
+
+def test_gama_and_grassis_settings_read_by_hand() -> None:
+    famo = supervised.load_config("supervised_multi_mnist_cl_rr", "gama/multi_mnist_cl_rr/famo")
+    assert (famo.train.lr, famo.smto.options) == (0.0025, {"decay": 1e-4})
+    city = supervised.load_config(
+        "gama/cityscapes_19_instances", "gama/cityscapes_19_instances/rotograd"
+    )
+    assert (city.method, city.network.encoder) == ("unitary+rotograd", "resnet18")
+    assert (city.rotograd.lr, city.train.l2, city.train.epochs) == (1.0, 0.0, 150)
+    learned = supervised.load_config("gama/multi_mnist_cl_cr", "gama/multi_mnist_cl_cr/auto_lambda")
+    assert learned.network.dropout == 0.3
+    assert learned.smto.options["lr"] == pytest.approx(0.1 * 0.005 * 5), "from 1/2, not from 0.1"
+
+
+def test_kurins_settings_of_celeba_read_by_hand() -> None:
+    def over(method: str) -> tuple[float, float]:
+        config = supervised.load_config("supervised_celeba", f"kurin/celeba/{method}")
+        return config.train.lr, config.train.l2
+
+    assert over("mgda") == (5e-4, 1e-4)
+    assert over("imtl") == (5e-4, 1e-3)
+    assert over("pcgrad") == (1e-3, 1e-3)
+    assert over("graddrop") == (1e-3, 1e-4 / 40)

@@ -27,7 +27,7 @@ from mtrl.commands.fixed_weights import fixed_weights
 from mtrl.run import checkpoint
 from mtrl.run.directory import RunDirectory
 from mtrl.schema import dump_yaml, flatten
-from mtrl.supervised import comparison, method_presets, methods, networks
+from mtrl.supervised import comparison, methods, networks
 from mtrl.supervised.command import load_config, with_overrides
 from mtrl.supervised.comparison import delta_m, mean_ranks
 from mtrl.supervised.config import PROBLEMS, SupervisedConfig, load_yaml, validate, with_smto
@@ -184,54 +184,6 @@ def test_tasks_of_the_problems() -> None:
     assert names["cityscapes_19_instances"] == centres
 
 
-def test_published_settings() -> None:
-    def resolved(problem: str, method: str, *more: str) -> SupervisedConfig:
-        default = load_config(f"supervised_{problem}")
-        line = ["--smto.name", method, "--smto.preset", "kurin", *more]
-        return with_overrides(default, "mtrl supervised", line)
-
-    for problem in ("multi_mnist", "celeba", "cityscapes"):
-        plain = load_config(f"supervised_{problem}")
-        for method in method_presets.KURIN:
-            chosen = with_smto(plain, name=method, preset="kurin")
-            found = method_presets.with_preset(plain, chosen)
-            validate(found)
-            if method == "unitary":
-                assert found == plain, "the configuration is unitary's"
-    mgda = resolved("celeba", "mgda", "--smto.options", "update_every=2")
-    assert mgda.smto.options == {"normalisation": "loss+", "update_every": 2}
-    assert (mgda.train.lr, mgda.train.l2) == (5e-4, 1e-4)
-    assert mgda.gradient_space == "representation"
-    pcgrad = resolved("celeba", "pcgrad", "--train.l2", "0.5")
-    assert pcgrad.train.l2 == 0.5, "the command line wins"
-    assert pcgrad.gradient_space == "parameters"
-
-
-def test_gama_and_grassis_settings() -> None:
-    """All valid; a few read from the table by hand."""
-    for problem, table in method_presets._GAMA.items():
-        plain = SupervisedConfig(problem=problem)
-        for method in table:
-            roto = dataclasses.replace(plain.rotograd, enabled=method == "rotograd")
-            base = dataclasses.replace(plain, rotograd=roto)
-            name = "unitary" if method == "rotograd" else method
-            chosen = with_smto(base, name=name, preset="gama")
-            validate(method_presets.with_preset(base, chosen))
-
-    def resolved(problem: str, *line: str) -> SupervisedConfig:
-        default = SupervisedConfig(problem=problem)
-        return with_overrides(default, "", ["--smto.preset", "gama", *line])
-
-    famo = resolved("multi_mnist_cl_rr", "--smto.name", "famo")
-    assert (famo.train.lr, famo.smto.options) == (0.0025, {"decay": 1e-4})
-    city = resolved("cityscapes_19_instances", "--rotograd.enabled")
-    assert (city.method, city.network.encoder) == ("unitary+rotograd", "resnet18")
-    assert (city.rotograd.lr, city.train.l2, city.train.epochs) == (1.0, 0.0, 150)
-    learned = resolved("multi_mnist", "--smto.name", "auto_lambda", "--train.epochs", "3")
-    assert (learned.network.dropout, learned.train.epochs) == (0.3, 3), "the command line wins"
-    assert learned.smto.options["lr"] == pytest.approx(0.1 * 0.005 * 5), "from 1/2, not from 0.1"
-
-
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -243,12 +195,7 @@ def test_gama_and_grassis_settings() -> None:
         ("supervised_digits --train.lr-decay 1.5", ["train.lr_decay = 1.5"]),
         ("supervised_digits --smto.name pcgrd", ["smto.name = 'pcgrd'", "mean 'pcgrad'"]),
         ("supervised_digits --smto.options c=1", ["smto.options.c", "no such option"]),
-        ("supervised_digits --smto.preset kurin", ["smto.preset", "digits"]),
-        ("supervised_digits --smto.preset gama", ["smto.preset = 'gama'", "problem digits"]),
-        (
-            "supervised_multi_mnist_cl_rr --smto.preset gama --smto.name mgda --rotograd.enabled",
-            ["smto.preset", "mgda+rotograd", "it has them for unitary"],
-        ),
+        ("supervised_digits kurin/celeba/mgd", ["no such file", "mean 'kurin/celeba/mgda'"]),
         ("supervised_digits --network.dropout 1", ["network.dropout = 1.0", "published or in"]),
         (f"supervised_digits --seed {2**64}", [f"seed = {2**64}", f"at most {2**63 - 1}"]),
         ("supervised_digits --rotograd.size -1", ["rotograd.size = -1"]),
@@ -711,14 +658,13 @@ def test_fixed_weights_are_averaged_as_published() -> None:
 @pytest.mark.parametrize("problem", ["celeba", "cityscapes_19_instances"])
 def test_large_problems_on_files_of_the_true_format(problem: str, tmp_path: Path) -> None:
     """One update and one evaluation with the published networks."""
-    line = ["--smto.name", "imtl", "--smto.preset"]
     if problem == "celeba":
         folder = write_celeba(tmp_path / problem)
-        config = with_overrides(load_config("supervised_celeba"), "", [*line, "kurin"])
+        config = load_config("supervised_celeba", "kurin/celeba/imtl")
     else:
         folder = write_cityscapes(tmp_path / problem, instances=True)
-        line += ["gama", "--train.augment"]
-        config = with_overrides(SupervisedConfig(problem=problem), "", line)
+        line = ["--smto.name", "imtl", "--train.augment"]
+        config = with_overrides(load_config(f"gama/{problem}"), "", line)
     made: Problem = make_problem(config)
     splits = made.load(folder)
     learner = Learner(config, made, 10, CPU)

@@ -314,7 +314,6 @@ def test_a_run_resumes_exactly(tmp_path: Path) -> None:
         ("nyuv2 --network.dropout 0.1", ["network.dropout = 0.1", "must be published"]),
         ("nyuv2 --network.weights x.pt", ["network.weights", "resnets"]),
         ("nyuv2 --train.lr-decay-every 0", ["train.lr_decay_every = 0", "at least 1"]),
-        ("nyuv2 --smto.preset gama", ["smto.preset = 'gama'", "problem nyuv2"]),
         ("celeba --network.encoder segnet", ["network.encoder = 'segnet'", "cityscapes and nyuv2"]),
         ("celeba --train.augment", ["train.augment", "cityscapes and nyuv2"]),
         ("qm9 --network.dropout 0.1", ["network.dropout = 0.1", "must be published"]),

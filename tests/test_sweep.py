@@ -73,27 +73,28 @@ def test_without_settings_that_vary_directories_are_those_of_train() -> None:
 
 
 def test_a_grid_point_is_what_train_makes_of_the_same_options(tmp_path: Path) -> None:
-    """Presets and options of methods included."""
+    """Methods' files and options included."""
     from mtrl.options.command_line import load_config, with_overrides
 
     source = tmp_path / "base.yaml"
     source.write_text("agent: {smto: {name: cagrad, options: {c: 0.9}}}")
     cases = {
-        ("pcgrad", "kurin", "agent.gamma"): 0.9,
-        ("mgda", "kurin", "agent.actor_l2"): 0.5,
-        ("cagrad", "", "agent.smto.options.update_every"): 2,
+        ("kurin/pcgrad", "agent.gamma"): 0.9,
+        ("kurin/mgda", "agent.actor_l2"): 0.5,
+        ("cagrad", "agent.smto.options.update_every"): 2,
+        ("pcgrad", "agent.tau"): 0.1,
     }
-    for (method, preset, key), value in cases.items():
+    for (method, key), value in cases.items():
         line = ["--methods", method, "--set", f"{key}={value}"]
-        line += [f"agent.smto.preset={preset}"] if preset else []
         (run,) = expand(parse_options([str(source), *line]))
-        words = ["--agent.smto.name", method]
-        words += ["--agent.smto.preset", preset] if preset else []
+        assert run.name == f"{method}/seed_1"
+        file = [method] if "/" in method else []
+        words = [] if file else ["--agent.smto.name", method]
         if key.endswith("update_every"):
             words += ["--agent.smto.options", f"update_every={value}"]
         else:
             words += [f"--{key}", str(value)]
-        expected = flatten(with_overrides(load_config(str(source)), "test", words))
+        expected = flatten(with_overrides(load_config(str(source), *file), "test", words))
         assert flatten(run.config) == expected | {"run_dir": str(run.path)}
 
 
@@ -162,9 +163,11 @@ def test_equal_values_are_one_run(setting: str, folders: list[str] | None) -> No
         assert names(*line) == [f"{folder}cagrad/seed_1" for folder in folders]
 
 
-def test_settings_that_a_preset_makes_equal_are_one_run() -> None:
-    line = ["--set", "agent.smto.preset=kurin,''", "agent.actor_l2=3e-4"]
-    assert names(*line) == ["agent.smto.preset=kurin/unitary/seed_1"]
+def test_a_method_with_and_without_a_papers_settings() -> None:
+    line = ["--methods", "pcgrad", "kurin/pcgrad", "--seeds", "1"]
+    assert names(*line) == ["pcgrad/seed_1", "kurin/pcgrad/seed_1"]
+    same = ["--set", "agent.actor_l2=3e-4", "--methods", "kurin/unitary", "unitary"]
+    assert names(*same) == ["kurin/unitary/seed_1"], "of equal runs, one"
 
 
 def test_seeds() -> None:

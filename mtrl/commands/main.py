@@ -5,7 +5,6 @@ Imports here stay light: simulation workers import this module again when they s
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
 from collections.abc import Callable
@@ -145,6 +144,7 @@ def _parse_run(
     """CONFIG [overrides] -> what `parse` makes of them; methods are still to be checked."""
     from mtrl.config import Config
     from mtrl.options.command_line import load_config
+    from mtrl.options.command_words import split_files
 
     if not arguments:
         raise UsageError(
@@ -154,9 +154,8 @@ def _parse_run(
         parse(Config(), f"mtrl {command} CONFIG", ["--help"])
     if arguments[0].startswith("-"):
         raise UsageError(f"{command} needs the configuration first, not {arguments[0]!r}")
-    files = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
-    program = " ".join(("mtrl", command, *files))
-    return parse(load_config(*files), program, arguments[len(files) :])
+    files, rest = split_files(arguments)
+    return parse(load_config(*files), " ".join(("mtrl", command, *files)), rest)
 
 
 def train_command(arguments: list[str]) -> None:

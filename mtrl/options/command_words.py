@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -65,6 +66,12 @@ def read_words(
             "cannot be combined with overwrite, which deletes what exists",
         )
     return with_values(default, settings), existing
+
+
+def split_files(words: list[str]) -> tuple[list[str], list[str]]:
+    """`CONFIG... --key value` -> the files, and the rest."""
+    files = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+    return files, words[len(files) :]
 
 
 def show_help(default: Any, program: str, *, starts: bool) -> NoReturn:

@@ -4,46 +4,39 @@ from __future__ import annotations
 
 import dataclasses
 
-from mtrl.options.command_line import MAY_DIFFER, find_config
-from mtrl.options.command_words import Existing, read_words, spelled
+from mtrl.options import command_line
+from mtrl.options.command_line import MAY_DIFFER
+from mtrl.options.command_words import Existing, read_words, split_files
 from mtrl.options.plugins import load_plugins
 from mtrl.run.directory import RunDirectory
 from mtrl.schema import ConfigError, flatten, user_path
-from mtrl.supervised.config import SupervisedConfig, load_yaml, validate, with_smto
-from mtrl.supervised.method_presets import with_preset
+from mtrl.supervised.config import SupervisedConfig, load_yaml, validate
 
 
-def load_config(name: str) -> SupervisedConfig:
-    """A YAML file, or a preset by its name."""
-    path = find_config(name)
-    config = load_yaml(path)
-    return config if config.name else dataclasses.replace(config, name=path.stem)
+def load_config(name: str, *more: str) -> SupervisedConfig:
+    """Of YAML files or presets; later ones are laid over the first."""
+    return command_line.load_as(SupervisedConfig, name, *more)
 
 
 def with_overrides(
     default: SupervisedConfig, program: str, arguments: list[str]
 ) -> SupervisedConfig:
-    """Preset of the method on top of the file, command line on top of both; validated."""
-    return _resolve(default, program, arguments, starts=False)[0]
+    """What the command line says, on top of the files; validated."""
+    return _checked(read_words(default, program, arguments, starts=False)[0])
 
 
 def start_options(
     default: SupervisedConfig, program: str, arguments: list[str]
 ) -> tuple[SupervisedConfig, Existing]:
     """`with_overrides`, for a command that starts a run."""
-    return _resolve(default, program, arguments, starts=True)
+    config, existing = read_words(default, program, arguments, starts=True)
+    return _checked(config), existing
 
 
-def _resolve(
-    default: SupervisedConfig, program: str, arguments: list[str], *, starts: bool
-) -> tuple[SupervisedConfig, Existing]:
-    config, existing = _parse(default, program, arguments, starts)
-    if config.smto.preset:
-        config, _ = _parse(with_preset(default, config), program, arguments, starts)
-        config = with_smto(config, preset="")
+def _checked(config: SupervisedConfig) -> SupervisedConfig:
     config = load_plugins(_with_absolute_paths(config))
     validate(config)
-    return config, existing
+    return config
 
 
 def _with_absolute_paths(config: SupervisedConfig) -> SupervisedConfig:
@@ -56,23 +49,14 @@ def _absolute(path: str) -> str:
     return str(user_path(path).absolute()) if path else ""
 
 
-def _parse(
-    default: SupervisedConfig, program: str, arguments: list[str], starts: bool
-) -> tuple[SupervisedConfig, Existing]:
-    config, existing = read_words(default, program, arguments, starts=starts)
-    given = any(spelled(word) == "--smto.options" for word in arguments)
-    options = config.smto.options if given else {}
-    if config.smto.name == default.smto.name:  # another method's options mean nothing to this one
-        options = default.smto.options | options
-    return with_smto(config, options=options), existing
-
-
 def supervised(arguments: list[str]) -> None:
-    """`mtrl supervised CONFIG [--key value ...]`"""
+    """`mtrl supervised CONFIG... [--key value ...]`"""
     if arguments[0] in ("-h", "--help"):
         start_options(SupervisedConfig(), "mtrl supervised CONFIG", ["--help"])
-    name, *overrides = arguments
-    config, existing = start_options(load_config(name), f"mtrl supervised {name}", overrides)
+    files, overrides = split_files(arguments)
+    config, existing = start_options(
+        load_config(*files), " ".join(("mtrl supervised", *files)), overrides
+    )
     run = RunDirectory(config.run_path, overwrite=existing.overwrite)
     if existing.resume_if_exists and run.holds_run:
         run, stored = RunDirectory.open_as(run.path, load_yaml)

@@ -95,9 +95,6 @@ class SmtoConfig:
     gradient_space: Literal["auto", "parameters", "representation"] = "auto"
     """Task gradients on the shared parameters, or on the last shared activation z, followed by one
     backward of the encoder; auto = as published (z for MGDA, IMTL, GradDrop)."""
-    preset: Literal["", "kurin", "gama"] = ""
-    """The settings Kurin et al. 2022, or Gama & Grassi 2025, used with this method and problem.
-    They replace the file's, the command line replaces them. See docs/supervised.md."""
     chunk_size: int = 1
     """Tasks per backward pass of the encoder, in parameter space. More saves launches (small
     networks on a GPU) and costs memory: their activation gradients exist at once."""

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from mtrl.config import Config, load_yaml
-from mtrl.options.command_line import MAY_DIFFER, load_config
-from mtrl.options.method_presets import with_preset
+from mtrl.options.command_line import MAY_DIFFER, laid_over, load_config
 from mtrl.options.methods import check_methods
 from mtrl.options.validation import LARGEST_SEED, validate
 from mtrl.run.directory import write_atomically
 from mtrl.run.state import read_json, read_stored, runs_below
-from mtrl.schema import ConfigError, build, dump_yaml, flatten, user_path
+from mtrl.schema import ConfigError, build, dump_yaml, flatten, user_path, with_values
 from mtrl.sweep.options import SweepOptions
 
 MOST_SEEDS = 10_000
@@ -107,15 +106,18 @@ def expand(options: SweepOptions) -> list[Run]:
     """
     base = load_config(options.config)
     seeds = parse_seeds(options.seeds) or [base.seed]
-    methods = options.methods or (base.agent.smto.name,)
+    methods = [(word, _with_method(base, word)) for word in options.methods] or [("", base)]
     folder = (user_path(options.root) / (options.name or base.name)).resolve()
     values = distinct(base, options.set)
     runs: dict[str, Run] = {}
     known: set[str] = set()
-    for seed, settings, method in itertools.product(seeds, combinations(values), methods):
-        config = _configure(base, settings | {"agent.smto.name": method, "seed": seed})
+    for seed, settings, (method, start) in itertools.product(seeds, combinations(values), methods):
+        config: Config = with_values(start, settings | {"seed": seed})
+        validate(config)
+        config = check_methods(config)
         varied = {key: value for key, value in settings.items() if len(values[key]) > 1}
-        name = "/".join((*_directory(varied), config.method, f"seed_{seed}"))
+        shown = _folder(method) if _is_file(method) else config.method
+        name = "/".join((*_directory(varied), shown, f"seed_{seed}"))
         if name in runs:
             raise ConfigError(
                 "methods and set", name, "two runs of the grid would share this directory"
@@ -124,7 +126,7 @@ def expand(options: SweepOptions) -> list[Run]:
             config, name=options.name or base.name, run_dir=str(folder / name)
         )
         settled = json.dumps(_settings(config), sort_keys=True, default=str)
-        if settled not in known:  # a method's preset may make two settings one
+        if settled not in known:  # a method's file may say what the configuration says
             known.add(settled)
             runs[name] = Run(name, folder, config)
     return list(runs.values())
@@ -172,40 +174,28 @@ def _word(value: Any) -> str:
 
 def _value(base: Config, key: str, value: Any) -> Any:
     """What `key` of the configuration becomes."""
-    inner: Any = dataclasses.asdict(
-        _replace(base, {"agent.smto.name": base.agent.smto.name, key: value})
-    )
+    inner: Any = dataclasses.asdict(with_values(base, {key: value}))
     for part in key.split("."):
         inner = inner[part]
     return inner
 
 
-def _configure(base: Config, settings: dict[str, Any]) -> Config:
-    """As `mtrl train` reads file, method preset and command line: each on top of the one before."""
-    config = _replace(base, settings)
-    if config.agent.smto.preset:
-        config = _replace(with_preset(base, config), settings | {"agent.smto.preset": ""})
-    validate(config)
-    return check_methods(config)
+def _is_file(method: str) -> bool:
+    return "/" in method or method.endswith(".yaml")
 
 
-def _replace(config: Config, settings: Mapping[str, Any]) -> Config:
-    data = dataclasses.asdict(config)
-    if settings["agent.smto.name"] != config.agent.smto.name:
-        data["agent"]["smto"]["options"] = {}  # another method's options mean nothing to this one
-    if settings.get("network.architecture", config.network.architecture) != (
-        config.network.architecture
-    ):
-        data["network"]["options"] = {}
-    for key, value in settings.items():
-        inner, (*outer, last) = data, key.split(".")
-        for part in outer:
-            inner = inner.setdefault(part, {})  # an unknown part: `build` refuses it by name
-            if not isinstance(inner, dict):
-                raise ConfigError(f"set {key}", value, f"{part} has no keys of its own")
-        inner[last] = value
-    result: Config = build(Config, data)
-    return result
+def _folder(method: str) -> str:
+    """Of the runs of a method's file: a preset's name, else the file's."""
+    path = user_path(method).with_suffix("")
+    return path.name if path.is_absolute() or ".." in path.parts else path.as_posix()
+
+
+def _with_method(base: Config, method: str) -> Config:
+    """A method's name, or a file that is laid over the configuration."""
+    if _is_file(method):
+        return laid_over(base, method)
+    chosen: Config = with_values(base, {"agent.smto.name": method})
+    return chosen
 
 
 def _settings(config: Config) -> dict[str, Any]:

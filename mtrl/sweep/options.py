@@ -25,7 +25,8 @@ class SweepOptions:
     root: str = "runs"
     """Folder of all experiments. Of a cluster, one that every node sees under the same path."""
     methods: tuple[str, ...] = ()
-    """Multi-task optimisers, for agent.smto.name; the configuration's if empty."""
+    """Multi-task optimisers, for agent.smto.name, or files that are laid over the configuration,
+    e.g. kurin/pcgrad; the configuration's if empty."""
     seeds: tuple[str, ...] = ()
     """Seeds, e.g. 0..9 or 1 2 5..7 (ends included); the configuration's if empty."""
     set: dict[str, Any] = field(default_factory=dict)
