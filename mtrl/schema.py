@@ -29,6 +29,10 @@ class ConfigError(ValueError):
         super().__init__(f"{key} = {'null' if value is None else shown}: {allowed}")
 
 
+class UsageError(ValueError):
+    """A wrong command line, in one line."""
+
+
 def user_path(text: str | Path) -> Path:
     """A path as a user writes it, in a file or on the command line: `~` is the home folder."""
     try:

@@ -368,6 +368,13 @@ def completion() -> str:
         ("mtrl train toy --agent.smto.n", {"--agent.smto.name"}),
         ("mtrl train toy --resume-if", {"--resume-if-exists"}),
         ("mtrl list me", {"methods"}),
+        ("mtrl train toy --agent.smto.name pcg", {"pcgrad"}),
+        ("mtrl train toy --agent.critic_smto.name fair", {"fairgrad"}),
+        ("mtrl train toy --learner.compile ''", {"auto", "on", "off"}),
+        ("mtrl train mt10_kurin kurin/pcg", {"kurin/pcgrad"}),
+        ("mtrl sweep toy --methods unitary nas", {"nash_mtl"}),
+        ("mtrl supervised supervised_dig", {"supervised_digits"}),
+        ("mtrl evaluate runs/x --check", {"--checkpoint"}),
     ],
 )
 def test_completion_in_bash(completion: str, line: str, expected: set[str]) -> None:

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import tyro
 
+from mtrl.options.command_words import read_options
 from mtrl.run.console import open_console
-from mtrl.schema import ConfigError, user_path
+from mtrl.schema import ConfigError
 
 
 @dataclass(frozen=True)
 class EvaluateOptions:
+    run: tyro.conf.Positional[Path]
+    """A run directory, or one of its checkpoint files."""
     checkpoint: str = "best"
     """best (highest mean success while training), latest, or a checkpoint file."""
     episodes_per_task: int = 50
@@ -32,17 +35,11 @@ class EvaluateOptions:
     environments."""
 
 
-def evaluate_command(arguments: list[str]) -> None:
-    name = "RUN" if arguments[0] in ("-h", "--help") else arguments[0]
-    rest = arguments if name == "RUN" else arguments[1:]
-    options = tyro.cli(EvaluateOptions, prog=f"mtrl evaluate {name}", args=rest)
-
+def evaluate_command(words: list[str]) -> None:
+    options = read_options(EvaluateOptions, "mtrl evaluate", words, bare="run")
     if options.episodes_per_task < 1:
         raise ConfigError("episodes_per_task", options.episodes_per_task, "must be at least 1")
-    _evaluate(user_path(name), options)
 
-
-def _evaluate(path: Path, options: EvaluateOptions) -> None:
     from mtrl.commands.trained import open_trained, with_plugins
     from mtrl.device.setup import choose_device, device_here, set_up_learner
     from mtrl.envs.vector import make_vector_env
@@ -55,7 +52,7 @@ def _evaluate(path: Path, options: EvaluateOptions) -> None:
     )
     from mtrl.videos import check_rendering, record
 
-    trained = open_trained(path, options.checkpoint)
+    trained = open_trained(options.run, options.checkpoint)
     if options.device:
         choose_device(options.device, "device")
     name = options.device or device_here(trained.config.learner.device)
@@ -90,8 +87,8 @@ def _evaluate(path: Path, options: EvaluateOptions) -> None:
         print(json.dumps(evaluation_json(config.task_names, result, **extra), indent=1))
         return
     title = (
-        f"{path}: {trained.checkpoint} checkpoint at step {step:,}, {goals.shape[1]} episodes per "
-        f"task, protocol {config.protocol_stamp}"
+        f"{options.run}: {trained.checkpoint} checkpoint at step {step:,}, "
+        f"{goals.shape[1]} episodes per task, protocol {config.protocol_stamp}"
     )
     print(title)
     open_console().print(success_table(config.task_names, result))

@@ -12,12 +12,22 @@ from numpy.typing import NDArray
 from mtrl.config import Config
 from mtrl.files import yaml12
 from mtrl.options.command_line import MAY_DIFFER
+from mtrl.options.command_words import HELP
 from mtrl.run.directory import RunDirectory
 from mtrl.run.state import read_metrics, read_stored
-from mtrl.schema import ConfigError, dump_yaml
+from mtrl.schema import ConfigError, UsageError, dump_yaml, user_path
 from mtrl.supervised.config import SupervisedConfig
 
 EMA = 0.9
+
+
+def weights_command(words: list[str]) -> None:
+    if words[0] in HELP:
+        print("mtrl weights RUN_DIR\n\nAn SMTO's mean weights, as a configuration for `fixed`.")
+        return
+    if len(words) != 1:
+        raise UsageError("weights needs a run directory, and nothing else")
+    print(as_yaml(user_path(words[0])), end="")
 
 
 def as_yaml(path: Path) -> str:

@@ -1,20 +1,23 @@
-"""Start or continue a run: what `mtrl train`, `mtrl resume` and `mtrl.train` have in common.
+"""`mtrl train`, `mtrl resume` and `mtrl bench`; `start` and `resume` are `mtrl.train`'s too.
 
 The workers start before torch is imported, which takes seconds.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mtrl.config import Config
 from mtrl.envs.vector import make_vector_env
-from mtrl.options.command_line import continued
-from mtrl.options.command_words import Existing
+from mtrl.options.command_line import continued, load_config, start_options, with_overrides
+from mtrl.options.command_words import Existing, split_files
 from mtrl.run.callbacks import Callback
 from mtrl.run.directory import RunDirectory
+from mtrl.schema import user_path
 
 if TYPE_CHECKING:
     from mtrl.evaluation import Evaluation
@@ -64,3 +67,66 @@ def resume(
             config, _ = settle(config, choose_device(config.learner.device))
         result = train(config, run, envs, resume=True, start=start, callbacks=callbacks)
         return run, config, result
+
+
+def train_command(words: list[str]) -> None:
+    files, program, rest = split_files("train", words)
+    default = load_config(*files) if files else Config()
+    _show(*start(*start_options(default, program, rest)))
+
+
+def resume_command(words: list[str]) -> None:
+    if words[0] in ("-h", "--help"):
+        print(RESUME_HELP, end="")
+        return
+    name, *overrides = words
+    path = user_path(name)
+    if RunDirectory(path.parent.parent if path.is_file() else path).is_supervised:
+        from mtrl.supervised import command
+
+        command.resume(words)
+        return
+    run, stored = RunDirectory.open(path)
+    wanted = with_overrides(stored, f"mtrl resume {name}", overrides)
+    _show(*resume(run, stored, wanted, path if path.is_file() else None))
+
+
+RESUME_HELP = """\
+mtrl resume RUN [--train.total-steps N] [--learner.device D] [--plugins FILE ...]
+
+RUN is a run's directory: continue from its newest checkpoint. Or one of its
+checkpoints/step_*.pt: continue from there; later checkpoints are deleted.
+On another device the run continues, but not bitwise as on the first.
+Plug-ins that have moved are named again.
+"""
+
+
+def bench_command(words: list[str]) -> None:
+    files, program, rest = split_files("bench", words)
+    default = load_config(*files) if files else Config()
+    config = with_overrides(default, program, rest)
+    with make_vector_env(config, config.train.envs_per_task) as envs:
+        from mtrl.commands.bench import findings, measure, table
+        from mtrl.options.methods import check_methods
+        from mtrl.run.console import open_console
+
+        measured = measure(check_methods(config), envs)
+    open_console().print(table(config.name, measured))
+    print("\n".join(findings(measured)))
+
+
+def _show(run: RunDirectory, config: Config, result: Evaluation) -> None:
+    from mtrl.evaluation import success_table
+    from mtrl.run.console import open_console
+
+    episodes = result.success.shape[1]
+    print(f"final evaluation, {episodes} episodes per task, protocol {config.protocol_stamp}")
+    open_console().print(success_table(config.task_names, result))
+    tensorboard = Path(sys.executable).parent / "tensorboard"  # works outside the environment too
+    path = run.path.resolve()
+    # runs/<name>/<method>/seed_<n>: from where the other runs are seen too, to compare with.
+    usual = dataclasses.replace(config, run_dir="").run_path.parts
+    logdir = path.parents[2] if path.parts[-3:] == usual[-3:] else path.parent
+    print(f"run directory: {path}")
+    print(f"watch it:      {tensorboard} --logdir {logdir}")
+    print("               then http://localhost:6006/#custom_scalars")

@@ -9,7 +9,9 @@ from typing import Any
 from mtrl.benchmarks import BENCHMARKS, all_tasks
 from mtrl.networks import available_networks, describe_network
 from mtrl.options.command_line import presets
+from mtrl.options.command_words import HELP
 from mtrl.options.methods import method_options
+from mtrl.schema import UsageError
 from mtrl.smto import available, describe
 
 
@@ -77,3 +79,12 @@ TOPICS = {
     "networks": list_networks,
     "presets": list_presets,
 }
+
+
+def list_command(words: list[str]) -> None:
+    if words[0] in HELP:
+        print(f"mtrl list {'|'.join(TOPICS)}")
+        return
+    if len(words) != 1 or words[0] not in TOPICS:
+        raise UsageError(f"list needs one of {', '.join(TOPICS)}, not {' '.join(words)!r}")
+    TOPICS[words[0]]()

@@ -16,8 +16,9 @@ import tyro
 
 from mtrl.files import yaml12
 from mtrl.files.atomic import replaced, write_atomically
+from mtrl.options.command_words import read_options
 from mtrl.run.state import find_runs, read_json, read_metrics, read_stored
-from mtrl.schema import ConfigError, user_path
+from mtrl.schema import ConfigError
 
 EVALUATIONS = ("eval/", "test/")
 DIGITS = 5
@@ -35,16 +36,14 @@ class PackOptions:
     """Equal parts of a run; of measurements other than evaluations, the mean over each is kept."""
 
 
-def pack_command(arguments: list[str]) -> None:
-    options = tyro.cli(PackOptions, prog="mtrl pack", args=arguments)
+def pack_command(words: list[str]) -> None:
+    options = read_options(PackOptions, "mtrl pack", words, bare="runs")
     if options.intervals < 1:
         raise ConfigError("intervals", options.intervals, "must be at least 1")
-    out = user_path(options.out)
-    for asked in options.runs:
-        root = user_path(asked)
+    for root in options.runs:
         for run in find_runs([root]):
             place = run.relative_to(root)
-            size = pack(run, out / (run.name if run == root else place), options.intervals)
+            size = pack(run, options.out / (run.name if run == root else place), options.intervals)
             print(f"{run}: {size / 1024:.1f} KiB")
 
 

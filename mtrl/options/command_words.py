@@ -8,6 +8,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
 import tyro
@@ -18,16 +19,21 @@ from mtrl.files import yaml12
 from mtrl.schema import (
     SWITCH,
     ConfigError,
+    UsageError,
     coerce,
     describe_type,
     flatten,
     nearest,
     types_of,
+    user_path,
     with_values,
 )
 
 Configured = TypeVar("Configured", bound=Any)
 """A configuration of any kind."""
+
+
+HELP = ("-h", "--help")
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ def read_words(
     starts: whether the command has Existing's options, too. ConfigError for what cannot be read;
     `--help` among the words leaves with code 0.
     """
-    if {"-h", "--help"} & set(words):
+    if set(HELP) & set(words):
         show_help(default, program, starts=starts)
     kinds = types_of(type(default)) | (types_of(Existing) if starts else {})
     settings = read_settings(kinds, words, program)
@@ -68,10 +74,29 @@ def read_words(
     return with_values(default, settings), existing
 
 
-def split_files(words: list[str]) -> tuple[list[str], list[str]]:
-    """`CONFIG... --key value` -> the files, and the rest."""
+def split_files(command: str, words: list[str]) -> tuple[list[str], str, list[str]]:
+    """`CONFIG... --key value` -> the files, the program's name for messages, and the rest.
+
+    No files where help is asked for.
+    """
     files = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
-    return files, words[len(files) :]
+    if not files and words[0] not in HELP:
+        raise UsageError(f"{command} needs the configuration first, not {words[0]!r}")
+    program = " ".join(["mtrl", command, *(files or ["CONFIG"])])
+    return files, program, words[len(files) :]
+
+
+def read_options(
+    kind: type[Configured], program: str, words: list[str], *, bare: str = ""
+) -> Configured:
+    """The words of a command that has options of its own; bare: the option that takes words
+    without a name, the first of which it needs.
+
+    ConfigError for what cannot be read; `--help` among the words leaves with code 0.
+    """
+    if set(HELP) & set(words):
+        tyro.cli(kind, prog=program, args=["--help"])
+    return kind(**read_settings(types_of(kind), words, program, bare=bare))
 
 
 def show_help(default: Any, program: str, *, starts: bool) -> NoReturn:
@@ -86,16 +111,24 @@ def show_help(default: Any, program: str, *, starts: bool) -> NoReturn:
     raise SystemExit(0)
 
 
-def read_settings(kinds: Mapping[str, Any], words: list[str], program: str) -> dict[str, Any]:
+def read_settings(
+    kinds: Mapping[str, Any], words: list[str], program: str, *, bare: str = ""
+) -> dict[str, Any]:
     """`--agent.gamma 0.9 --env.tasks a b` -> {"agent.gamma": 0.9, "env.tasks": ("a", "b")}.
 
     kinds {key: type}. A list or a mapping that stands several times has the words of all places.
+    bare: the key of words without an option.
     """
     given: dict[str, list[str]] = {}
     rest = list(words)
     while rest:
         word = rest.pop(0)
         option, equals, value = word.partition("=")
+        if bare and not option.startswith("--"):
+            if bare in given and not _takes_several(kinds[bare]):
+                raise ConfigError("word", word, f"{program} takes one {bare}")
+            given[bare] = [*given.get(bare, []), word]
+            continue
         if not option.startswith("--"):
             raise ConfigError("word", word, "options begin with `--`")
         key, off = _key_of(option, kinds)
@@ -120,6 +153,8 @@ def read_settings(kinds: Mapping[str, Any], words: list[str], program: str) -> d
                 raise ConfigError(key, None, f"needs a value: {describe_type(kinds[key])}")
             values = [rest.pop(0)]
         given[key] = values
+    if bare and bare not in given:
+        raise UsageError(f"{program} needs {bare.upper()}, before or after its options")
     return {key: _value(key, values, kinds[key]) for key, values in given.items()}
 
 
@@ -252,6 +287,8 @@ def _from_word(word: str, kind: Any) -> Any:
     """A word of the command line as `kind`: what YAML makes of it, or the word itself."""
     if kind is str:
         return word
+    if kind is Path:
+        return user_path(word)
     try:
         return coerce(yaml_value(word), kind)
     except ValueError:

@@ -15,6 +15,7 @@ import numpy as np
 import tyro
 
 from mtrl import __version__
+from mtrl.options.command_words import read_options
 from mtrl.report import figures, page, results
 from mtrl.report.figures import Drawn, Words
 from mtrl.report.groups import (
@@ -29,7 +30,7 @@ from mtrl.report.groups import (
 from mtrl.report.looks import plain, styles
 from mtrl.report.results import Comparison, Scores
 from mtrl.run.state import Run, find_runs, read_run, read_series
-from mtrl.schema import ConfigError, nearest, user_path
+from mtrl.schema import ConfigError, nearest
 
 DPI = 200
 DEFAULT_BASELINE = "unitary"
@@ -50,9 +51,8 @@ class ReportOptions:
     """The score: tags METRIC/<task>, higher is better."""
 
 
-def report_command(arguments: list[str]) -> None:
-    options = tyro.cli(ReportOptions, prog="mtrl report", args=arguments)
-    print(write_report(dataclasses.replace(options, out=user_path(options.out))))
+def report_command(words: list[str]) -> None:
+    print(write_report(read_options(ReportOptions, "mtrl report", words, bare="runs")))
 
 
 def write_report(options: ReportOptions) -> Path:

@@ -49,14 +49,10 @@ def _absolute(path: str) -> str:
     return str(user_path(path).absolute()) if path else ""
 
 
-def supervised(arguments: list[str]) -> None:
-    """`mtrl supervised CONFIG... [--key value ...]`"""
-    if arguments[0] in ("-h", "--help"):
-        start_options(SupervisedConfig(), "mtrl supervised CONFIG", ["--help"])
-    files, overrides = split_files(arguments)
-    config, existing = start_options(
-        load_config(*files), " ".join(("mtrl supervised", *files)), overrides
-    )
+def supervised_command(words: list[str]) -> None:
+    files, program, rest = split_files("supervised", words)
+    default = load_config(*files) if files else SupervisedConfig()
+    config, existing = start_options(default, program, rest)
     run = RunDirectory(config.run_path, overwrite=existing.overwrite)
     if existing.resume_if_exists and run.holds_run:
         run, stored = RunDirectory.open_as(run.path, load_yaml)

@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from mtrl.options.command_line import load_config
+from mtrl.options.command_words import HELP
 from mtrl.run.console import open_console
-from mtrl.schema import ConfigError
+from mtrl.schema import ConfigError, UsageError
 from mtrl.sweep.board import Board
 from mtrl.sweep.estimate import EstimateError, estimate_hours
 from mtrl.sweep.grid import Run, distinct, expand, find_stored
@@ -20,12 +21,14 @@ from mtrl.sweep.process import Outlook, StopRequest, look
 MOST_SHOWN = 20  # seeds or values in a line of the plan
 
 
-def sweep(arguments: list[str]) -> int:
+def sweep_command(words: list[str]) -> int:
     """-> exit code: 0 = every run finished; 1 = not; 129, 130, 143 = stopped by a signal.
 
     Raises ConfigError, before anything is started, for an impossible sweep.
     """
-    options = parse_options(arguments)
+    if words[0].startswith("-") and words[0] not in HELP:
+        raise UsageError(f"sweep needs the configuration first, not {words[0]!r}")
+    options = parse_options(words)
     if options.engine == "ray":
         from mtrl.sweep.ray_engine import import_ray
 
