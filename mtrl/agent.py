@@ -19,20 +19,18 @@ from mtrl import losses
 from mtrl.config import Config, Loss
 from mtrl.device.compiled import compiled
 from mtrl.gradients.buffer import Buffer
-from mtrl.gradients.objective import Objective
+from mtrl.gradients.objective import Objective, create_smto
 from mtrl.gradients.optimizer import Optimizer
 from mtrl.networks.critic import move_target
 from mtrl.networks.exploration import Exploration
 from mtrl.networks.layers import TaskTable
 from mtrl.networks.make import make_encoder, make_networks
 from mtrl.networks.policy import DeterministicPolicy
-from mtrl.networks.registry import Body
 from mtrl.networks.values import create_value
 from mtrl.replay import Batch
-from mtrl.run.checkpoint import check_fit
 from mtrl.run.earlier_checkpoints import upgraded
-from mtrl.smto import SMTO, RandomSMTO, create
-from mtrl.smto.base import continue_stream, options_of
+from mtrl.run.kept import Kept
+from mtrl.smto import RandomSMTO
 from mtrl.temperature import Temperature
 
 
@@ -102,7 +100,6 @@ class Agent:
             "temperature": self.temperature,
         }
         """What learns, by its loss: each has an SMTO and an optimiser."""
-        self._names = {loss: config.smto_of(loss).name for loss in self.parts}
         self.moved = False
         """Whether the state loaded last is from another kind of device."""
         self.gramians: dict[str, Tensor] = {}
@@ -113,6 +110,20 @@ class Agent:
         lanes = (self.num_tasks, self.envs_per_task, action_dim)
         self.exploration = Exploration(lanes, config.seed + 1, settings.noise_repeat, device)
         self.generator = torch.Generator(device).manual_seed(config.seed + 2)
+        self._kept = Kept(
+            {
+                "encoder": self.encoder,
+                "actor": actor,
+                "critic": critic,
+                "target_critic": self.target_critic,
+                "value": self.value,
+                "noise": self.exploration,
+                **{f"{loss}_smto": part.smto for loss, part in self.parts.items()},
+                **{f"{loss}_optimizer": part.optimizer for loss, part in self.parts.items()},
+            },
+            {"log_alpha": self.temperature.log_alpha, "of_actor": self._of_actor},
+            {"exploration": self.exploration.generator, "generator": self.generator},
+        )
 
     # -- acting ---------------------------------------------------------------------------------
 
@@ -247,24 +258,6 @@ class Agent:
         smtos = [part.smto for part in self.parts.values()]
         return [self.generator, *(s.generator for s in smtos if isinstance(s, RandomSMTO))]
 
-    def warnings(self) -> list[str]:
-        """What a user of the chosen methods and networks should know at the start."""
-        found = [
-            f"the {loss} network has layers that are not recorded (mtrl.networks.layers): its task "
-            "gradients are computed the general way, which is slower"
-            for loss, part in (("critic", self.critic), ("actor", self.actor))
-            if not part.is_recorded
-        ]
-        bodies = (self.critic.network.body, self.actor.network.body)
-        said = [line for body in bodies if isinstance(body, Body) for line in body.warnings()]
-        found += dict.fromkeys(said)  # once, although both say it
-        return found + [
-            f"method {self._names[loss]} needs positive losses, but the {loss} loss can be "
-            "negative: it gets losses above a lower bound tracked from those seen so far"
-            for loss, part in self.parts.items()
-            if loss != "critic" and part.smto.wants_positive_losses
-        ]
-
     def certificates(self) -> dict[str, Tensor]:
         """{"<loss>/<name>": scalar}: how well the solvers did in the last update."""
         return {
@@ -273,62 +266,16 @@ class Agent:
             for name, value in part.smto.certificates().items()
         }
 
-    def _stateful(self) -> dict[str, Any]:
-        networks = {
-            "encoder": self.encoder,
-            "actor": self.actor.network,
-            "critic": self.critic.network,
-            "target_critic": self.target_critic,
-            "value": self.value,
-            "noise": self.exploration,
-        }
-        smtos = {f"{loss}_smto": part.smto for loss, part in self.parts.items()}
-        return networks | smtos | {f"{k}_optimizer": p.optimizer for k, p in self.parts.items()}
-
     def state_dict(self) -> dict[str, Any]:
-        state = {name: part.state_dict() for name, part in self._stateful().items()}
-        return state | {
-            "action_dim": self.action_dim,
-            "log_alpha": self.temperature.log_alpha.detach(),
-            "of_actor": self._of_actor,
-            "exploration": self.exploration.generator.get_state(),
-            "generator": self.generator.get_state(),
-        }
+        return self._kept.state_dict() | {"action_dim": self.action_dim}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises CheckpointError, before anything is changed, for the state of another agent."""
-        stateful = self._stateful()
-        networks = {name: stateful[name] for name in ("actor", "critic", "target_critic")}
-        state = {"value": {}, "noise": {}} | upgraded(state, networks)  # absent in older ones
-        sized = {
-            name: part.state_dict()
-            for name, part in stateful.items()
-            if not isinstance(part, Optimizer)  # empty before its first step
-        }
-        check_fit(sized | {"log_alpha": self.temperature.log_alpha}, state)
-        for name, part in stateful.items():
-            part.load_state_dict(state[name])
-        with torch.no_grad():
-            self.temperature.log_alpha.copy_(state["log_alpha"])
-            if "of_actor" in state:  # absent in older checkpoints
-                self._of_actor.copy_(state["of_actor"])
-        self.moved = not continue_stream(self.exploration.generator, state["exploration"])
-        continue_stream(self.generator, state["generator"])
+        parts = self._kept.parts
+        networks = {name: parts[name] for name in ("actor", "critic", "target_critic")}
+        absent = {"value": {}, "noise": {}, "of_actor": self._of_actor}  # in older checkpoints
+        self.moved = not self._kept.load_state_dict(absent | upgraded(state, networks))
 
 
 def _noise(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=generator, device=generator.device)
-
-
-def create_smto(config: Config, loss: Loss, device: torch.device) -> SMTO:
-    """The method of one loss, with a stream of random numbers of its own."""
-    chosen = config.smto_of(loss)
-    # What only the run knows.
-    offset = {"critic": 3, "actor": 4, "temperature": 5}[loss]
-    known = {
-        "seed": config.seed + offset,
-        "device": device,
-        "total_steps": max(config.total_updates, 1),
-    }
-    own = {key: value for key, value in known.items() if key in options_of(chosen.name)}
-    return create(chosen.name, config.num_tasks, **own | chosen.options).to(device)

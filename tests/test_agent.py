@@ -8,6 +8,7 @@ import torch
 from mtrl import losses
 from mtrl.agent import Agent
 from mtrl.benchmarks import TOY
+from mtrl.commands.notes import notes
 from mtrl.config import (
     AgentConfig,
     Config,
@@ -768,17 +769,21 @@ def test_pcgrad_freezes_a_shared_temperature_whose_tasks_conflict(temperature, f
 def test_a_network_that_takes_the_general_way_is_named():
     agent = make_agent()
     agent.actor.is_recorded = False
-    (warning,) = agent.warnings()
+    (warning,) = notes(Config(), agent)
     assert "actor" in warning
     assert "general" in warning
 
 
 def test_methods_that_want_positive_losses_say_so_at_the_start():
-    assert make_agent(smto="pcgrad").warnings() == []
-    (warning,) = make_agent(smto="famo").warnings()
+    def said(**settings):
+        config = Config(agent=AgentConfig(**settings))
+        return notes(config, make_agent(**settings))
+
+    assert said(smto=SmtoConfig("pcgrad")) == []
+    (warning,) = said(smto=SmtoConfig("famo"))
     assert "famo" in warning
     assert "lower bound" in warning
-    assert make_agent(critic_smto=LossSmtoConfig("famo")).warnings() == []
+    assert said(critic_smto=LossSmtoConfig("famo")) == []
 
 
 # -- GPU ----------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mtrl import benchmarks
 from mtrl.agent import Agent
 from mtrl.commands import main as cli
+from mtrl.commands.notes import notes
 from mtrl.config import AgentConfig, Config, CriticConfig, EnvConfig, NetworkConfig, SmtoConfig
 from mtrl.device.compiled import MANY
 from mtrl.networks import Shape, available_networks, create_network
@@ -463,8 +464,8 @@ def test_task_embeddings_from_a_file(tmp_path: Path) -> None:
     expected = torch.tensor([[1.0, 2.0], [0.0, 1.0], [3.0, 4.0]])
     for network in (agent.actor.network, agent.critic.network, agent.target_critic):
         assert torch.equal(network.get_buffer("body.network.embeddings"), expected)
-    assert agent.warnings() == []
-    (warning,) = make_agent("care").warnings()
+    assert notes(config, agent) == []
+    (warning,) = notes(make_config("care"), make_agent("care"))
     assert "no task embeddings" in warning
 
 

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from mtrl.commands.notes import notes
 from mtrl.commands.trained import check_checkpoint
 from mtrl.config import Config, load_yaml
 from mtrl.device.setup import set_up_learner, settle
@@ -83,7 +84,7 @@ def train(
             trainer.recorder.message(
                 "note: new episodes start; those that the stop cut short are not finished"
             )
-        for warning in trainer.agent.warnings():
+        for warning in notes(config, trainer.agent):
             trainer.recorder.message(f"warning: {warning}")
         trainer.status("running")
         trainer.loop()

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from mtrl.config import Config, Loss
 from mtrl.device.compiled import compiled
 from mtrl.gradients.buffer import Buffer
 from mtrl.gradients.combine import Direction, combine, plain_direction
@@ -20,7 +22,8 @@ from mtrl.gradients.layers import (
 )
 from mtrl.gradients.optimizer import Optimizer
 from mtrl.networks.layers import is_recorded, layers_of
-from mtrl.smto import SMTO
+from mtrl.smto import SMTO, create
+from mtrl.smto.base import options_of
 
 
 class Objective:
@@ -96,3 +99,17 @@ class Objective:
             self.plain = quick
         else:
             self.layers, self.plain = quick, None
+
+
+def create_smto(config: Config, loss: Loss, device: torch.device) -> SMTO:
+    """The method of one loss, with a stream of random numbers of its own."""
+    chosen = config.smto_of(loss)
+    # What only the run knows.
+    offset = {"critic": 3, "actor": 4, "temperature": 5}[loss]
+    known = {
+        "seed": config.seed + offset,
+        "device": device,
+        "total_steps": max(config.total_updates, 1),
+    }
+    own = {key: value for key, value in known.items() if key in options_of(chosen.name)}
+    return create(chosen.name, config.num_tasks, **own | chosen.options).to(device)
