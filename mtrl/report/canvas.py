@@ -67,6 +67,7 @@ class Canvas:
         """A figure of `count` axes, each about as large as `panel`, in as many columns as fit."""
         columns = min(count, most, max(1, int(self.width / panel[0])))
         lines = math.ceil(count / columns)
+        columns = math.ceil(count / lines)  # lines of equal length
         figure = new_figure(self.width, 0.5 + panel[1] * lines)
         axes = list(figure.subplots(lines, columns, squeeze=False, **shared).flat)
         for unused in axes[count:]:

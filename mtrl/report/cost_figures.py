@@ -115,7 +115,8 @@ def conflict(canvas: Canvas, groups: Sequence[Group]) -> Drawn | None:
     }
     if not curves:
         return None
-    figure, panels = canvas.panels(len(wanted), (1.6, 1.6), most=len(CONFLICT), sharex=True)
+    most = len(CONFLICT) if canvas.width > 1.6 * len(CONFLICT) else 2  # whole lines per loss
+    figure, panels = canvas.panels(len(wanted), (1.6, 1.6), most=most, sharex=True)
     rows: list[tuple[Any, ...]] = []
     for axes, (loss, metric) in zip(panels, wanted, strict=True):
         for group in groups:

@@ -50,10 +50,10 @@ def save_table(table: Table, folder: Path) -> list[str]:
     write_csv(folder / f"{table.name}.csv", table.exact())
     if not table.in_paper:
         return [f"{table.name}.csv"]
-    (folder / f"{table.name}.tex").write_text(render("table.tex", table=table))
+    (folder / f"{table.name}.tex").write_text(render("table.tex", table=table), encoding="utf-8")
     return [f"{table.name}.tex", f"{table.name}.csv"]
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    with open(path, "w", newline="") as file:
+    with open(path, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)

@@ -224,7 +224,7 @@ class Section:
             Column("seconds", f"seconds per {what}, median [quartiles]", 1, interval=True),
             Column("ratio", "time, ratio to the baseline", 2),
             Column("overlaps", "quartiles overlap with the baseline's", text=True),
-            Column("hours", "hours of training", 2),
+            Column("hours", "hours of training"),
             Column("memory_mib", "peak memory, MiB", 0),
             Column("memory_ratio", "memory, ratio to the baseline", 2),
         )

@@ -92,7 +92,7 @@ def write_report(options: ReportOptions) -> Path:
         machines=_machines(runs),
     )
     path = out / "report.html"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     return path
 
 
