@@ -18,9 +18,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from marked_table import replace_table
 from scipy import stats
 
+from mtrl.report.markdown import MarkedPlace, Table
 from mtrl.run.state import Run, find_runs, read_run
 from mtrl.schema import ConfigError
 from mtrl.supervised.comparison import (
@@ -81,7 +81,7 @@ def main() -> None:
         default="unitary",
         help="what Delta_m is relative to: a method, published, or a .yaml file with scores",
     )
-    parser.add_argument("--markdown", type=Path, help="file with the marked place for the table")
+    MarkedPlace.option(parser, "scripts/compare_supervised.py")
     options = parser.parse_args()
     runs: dict[str, list[Run]] = {}
     for path in find_runs([options.folder]):
@@ -109,10 +109,7 @@ def main() -> None:
     if len(metrics) == 1:
         mean = {f"{metrics.pop()}, mean": keys}
         columns = mean if len(keys) > MANY else columns | mean
-    lines = [
-        f"| method | seeds | {' | '.join(columns)} | Delta_m % | mean rank | s / epoch |",
-        "|---" * (5 + len(columns)) + "|",
-    ]
+    table = Table("method", "seeds", *columns, "Delta_m %", "mean rank", "s / epoch")
     for method in sorted(runs, key=ranks.__getitem__):
         cells = [
             interval(
@@ -122,11 +119,8 @@ def main() -> None:
         ]
         gain = f"{delta_m(means[method], baseline):+.2f}"
         row = [f"`{method}`", str(len(runs[method])), *cells, gain, f"{ranks[method]:.2f}"]
-        lines.append(f"| {' | '.join([*row, epoch_seconds(runs[method])])} |")
-    table = "\n".join(lines)
-    print(table)
-    if options.markdown:
-        replace_table(options.markdown, "compare_supervised", table)
+        table.add(*row, epoch_seconds(runs[method]))
+    table.publish(options.markdown)
 
 
 if __name__ == "__main__":

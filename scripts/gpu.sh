@@ -94,31 +94,31 @@ run_step() {
       bounded tests.txt "$python" -m pytest -m gpu -n 4 --dist load -vv -p no:cacheprovider "${files[@]}"
       ;;
     learner)
-      table "Learner" scripts/bench_learner.py --device "$device" --minutes "$minutes" \
+      table "Learner" bench/learner.py --device "$device" --minutes "$minutes" \
         --methods "${methods[@]}" --widths 400 1024 4096
       ;;
-    profile) table "Operations of an update" scripts/profile_update.py --device "$device" ;;
+    profile) table "Operations of an update" bench/profile_update.py --device "$device" ;;
     smto)
-      table "Methods" scripts/bench_smto.py --device "$device" --minutes "$minutes"
+      table "Methods" bench/smto.py --device "$device" --minutes "$minutes"
       ;;
     loop)
-      table "Whole loop" scripts/bench_train.py --device "$device" --methods unitary \
+      table "Whole loop" bench/train.py --device "$device" --methods unitary \
         --envs-per-task 8 32 --seconds $((limit / 16 + 1))
       ;;
     host)
-      table "Host, without simulation and updates" scripts/bench_host.py --device "$device" \
+      table "Host, without simulation and updates" bench/host.py --device "$device" \
         --steps 600 --envs-per-task 32 8 1 160
       ;;
     simulation)
-      table "Simulation" scripts/bench_env.py --steps 0 --vector-steps 500 \
+      table "Simulation" bench/env.py --steps 0 --vector-steps 500 \
         --envs-per-task 32 8 --workers "$cores"
       ;;
     sharing)
-      table "Several learners" scripts/bench_sharing.py --device "$device" \
+      table "Several learners" bench/sharing.py --device "$device" \
         --seconds $((limit / 30 + 1))
       ;;
     supervised)
-      table "Supervised" scripts/bench_supervised.py --device "$device" --minutes "$minutes"
+      table "Supervised" bench/supervised.py --device "$device" --minutes "$minutes"
       ;;
     train)
       bounded log.txt "$python" -m mtrl train "${train[@]}" --agent.smto.name "$method" \

@@ -1,12 +1,10 @@
 """The fast Meta-World step against upstream's own: bitwise equal, and upstream untouched."""
 
 import copy
-import importlib.util
 import pickle
 import sys
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+import verify_simulation
 from mtrl.envs import metaworld as metaworld_tasks
 from mtrl.envs import tasks
 from mtrl.envs.fast_metaworld import versions
@@ -29,20 +28,6 @@ from mtrl.envs.fast_metaworld.environment import fast_class  # noqa: E402
 
 ENVIRONMENTS = metaworld.env_dict.ALL_V3_ENVIRONMENTS
 GOAL = np.array([0.05, 0.65, 0.02, -0.05, 0.85, 0.02])  # of push-v3: the puck, the target
-
-
-def load_script(name: str) -> Any:
-    path = Path(__file__).parents[1] / "scripts" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-verify = load_script("verify_simulation")
 
 
 def set_goal(env: Any, goal: NDArray[np.float64], partially_observable: bool = False) -> None:
@@ -78,8 +63,8 @@ def both(pair: tuple[Any, Any]) -> tuple[Any, Any]:
 
 def assert_same(both: tuple[Any, Any], actions: Any) -> None:
     for action in actions:
-        verify.compare_step(*(env.step(action) for env in both))
-        assert len({verify.PhysicsState(env).bits() for env in both}) == 1
+        verify_simulation.compare_step(*(env.step(action) for env in both))
+        assert len({verify_simulation.PhysicsState(env).bits() for env in both}) == 1
 
 
 def random_actions(steps: int) -> NDArray[np.float32]:
@@ -102,7 +87,7 @@ def random_actions(steps: int) -> NDArray[np.float32]:
 def test_episodes_equal_upstreams(task: str) -> None:
     episodes = (("random", 1, 0), ("scripted", 1, 7), ("saturated", 1, 0))
     goals = {1: metaworld_tasks.goal_vectors((task,), 1)[task]}
-    outcome = verify.compare_task(task, episodes=episodes, steps=40, goals=goals)
+    outcome = verify_simulation.compare_task(task, episodes=episodes, steps=40, goals=goals)
     assert outcome.error == ""
     assert outcome.steps == 2 * 3 * 40
     assert outcome.rewards_bitwise
@@ -295,7 +280,7 @@ def wrong_state(env: Any, result: list[Any]) -> None:
 def test_the_smallest_difference_is_found(
     spoil: Callable[[Any, list[Any]], None], said: str
 ) -> None:
-    outcome = verify.compare_task(
+    outcome = verify_simulation.compare_task(
         "push-v3",
         reward_versions=("v2",),
         episodes=(("random", 0, 0),),

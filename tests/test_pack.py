@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from run_files import TASKS, write_run
 
-from mtrl.commands.pack import reduced
+from mtrl.commands.pack import pack, reduced
+from mtrl.report.write import ReportOptions, write_report
 from mtrl.run.state import read_run
 
 SCORES = {250: [0.1, 0.2, 0.3, 0.4], 1000: [1.0, 1 / 3, 0.5, 0.0]}
@@ -38,6 +39,28 @@ def test_a_packed_run_is_read_like_the_run(run_mtrl: Mtrl, tmp_path: Path) -> No
         np.testing.assert_array_equal(packed.series["time/updates_per_s"].steps, [400, 1000])
         rates = packed.series["time/updates_per_s"].values
         np.testing.assert_allclose(rates, [20.0, 125 / 3], rtol=1e-5)
+
+
+def test_a_report_of_packed_runs_has_the_same_scores_and_comparisons(tmp_path: Path) -> None:
+    finals = {"unitary": {1: 0.2, 2: 0.4}, "pcgrad": {1: 0.5, 2: 0.8}}
+    for method, by_seed in finals.items():
+        for seed, final in by_seed.items():
+            scores = {500: [0.5] * 4, 1000: [final, 0.5, 0.7, final]}
+            write_run(tmp_path / "runs" / method / str(seed), scores, method=method, seed=seed)
+            place = Path(method) / str(seed)
+            pack(tmp_path / "runs" / place, tmp_path / "packed" / place)
+    written = {
+        name: write_report(ReportOptions((tmp_path / name,), out=tmp_path / "out" / name))
+        for name in ("runs", "packed")
+    }
+    for table in ("results", "comparisons", "scores", "curves", "profile"):
+        found = [
+            [line.split(",") for line in (page.parent / f"MT10/{table}.csv").open()]
+            for page in written.values()
+        ]
+        assert len(found[0]) > 1
+        assert found[0] == found[1]
+    assert "2 pairs of seeds" in written["packed"].read_text()
 
 
 def test_packing_again_gives_the_same_bytes(run_mtrl: Mtrl, tmp_path: Path) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import itertools
-import math
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import pytest
 from run_files import TASKS, write_run
 
 from mtrl.commands import main as cli
-from mtrl.report import figures, results, statistics
+from mtrl.report import canvas, cost_figures, page, results, statistics
 from mtrl.report.groups import Benchmark, benchmarks, speed_warning
 from mtrl.report.looks import styles
 from mtrl.report.write import ReportOptions, write_report
@@ -71,6 +69,7 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.sources: list[str] = []
         self.links: list[str] = []
+        self.ids: list[str] = []
         self.text = ""
         self.feed(text)
         self.close()
@@ -79,6 +78,7 @@ class Page(HTMLParser):
         values = dict(attributes)
         self.sources += [values["src"] or ""] if "src" in values else []
         self.links += [values["href"] or ""] if "href" in values else []
+        self.ids += [values["id"] or ""] if "id" in values else []
         if tag not in ("img", "meta"):
             self.open.append(tag)
 
@@ -90,22 +90,28 @@ class Page(HTMLParser):
 
 
 def test_page_stands_alone(report: Path) -> None:
-    page = Page(report.read_text())
-    assert page.open == []  # every tag is closed
-    assert len(page.sources) == 8
-    assert all(source.startswith("data:image/svg+xml;base64,") for source in page.sources)
-    assert len(page.links) == 3 * len(page.sources)
-    for link in page.links:
+    found = Page(report.read_text())
+    assert found.open == []  # every tag is closed
+    assert len(found.sources) == 10
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in found.sources)
+    contents = [link.removeprefix("#") for link in found.links if link.startswith("#")]
+    assert contents[0] == "s1"
+    assert contents == found.ids
+    files = [link for link in found.links if not link.startswith("#")]
+    tables = [*("tex", "csv") * 3, "runs.csv", "settings.csv"]
+    assert len(files) == 4 * len(found.sources) + len(tables)
+    for link in files:
         assert (report.parent / link).stat().st_size > 30
     assert "<script" not in report.read_text()
 
 
 def test_figures_beside_the_page(report: Path) -> None:
     names = {path.stem for path in (report.parent / "MT10").glob("*.png")}
-    assert names == {"curves", "scores", "improvement", "tasks", "heat_map", "update_time",
-                     "memory", "conflict"}  # fmt: skip
+    assert names == {"curves", "scores", "profile", "improvement", "tasks", "heat_map",
+                     "update_time", "memory", "wall_clock", "conflict"}  # fmt: skip
     for name in names:
         assert (report.parent / f"MT10/{name}.svg").read_text().startswith("<?xml")
+        assert (report.parent / f"MT10/{name}.pdf").read_bytes().startswith(b"%PDF")
         assert rows(report, f"MT10/{name}.csv")
 
 
@@ -133,7 +139,7 @@ def test_numbers_of_the_page(report: Path) -> None:
         assert float(found[key]["mean"]) == pytest.approx(np.mean(means))
         assert int(found[key]["runs"]) == count
     assert found["mgda", "final"]["mean"] == "nan"
-    test = statistics.welch(*(np.array(by_hand[m, "final"][0]) for m in ("pcgrad", "unitary")))
+    test = statistics.paired(*(np.array(by_hand[m, "final"][0]) for m in ("pcgrad", "unitary")))
     compared = {row["method"]: row for row in rows(report, "MT10/comparisons.csv")}
     assert float(compared["pcgrad"]["p"]) == pytest.approx(test.p_value)
     assert float(compared["pcgrad"]["difference_low"]) == pytest.approx(test.difference.low)
@@ -148,57 +154,15 @@ def test_numbers_of_the_page(report: Path) -> None:
 
 
 def test_equal_runs_equal_bytes(mt10: Benchmark, tmp_path: Path) -> None:
+    looks = styles([group.label for group in mt10.groups], "unitary")
     written = []
-    for name in ("a.svg", "b.svg"):
-        with figures.styled():
-            looks = styles([group.label for group in mt10.groups], "unitary")
-            drawn = figures.update_time(mt10.groups, looks)
+    for name in ("a", "b"):
+        with canvas.styled():
+            drawn = cost_figures.memory(canvas.Canvas(7.0, looks, "score", "steps"), mt10.groups)
             assert drawn is not None
-            drawn.figure.savefig(tmp_path / name, metadata={"Date": None, "Creator": None})
-        written.append((tmp_path / name).read_bytes())
+            _, files = page.save_figure(drawn, tmp_path / name)
+        written.append([(tmp_path / name / file).read_bytes() for file in files])
     assert written[0] == written[1]
-
-
-def test_methods_look_different() -> None:
-    baseline, *others = styles([f"method {i}" for i in range(100)], "method 0").values()
-    assert len(set(others)) == 99
-    assert len({(look.color, look.linestyle) for look in others[:36]}) == 36, "without markers too"
-    assert all(look.color != baseline.color for look in others)
-    assert baseline not in styles(["a", "b"], None).values(), "nor without a baseline"
-    first = [baseline, *others[:6]]
-    assert all(len({look[i] for look in first}) == 7 for i in (0, 1))  # colour, marker
-
-
-def test_curves_of_30_methods_can_be_told_apart(tmp_path: Path) -> None:
-    """In every figure of lines, as it is drawn; whatever the methods are called."""
-    names = ["unitary", "_own", "a $b$ [c]", *(f"method {i}" for i in range(27))]
-    for name in names:
-        write_run(tmp_path / f"{names.index(name)}", {500: [0.25] * 4, 1000: [0.5] * 4},
-                  method=name)  # fmt: skip
-    found = read(*tmp_path.iterdir())
-    looks = styles([group.label for group in found.groups], "unitary")
-    curves = {
-        group.label: results.curves(group, found.tasks, METRIC, "runs") for group in found.groups
-    }
-    words = figures.Words("score", "steps")
-    drawn = [
-        figures.learning_curves(curves, looks, words),
-        figures.task_curves(curves, found.tasks, looks, words),
-        figures.conflict(found.groups, looks, words),
-    ]
-    for one in drawn:
-        assert one is not None
-        (legend,) = one.figure.legends
-        one.figure.savefig(tmp_path / "drawn.png")  # a bad formula fails only when it is drawn
-        assert {text.get_text().replace("\\", "") for text in legend.get_texts()} == set(names)
-        axes = one.figure.axes[0]
-        seen = [
-            (line.get_color(), str(line._unscaled_dash_pattern), line.get_marker())
-            for line in axes.lines
-            if line.get_linewidth() > 1
-        ]
-        assert len(seen) == len(set(seen)) == 30
-        assert sum(color == "#000000" for color, *_ in seen) == 1, "the baseline's alone"
 
 
 # -- results ----------------------------------------------------------------------------------
@@ -216,70 +180,6 @@ def test_curves_over_the_runs_that_have_come_so_far(mt10: Benchmark) -> None:
     assert curves["task/drawer"].middle[1] == pytest.approx(2.5 / 3)
 
 
-def test_comparison(mt10: Benchmark) -> None:
-    baseline = mt10.groups[0]
-    assert baseline.label == "unitary"  # first, whatever the alphabet says
-    found = {one.method: one for one in results.compare(mt10, baseline, METRIC, "runs")}
-    pcgrad = found["pcgrad"]
-    test = statistics.welch(np.array([0.875, 0.875, 1.0]), np.array([0.5, 0.375, 0.75]))
-    assert pcgrad.runs == (3, 3)
-    assert pcgrad.p_value == pytest.approx(test.p_value)
-    assert pcgrad.p_holm == pytest.approx(test.p_value)  # mgda has no run, so no test
-    wins = [
-        [(a > b) + (a == b) / 2 for a, b in itertools.product(first, second)]
-        for first, second in zip(
-            zip(*PCGRAD.values(), strict=True), zip(*UNITARY.values(), strict=True), strict=True
-        )
-    ]
-    assert pcgrad.improvement.value == pytest.approx(np.mean(wins))
-    assert pcgrad.verdict == ("better" if test.p_value < 0.05 else "not distinguishable")
-    assert found["mgda"].verdict == "untested"
-
-
-@pytest.mark.parametrize(
-    ("finals", "verdict", "said"),
-    [
-        ([0.9, 0.95, 1.0], "better", "mgda is better than unitary at 95%"),
-        ([0.0, 0.05, 0.1], "worse", "mgda is worse than unitary at 95%"),
-        ([0.4, 0.6, 0.7], "not distinguishable", "not distinguishable from unitary at 95%"),
-        ([0.5, 0.5, 0.6], "not distinguishable", "about "),
-        ([0.6, 0.5, 0.4], "not distinguishable", "no number of seeds would tell"),
-    ],
-)
-def test_verdicts(tmp_path: Path, finals: list[float], verdict: str, said: str) -> None:
-    for method, values in {"unitary": [0.4, 0.5, 0.6], "mgda": finals}.items():
-        for seed, value in enumerate(values):
-            write_run(tmp_path / method / str(seed), {1000: [value] * 4}, method=method, seed=seed)
-    benchmark = read(*tmp_path.glob("*/*"))
-    (one,) = results.compare(benchmark, benchmark.groups[0], METRIC, "runs")
-    assert one.verdict == verdict
-    assert said in one.sentence
-
-
-def test_equal_seeds_are_not_tested(tmp_path: Path) -> None:
-    for method, value in {"unitary": 0.25, "mgda": 0.75}.items():
-        for seed in range(3):
-            write_run(tmp_path / method / str(seed), {1000: [value] * 4}, method=method, seed=seed)
-    benchmark = read(*tmp_path.glob("*/*"))
-    (one,) = results.compare(benchmark, benchmark.groups[0], METRIC, "runs")
-    assert one.verdict == "untested"
-    assert "No spread between the seeds" in one.sentence
-
-
-def test_one_seed_concludes_nothing(tmp_path: Path) -> None:
-    for method, score in {"unitary": 0.5, "famo": 0.25}.items():
-        write_run(tmp_path / method, {1000: [score] * 4}, method=method)
-    benchmark = read(*tmp_path.iterdir())
-    assert [text[:24] for text in benchmark.warnings] == [
-        "unitary: one finished ru",
-        "famo: one finished run. ",
-    ]
-    (one,) = results.compare(benchmark, benchmark.groups[0], METRIC, "runs")
-    assert one.verdict == "untested"
-    assert "famo against unitary: a difference of -0.250 in the final mean, but" in one.sentence
-    assert "nothing can be concluded" in one.sentence
-
-
 def test_long_series_are_thinned(tmp_path: Path) -> None:
     write_run(tmp_path / "a", {}, rates=[50.0] * 350, total=350)
     (group,) = read(tmp_path / "a").groups
@@ -288,15 +188,6 @@ def test_long_series_are_thinned(tmp_path: Path) -> None:
     assert len(curve.steps) == results.MAX_POINTS
     assert curve.middle[0] == pytest.approx(np.mean([400, 401, 402, 403]))
     assert results.scalar_curve(group, "no/such") is None
-
-
-def test_memory_and_time_of_a_run(tmp_path: Path) -> None:
-    run = read_run(write_run(tmp_path / "a", {}, rates=(0.0, 10.0, 0.0, 20.0, 40.0)), TAGS)
-    assert results.memory_mib(run) == 404
-    assert results.update_seconds(run).tolist() == [500.0, 250.0]
-    silent = read_run(write_run(tmp_path / "b", {}, rates=()), TAGS)
-    assert math.isnan(results.memory_mib(silent))
-    assert results.update_seconds(silent).size == 0
 
 
 # -- groups and warnings ----------------------------------------------------------------------
@@ -374,6 +265,12 @@ def test_speeds_of_different_machines(mt10: Benchmark, tmp_path: Path) -> None:
         (["{runs}/nothing"], "no such directory"),
         (["{runs}", "--baseline", "unitari"], "did you mean 'unitary'?"),
         (
+            ["{runs}", "--highlight", "pcgrat"],
+            "highlight = 'pcgrat': no such method among the runs",
+        ),
+        (["{runs}", "--figure-width", "0.5"], "figure-width = 0.5: must be 2 to 20 inches"),
+        (["{runs}", "--figure-width", "nan"], "figure-width = nan: must be 2 to 20 inches"),
+        (
             ["{runs}", "--metric", "eval/nope"],
             "metric = 'eval/nope': no run has such a score",
         ),
@@ -406,7 +303,7 @@ def test_a_broken_run_is_shown_and_left_out(
     cli.main(["report", str(tmp_path), "--out", str(out)])
     text = Page((out / "report.html").read_text()).text
     assert f"{broken} is BROKEN and left out: CONFIG" in text
-    assert rows(out / "report.html", "MT10/runs.csv")[0]["last"] == "0.500"
+    assert rows(out / "report.html", "MT10/runs.csv")[0]["last"] == "0.5"
     capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
         cli.main(["report", str(broken), "--out", str(out)])
@@ -418,8 +315,8 @@ def test_runs_behind_links_are_in_the_report(tmp_path: Path) -> None:
     write_run(tmp_path / "store/a", {1000: [0.5] * 4})
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/linked").symlink_to(tmp_path / "store")
-    page = write_report(ReportOptions((tmp_path / "runs",), out=tmp_path / "out"))
-    assert len(rows(page, "MT10/runs.csv")) == 1
+    written = write_report(ReportOptions((tmp_path / "runs",), out=tmp_path / "out"))
+    assert len(rows(written, "MT10/runs.csv")) == 1
 
 
 def test_another_metric_and_no_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -435,7 +332,7 @@ def test_another_metric_and_no_baseline(tmp_path: Path, capsys: pytest.CaptureFi
     text = Page((out / "report.html").read_text()).text
     assert "No comparison: no run of the baseline unitary (here: famo)" in text
     assert rows(out / "report.html", "MT10/curves.csv")[0]["value"] == "4.0"
-    assert "epoch, median s" in text, "supervised runs: epochs instead of updates"
+    assert "seconds per epoch, median" in text, "supervised runs: epochs instead of updates"
     boxes = rows(out / "report.html", "MT10/epoch_time.csv")
     assert [float(box["seconds"]) for box in boxes] == [1.5, 2.5, 3.5]
     assert not list(out.rglob("update_time.*"))

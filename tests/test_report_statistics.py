@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -130,26 +131,55 @@ def test_welch_against_scipy() -> None:
     assert (ours.difference.low, ours.difference.high) == pytest.approx((bounds.low, bounds.high))
 
 
+def test_paired_against_scipy() -> None:
+    first, second = some_scores(7, 3, 1).mean(1), some_scores(7, 3, 2).mean(1) - 0.1
+    ours, theirs = statistics.paired(first, second), stats.ttest_rel(first, second)
+    assert ours.p_value == pytest.approx(theirs.pvalue)
+    bounds = theirs.confidence_interval(0.95)
+    assert ours.difference == pytest.approx((np.mean(first - second), bounds.low, bounds.high))
+
+
+def test_paired_by_hand() -> None:
+    # Differences 0.1 and 0.3: mean 0.2, standard error 0.1, t(1, 0.975) = 12.706.
+    test = statistics.paired(np.array([0.5, 0.9]), np.array([0.4, 0.6]))
+    assert test.difference == pytest.approx((0.2, 0.2 - 1.2706, 0.2 + 1.2706), abs=1e-4)
+    assert test.p_value == pytest.approx(2 * (0.5 - math.atan(2) / math.pi))
+
+
 @pytest.mark.parametrize(
-    ("first", "second"),
-    [([0.5], [0.1, 0.3]), ([0.1, 0.3], [0.5]), ([0.7, 0.7, 0.7], [0.1 + 0.2, 0.3])],
-    ids=["one run", "one run of the baseline", "no spread"],
+    ("test", "first", "second"),
+    [
+        (statistics.welch, [0.5], [0.1, 0.3]),
+        (statistics.welch, [0.1, 0.3], [0.5]),
+        (statistics.welch, [0.7, 0.7, 0.7], [0.1 + 0.2, 0.3]),
+        (statistics.paired, [0.7], [0.5]),
+        (statistics.paired, [0.1 + 0.2, 0.5], [0.2, 0.4]),
+    ],
+    ids=["one run", "one run of the baseline", "no spread", "one pair", "no spread of pairs"],
 )
-def test_no_test_without_spread(first: list[float], second: list[float]) -> None:
-    test = statistics.welch(np.array(first), np.array(second))
-    assert math.isnan(test.p_value)
-    assert not test.difference.known
-    assert math.isnan(statistics.seeds_needed(np.array(first), np.array(second)))
+def test_no_test_without_spread(
+    test: Callable[[Floats, Floats], statistics.Test], first: list[float], second: list[float]
+) -> None:
+    found = test(np.array(first), np.array(second))
+    assert found.difference.value == pytest.approx(np.mean(first) - np.mean(second))
+    assert not found.difference.known
+    assert math.isnan(found.p_value)
+    assert math.isnan(found.seeds_needed)
 
 
 @pytest.mark.parametrize("gap", [0.05, 0.1, 0.3])
-def test_seeds_needed_have_the_power(gap: float) -> None:
-    first = np.array([0.4, 0.5, 0.6])  # deviation 0.1 on both sides
-    n = statistics.seeds_needed(first, first + gap)
+@pytest.mark.parametrize("paired", [False, True])
+def test_seeds_needed_have_the_power(gap: float, paired: bool) -> None:
+    first = np.array([0.4, 0.5, 0.6])  # standard deviation 0.1 on both sides
+    second = first - gap + np.array([-0.1, 0.1, 0.0]) * paired
+    test = statistics.paired if paired else statistics.welch
+    n = test(first, second).seeds_needed
 
     def power(n: float) -> float:
-        """Exact for equal variances: the noncentral t distribution."""
-        shift, freedom = gap / (0.1 * math.sqrt(2 / n)), 2 * n - 2
+        """Exact: the noncentral t distribution."""
+        freedom = n - 1 if paired else 2 * n - 2
+        error = np.std(first - second, ddof=1) if paired else 0.1 * math.sqrt(2)
+        shift = gap / (error / math.sqrt(n))
         return float(stats.nct.sf(stats.t.ppf(0.975, freedom), freedom, shift))
 
     assert power(n + 1) > 0.8
@@ -157,9 +187,12 @@ def test_seeds_needed_have_the_power(gap: float) -> None:
 
 
 def test_seeds_needed_by_hand() -> None:
+    def needed(first: list[float], second: list[float]) -> float:
+        return statistics.welch(np.array(first), np.array(second)).seeds_needed
+
     # s = 0.1, d = 0.1: 2 (1.960 + 0.842)^2 = 15.7 with normal quantiles, 17 with Student's.
-    assert statistics.seeds_needed(np.array([0.4, 0.5, 0.6]), np.array([0.5, 0.6, 0.7])) == 17
-    assert math.isinf(statistics.seeds_needed(np.array([0.4, 0.6]), np.array([0.6, 0.4])))
+    assert needed([0.4, 0.5, 0.6], [0.5, 0.6, 0.7]) == 17
+    assert math.isinf(needed([0.4, 0.6], [0.6, 0.4]))
 
 
 def test_holm_by_hand() -> None:

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mtrl.agent import Agent
 from mtrl.config import Config
 from mtrl.device.cuda_graph import WARM_UPS
-from mtrl.device.memory import peak_memory_mib
+from mtrl.device.memory import forget_peak_memory, peak_memory_mib
 from mtrl.device.setup import set_up_learner, settle
 from mtrl.envs.vector import VectorEnv
 from mtrl.evaluation import goal_schedule
@@ -114,7 +114,8 @@ def measure(
     rare: time the stages outside the loop too (evaluation, checkpoint, log line).
     """
     device = set_up_learner(config)
-    _forget_peak_memory(device)
+    with contextlib.suppress(OSError):
+        forget_peak_memory(device)
     config, _ = settle(config, device)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         config = dataclasses.replace(
@@ -180,14 +181,6 @@ def _summary(trainer: _Watched, *, rare: bool) -> Measurement:
         worker_mib=max(psutil.Process(pid).memory_info().rss for pid in trainer.envs.worker_pids)
         / 2**20,
     )
-
-
-def _forget_peak_memory(device: torch.device) -> None:
-    """So that `peak_memory_mib` is of this measurement, where several share a process."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _update_flop(trainer: Trainer) -> int:

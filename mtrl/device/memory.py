@@ -37,6 +37,14 @@ def peak_memory_mib(device: torch.device) -> float:
         return math.nan
 
 
+def forget_peak_memory(device: torch.device) -> None:
+    """So that `peak_memory_mib` counts from now; OSError where the system has no such thing."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def snapshot(state: Any) -> Any:
     """A copy on the CPU that later training leaves alone; of views, only what they show."""
     if isinstance(state, Tensor):

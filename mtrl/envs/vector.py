@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import math
 import multiprocessing as mp
 import os
 import select
@@ -40,6 +39,7 @@ READY, GO, DONE, ERROR = b"ready", b"go", b"done", b"error"
 TIMEOUT_S = 300.0  # longest a single step of all lanes may take
 
 Goals = Sequence[int] | NDArray[np.int64]
+Arrays = dict[str, NDArray[Any]]
 
 
 class WorkerError(RuntimeError):
@@ -47,7 +47,10 @@ class WorkerError(RuntimeError):
 
 
 class Step(NamedTuple):
-    """Outcome of one step. Views into shared memory: valid until the next `send` or `reset`."""
+    """Outcome of one step. Views into shared memory: valid until the next `send` or `reset`.
+
+    The fields are those of `_layout` that the workers write.
+    """
 
     observations: NDArray[np.float32]
     """[lane, obs] what to act on next; after an episode's end, the new episode's first."""
@@ -68,46 +71,28 @@ class Step(NamedTuple):
         return self.terminated | self.truncated
 
 
-class _Shared:
-    """Named arrays [lane, ...] over one shared block."""
+def _layout(lanes: int, observation_dim: int, action_dim: int) -> np.dtype[np.void]:
+    """What parent and workers share: arrays [lane, ...], one after the other."""
+    return np.dtype(
+        [
+            ("commands", np.uint8, (lanes,)),
+            ("goals", np.int64, (lanes,)),
+            ("actions", np.float32, (lanes, action_dim)),
+            ("observations", np.float32, (lanes, observation_dim)),
+            ("next_observations", np.float32, (lanes, observation_dim)),
+            ("rewards", np.float64, (lanes,)),
+            ("terminated", np.bool_, (lanes,)),
+            ("truncated", np.bool_, (lanes,)),
+            ("success", np.bool_, (lanes,)),
+            ("seconds", np.float64, (lanes,)),  # spent in the environment, ever
+        ],
+        align=True,
+    )
 
-    commands: NDArray[np.uint8]
-    goals: NDArray[np.int64]
-    actions: NDArray[np.float32]
-    observations: NDArray[np.float32]
-    next_observations: NDArray[np.float32]
-    rewards: NDArray[np.float64]
-    terminated: NDArray[np.bool_]
-    truncated: NDArray[np.bool_]
-    success: NDArray[np.bool_]
-    seconds: NDArray[np.float64]
-    """Spent in the environment, ever."""
 
-    def __init__(self, lanes: int, observation_dim: int, action_dim: int, block: Any = None):
-        fields = {
-            "commands": (np.uint8, (lanes,)),
-            "goals": (np.int64, (lanes,)),
-            "actions": (np.float32, (lanes, action_dim)),
-            "observations": (np.float32, (lanes, observation_dim)),
-            "next_observations": (np.float32, (lanes, observation_dim)),
-            "rewards": (np.float64, (lanes,)),
-            "terminated": (np.bool_, (lanes,)),
-            "truncated": (np.bool_, (lanes,)),
-            "success": (np.bool_, (lanes,)),
-            "seconds": (np.float64, (lanes,)),
-        }
-        sizes = {
-            name: -(-math.prod(shape) * np.dtype(kind).itemsize // 64) * 64
-            for name, (kind, shape) in fields.items()
-        }
-        self.arguments = (lanes, observation_dim, action_dim)
-        self.block = block or mp.get_context("spawn").RawArray(ctypes.c_byte, sum(sizes.values()))
-        offset = 0
-        for name, (kind, shape) in fields.items():
-            buffer: Any = self.block  # ctypes arrays are buffers; NumPy's stub does not know
-            flat: Any = np.frombuffer(buffer, kind, math.prod(shape), offset)
-            setattr(self, name, flat.reshape(shape))
-            offset += sizes[name]
+def _arrays(block: Any, layout: np.dtype[np.void]) -> Arrays:
+    record = np.frombuffer(block, layout, count=1)
+    return {name: record[name][0] for name in layout.names or ()}
 
 
 def _worker(
@@ -115,7 +100,7 @@ def _worker(
     names: dict[int, str],
     factories: dict[int, Callable[[], gymnasium.Env]],
     block: Any,
-    arguments: tuple[int, int, int],
+    layout: np.dtype[np.void],
     renderer: str,
 ) -> None:
     # The parent decides when to stop; a signal to the whole group must not break an episode.
@@ -123,19 +108,19 @@ def _worker(
         signal.signal(signum, signal.SIG_IGN)
     try:
         set_up_process(renderer)
-        shared = _Shared(*arguments, block)
+        shared = _arrays(block, layout)
         envs = {lane: factory() for lane, factory in factories.items()}
         connection.send_bytes(READY)
         while connection.recv_bytes() == GO:
             for lane, env in envs.items():
                 started = time.perf_counter()
-                command = shared.commands[lane]
+                command = shared["commands"][lane]
                 if command == STEP:
                     _step_lane(shared, lane, names[lane], env)
                 elif command == RESET:
-                    options = {"goal": int(shared.goals[lane])}
-                    shared.observations[lane] = env.reset(options=options)[0]
-                shared.seconds[lane] += time.perf_counter() - started
+                    options = {"goal": int(shared["goals"][lane])}
+                    shared["observations"][lane] = env.reset(options=options)[0]
+                shared["seconds"][lane] += time.perf_counter() - started
             connection.send_bytes(DONE)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the parent is gone
@@ -149,16 +134,16 @@ def _worker(
         os._exit(0)  # skip interpreter teardown: nothing is left to flush
 
 
-def _step_lane(shared: _Shared, lane: int, name: str, env: gymnasium.Env) -> None:
-    observation, reward, terminated, truncated, info = env.step(shared.actions[lane])
-    shared.next_observations[lane] = observation
-    shared.rewards[lane] = reward
-    shared.terminated[lane] = terminated
-    shared.truncated[lane] = truncated
-    shared.success[lane] = is_solved(name, info)
-    if (terminated or truncated) and shared.goals[lane] >= 0:
-        observation, _ = env.reset(options={"goal": int(shared.goals[lane])})
-    shared.observations[lane] = observation
+def _step_lane(shared: Arrays, lane: int, name: str, env: gymnasium.Env) -> None:
+    observation, reward, terminated, truncated, info = env.step(shared["actions"][lane])
+    shared["next_observations"][lane] = observation
+    shared["rewards"][lane] = reward
+    shared["terminated"][lane] = terminated
+    shared["truncated"][lane] = truncated
+    shared["success"][lane] = is_solved(name, info)
+    if (terminated or truncated) and (goal := int(shared["goals"][lane])) >= 0:
+        observation, _ = env.reset(options={"goal": goal})
+    shared["observations"][lane] = observation
 
 
 class VectorEnv:
@@ -186,9 +171,12 @@ class VectorEnv:
         self.names = tuple(names)
         self.num_lanes = len(factories)
         self.observation_dim, self.action_dim = observation_dim, action_dim
-        self._shared = _Shared(self.num_lanes, observation_dim, action_dim)
-        self._waiting = True
+        layout = _layout(self.num_lanes, observation_dim, action_dim)
         context = mp.get_context("spawn")  # fork is unsafe beside CUDA and threads
+        block = context.RawArray(ctypes.c_byte, layout.itemsize)
+        self._shared = _arrays(block, layout)
+        self._outcome = Step(*(self._shared[name] for name in Step._fields))
+        self._waiting = True
         workers = max(1, min(workers, self.num_lanes))
         self._lanes = balance(costs or [1.0] * self.num_lanes, workers, copies)
         self._connections: list[Connection] = []
@@ -203,8 +191,8 @@ class VectorEnv:
                     theirs,
                     {lane: self.names[lane] for lane in lanes},
                     {lane: factories[lane] for lane in lanes},
-                    self._shared.block,
-                    self._shared.arguments,
+                    block,
+                    layout,
                     renderer,
                 ),
                 daemon=True,
@@ -244,10 +232,10 @@ class VectorEnv:
         if self._waiting:
             self._receive(READY)
             self._waiting = False
-        self._shared.commands[:] = commands
-        self._shared.goals[:] = goals
+        self._shared["commands"][:] = commands
+        self._shared["goals"][:] = goals
         if actions is not None:
-            self._shared.actions[:] = actions
+            self._shared["actions"][:] = actions
         for index, connection in enumerate(self._connections):
             try:
                 connection.send_bytes(GO)
@@ -257,14 +245,11 @@ class VectorEnv:
     def receive(self) -> Step:
         """Wait for the step begun by `send` or `command`. Raises WorkerError."""
         self._receive(DONE)
-        s = self._shared
-        return Step(
-            s.observations, s.next_observations, s.rewards, s.terminated, s.truncated, s.success
-        )
+        return self._outcome
 
     def worker_seconds(self) -> NDArray[np.float64]:
         """Time each worker has spent in its environments so far, [worker]."""
-        return np.array([self._shared.seconds[lanes].sum() for lanes in self._lanes])
+        return np.array([self._shared["seconds"][lanes].sum() for lanes in self._lanes])
 
     def check(self) -> None:
         """Raise WorkerError if a worker has died, without waiting for anything."""

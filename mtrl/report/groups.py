@@ -40,6 +40,9 @@ class Group:
     def finished(self) -> tuple[Run, ...]:
         return tuple(run for run in self.runs if run.finished)
 
+    def is_called(self, name: str) -> bool:
+        return name in (self.label, self.method)
+
     @property
     def protocols(self) -> list[str]:
         return sorted({run.protocol for run in self.runs})
@@ -74,7 +77,7 @@ def benchmarks(runs: Iterable[Run], metric: str, baseline: str) -> list[Benchmar
         alike = sum(benchmark.name.startswith(name) for benchmark in found)
         kept, warnings = _without_copies(members)
         groups = _groups(kept)
-        groups = tuple(sorted(groups, key=lambda g: baseline not in (g.label, g.method)))
+        groups = tuple(sorted(groups, key=lambda group: not group.is_called(baseline)))
         warnings = [*_unlike(groups), *warnings, *_weaknesses(groups)]
         shown = f"{name} ({alike + 1})" if alike else name
         found.append(Benchmark(shown, _tasks(kept, metric), groups, tuple(warnings)))
@@ -111,6 +114,8 @@ def _groups(runs: Iterable[Run]) -> tuple[Group, ...]:
     groups = []
     for method, variants in by_method.items():
         rows = differing([settings(variant[0]) for variant in variants])
+        names = [{str(run.config.get("name")) for run in variant} for variant in variants]
+        named = len(set().union(*names)) == len(variants) == sum(map(len, names))
         for index, variant in enumerate(variants):
             if len(variants) == 1:
                 label = method
@@ -118,7 +123,7 @@ def _groups(runs: Iterable[Run]) -> tuple[Group, ...]:
                 apart = [f"{key.split('.')[-1]}={row[index]}" for key, row in rows.items()]
                 label = f"{method} ({', '.join(apart)})"
             else:
-                label = f"{method} (variant {index + 1})"
+                label = f"{method} ({min(names[index]) if named else f'variant {index + 1}'})"
             groups.append(Group(label, method, tuple(variant)))
     return tuple(groups)
 

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 BLACK = "#000000"
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Okabe & Ito 2008, without black."""
-DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (9, 2)), (0, (3, 1, 1, 1, 1, 1)))
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h")
+GREY = "#a6a6a6"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255")
+"""Okabe & Ito 2008 without black and yellow, and the wine of Tol 2021."""
+DASHES: tuple[Any, ...] = (
+    "--", "-.", ":", (0, (9, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (6, 1, 1, 1)), (0, (2, 1)),
+)  # fmt: skip
+MARKERS = ("s", "^", "D", "v", "P", "X", "*")
 
 
 class Style(NamedTuple):
@@ -18,22 +21,26 @@ class Style(NamedTuple):
     linestyle: Any
 
 
-def styles(labels: Sequence[str], baseline: str | None) -> dict[str, Style]:
-    """One look per method, the same in all figures; the baseline alone is black.
+BASELINE = Style(BLACK, "o", "-")
+OTHER = Style(GREY, ".", "-")
 
-    Of the others neighbours differ in everything; 36 differ in colour and dashes, which is all
-    that curves without markers have; 396 differ in colour, dashes and marker.
+
+def styles(
+    ranked: Sequence[str], baseline: str | None, highlighted: Sequence[str] = ()
+) -> dict[str, Style]:
+    """One look per method, the same in all figures of a benchmark.
+
+    The baseline is black. Of the others, as many as there are colours have one: `highlighted`, then
+    the first in `ranked`, best first. They differ in colour, marker and dashes. The rest share one
+    grey look.
     """
-    looks = {}
-    for i, label in enumerate(label for label in labels if label != baseline):
-        looks[label] = Style(
-            COLOURS[i % len(COLOURS)],
-            MARKERS[(i + 1) % len(MARKERS)],
-            DASHES[(i + i // len(COLOURS) + 1) % len(DASHES)],
-        )
-    if baseline is not None and baseline in labels:
-        looks[baseline] = Style(BLACK, MARKERS[0], DASHES[0])
-    return {label: looks[label] for label in labels}
+    others = [label for label in ranked if label != baseline]
+    others.sort(key=lambda label: label not in highlighted)  # keeps the ranks otherwise
+    coloured = sorted(others[: len(COLOURS)])  # by name: ranks differ from report to report
+    looks = dict(zip(coloured, map(Style, COLOURS, MARKERS, DASHES), strict=False))
+    if baseline is not None:
+        looks[baseline] = BASELINE
+    return {label: looks.get(label, OTHER) for label in ranked}
 
 
 def plain(text: str) -> str:

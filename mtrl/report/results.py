@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from mtrl.report import statistics
-from mtrl.report.groups import Benchmark, Group
+from mtrl.report.groups import Group
 from mtrl.report.statistics import Floats, Interval, Unit
 from mtrl.run.state import Run
 
-UPDATES = 10_000
 MAX_POINTS = 100
-Verdict = Literal["better", "worse", "not distinguishable", "untested"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +31,11 @@ class Curve:
     high: Floats
     """[point] 95% interval; NaN with one run."""
 
+    def points(self) -> Iterator[tuple[float, ...]]:
+        """(step, runs, middle, low, high) each."""
+        rows = (self.steps, self.runs, self.middle, self.low, self.high)
+        return zip(*(row.tolist() for row in rows), strict=True)
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -43,7 +46,7 @@ class Scores:
 
     @property
     def by_run(self) -> Floats:
-        return self.table.mean(1)
+        return self.table.mean(1) if len(self.runs) else np.zeros(0)
 
     def mean(self, unit: Unit) -> Interval:
         return self._interval(statistics.mean, unit)
@@ -55,61 +58,6 @@ class Scores:
         if not len(self.runs):
             return Interval(math.nan)
         return statistics.interval(statistic, self.table, unit)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A method against the baseline, by the final score."""
-
-    method: str
-    baseline: str
-    runs: tuple[int, int]
-    improvement: Interval
-    difference: Interval
-    p_value: float
-    p_holm: float
-    """Adjusted for the number of methods compared with this baseline."""
-    seeds_needed: float
-    verdict: Verdict
-
-    @property
-    def sentence(self) -> str:
-        who = f"{self.method} against {self.baseline}"
-        a, b = self.runs
-        seeds = f"{a} and {b} seeds"
-        seen = f"a difference of {self.difference.value:+.3f} in the final mean"
-        if min(a, b) == 0:
-            return f"{who}: no finished runs on {'both sides' if a == b else 'one side'}."
-        if min(a, b) == 1:
-            return (
-                f"{who}: {seen}, but one seed on a side says nothing about the spread between "
-                f"seeds ({seeds}): nothing can be concluded."
-            )
-        if self.verdict == "untested":
-            return (
-                f"{who}: {seen}. No spread between the seeds ({seeds}), so a t test has nothing "
-                "to measure the difference by: not tested."
-            )
-        bounds = f"{seen} (95% interval {self.difference.low:+.3f} to {self.difference.high:+.3f}"
-        bounds += f", Welch's t test, {seeds}, p = {self.p_value:.2g})"
-        if self.verdict == "not distinguishable":
-            return (
-                f"{self.method} is not distinguishable from {self.baseline} at 95% with this many "
-                f"seeds: {bounds}. {self._wanted}"
-            )
-        many = "" if self.p_holm < 0.05 else " It does not hold after Holm's correction for the "
-        many += f"number of methods compared (p = {self.p_holm:.2g})." if many else ""
-        than = "better" if self.verdict == "better" else "worse"
-        return f"{self.method} is {than} than {self.baseline} at 95%: {bounds}.{many}"
-
-    @property
-    def _wanted(self) -> str:
-        if math.isinf(self.seeds_needed):
-            return "The means are equal: no number of seeds would tell."
-        return (
-            f"If the true difference and spread were as seen, about {self.seeds_needed:.0f} "
-            "seeds each would find it four times in five."
-        )
 
 
 def final_scores(group: Group, tasks: Sequence[str], metric: str) -> Scores:
@@ -163,9 +111,9 @@ def curves(group: Group, tasks: Sequence[str], metric: str, unit: Unit) -> dict[
     return found
 
 
-def _curve(steps: Sequence[float], runs: Sequence[int], points: Sequence[Interval]) -> Curve:
+def _curve(steps: Iterable[float], runs: Sequence[int], points: Sequence[Interval]) -> Curve:
     middle, low, high = np.array(points).reshape(-1, 3).T
-    return Curve(np.array(steps), np.array(runs, dtype=np.float64), middle, low, high)
+    return Curve(np.array(list(steps)), np.array(runs, dtype=np.float64), middle, low, high)
 
 
 def scalar_curve(group: Group, tag: str) -> Curve | None:
@@ -187,72 +135,18 @@ def scalar_curve(group: Group, tag: str) -> Curve | None:
     return _curve(kept, counts, points)
 
 
-def update_seconds(run: Run) -> Floats:
-    """Seconds of 10,000 updates, one value per log interval: 10,000 / updates per second.
-
-    Intervals without updates are the warm-up; the first with updates holds part of it, or waits
-    for a compilation, and is left out too. Evaluations and checkpoints never count.
-    """
-    if "time/updates_per_s" not in run.series:
-        return np.zeros(0)
-    rates = run.series["time/updates_per_s"].values
-    rates = rates[rates > 0][1:]
-    return UPDATES / rates
+def profile(scores: Scores, taus: Floats, unit: Unit) -> Curve:
+    """Share of tasks x runs with a score above each tau (Agarwal et al. 2021, section 4.2)."""
+    points = []
+    for tau in taus:
+        share = functools.partial(statistics.share_above, tau=tau)
+        points.append(statistics.interval(share, scores.table, unit))
+    return _curve(taus, [len(scores.runs)] * len(taus), points)
 
 
-def epoch_seconds(run: Run) -> Floats:
-    """Training time of each epoch of a supervised run; empty for others."""
-    series = run.series.get("time/epoch_s")
-    return series.values if series else np.zeros(0)
-
-
-def memory_mib(run: Run) -> float:
-    """Most memory of the learner, MiB; NaN if the run did not log it."""
-    series = run.series.get("memory/learner_mib")
-    return float(series.values.max()) if series else math.nan
-
-
-def compare(benchmark: Benchmark, baseline: Group, metric: str, unit: Unit) -> list[Comparison]:
-    """Every other group against the baseline, by final scores of finished runs."""
-    theirs = final_scores(baseline, benchmark.tasks, metric)
-    found = []
-    others = [group for group in benchmark.groups if group is not baseline]
-    scores = [final_scores(group, benchmark.tasks, metric) for group in others]
-    tests = [
-        statistics.welch(ours.by_run, theirs.by_run) if ours.runs and theirs.runs else None
-        for ours in scores
-    ]
-    adjusted = statistics.holm([test.p_value if test else math.nan for test in tests])
-    for group, ours, test, p_holm in zip(others, scores, tests, adjusted, strict=True):
-        sizes = (len(ours.runs), len(theirs.runs))
-        if test is None:
-            nothing = Interval(math.nan)
-            found.append(
-                Comparison(
-                    group.label, baseline.label, sizes, nothing, nothing,
-                    math.nan, math.nan, math.nan, "untested",
-                )
-            )  # fmt: skip
-            continue
-        found.append(
-            Comparison(
-                group.label,
-                baseline.label,
-                sizes,
-                statistics.probability_of_improvement(ours.table, theirs.table, unit),
-                test.difference,
-                test.p_value,
-                p_holm,
-                statistics.seeds_needed(ours.by_run, theirs.by_run),
-                _verdict(test),
-            )
-        )
-    return found
-
-
-def _verdict(test: statistics.Welch) -> Verdict:
-    if math.isnan(test.p_value):
-        return "untested"
-    if test.p_value >= 1 - statistics.CONFIDENCE:
-        return "not distinguishable"
-    return "better" if test.difference.value > 0 else "worse"
+def thresholds(tables: Iterable[Floats]) -> Floats:
+    """Hundredths for rates; else as many steps from the lowest to the highest score."""
+    values = np.concatenate([np.zeros(0), *(table.ravel() for table in tables)])
+    if not values.size or (values.min() >= 0 and values.max() <= 1):
+        return np.arange(101) / 100  # exactly the rates of 10, 20, 25, 50 or 100 episodes
+    return np.linspace(values.min(), values.max(), 101)

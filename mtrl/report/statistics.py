@@ -5,8 +5,8 @@ every statistic takes counts [resample, run, task] (task may be 1: whole runs ar
 [resample] values. With all counts 1 it is the statistic itself.
 
 Sources: Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical
-Precipice" (IQM, stratified bootstrap, probability of improvement); Colas et al. 2018, "How Many
-Random Seeds?" (Welch's test and its power).
+Precipice" (IQM, stratified bootstrap, probability of improvement, performance profile); Colas et
+al. 2018, "How Many Random Seeds?" (Welch's test and its power).
 """
 
 from __future__ import annotations
@@ -88,6 +88,11 @@ def interval(statistic: Statistic, scores: Floats, unit: Unit = "runs") -> Inter
     return Interval(value, *_percentiles(statistic(scores, resample(runs, tasks, unit))))
 
 
+def share_above(scores: Floats, counts: Floats, tau: float) -> Floats:
+    """Share of tasks x runs whose score is above tau: a point of the performance profile."""
+    return mean((scores > tau).astype(np.float64), counts)
+
+
 def _percentiles(values: Floats) -> tuple[float, float]:
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(values, [tail, 100 - tail])
@@ -117,55 +122,80 @@ def probability_of_improvement(first: Floats, second: Floats, unit: Unit = "runs
     return Interval(value, *_percentiles(values))
 
 
-class Welch(NamedTuple):
+class Test(NamedTuple):
+    """A two-sided t test of the mean of the first minus the mean of the second."""
+
+    name: Literal["paired t", "Welch's t"]
     difference: Interval
-    """Mean of the first minus mean of the second, with its confidence interval."""
+    """With its confidence interval."""
     p_value: float
-    """Two-sided; NaN with fewer than two runs on a side, or without any spread."""
+    """NaN with fewer than two runs on a side, or without any spread."""
+    seeds_needed: float
+    """Runs per method for which this test would find the seen difference 4 times in 5: infinite if
+    the means are equal, NaN if there is no test."""
 
 
-def welch(first: Floats, second: Floats) -> Welch:
+def paired(first: Floats, second: Floats) -> Test:
+    """Student's t test of the differences, [run] and [run] of the same seeds in the same order.
+
+    d +- t(n - 1) s / sqrt(n), s the standard deviation of the differences. A run is one number
+    here (its mean over tasks), so nothing is assumed about tasks.
+    """
+    differences = first - second
+    n = len(differences)
+    if n < 2:
+        return Test("paired t", Interval(float(differences.mean())), math.nan, math.nan)
+    variance = float(differences.var(ddof=1))
+    return _t_test("paired t", differences.mean(), variance / n, n - 1, variance, 1.0)
+
+
+def welch(first: Floats, second: Floats) -> Test:
     """Welch's unequal-variances t test of two sets of runs, [run] and [run].
 
-    d +- t(nu) s, s^2 = s1^2/n1 + s2^2/n2, nu after Welch and Satterthwaite. A run is one number
-    here (its mean over tasks), so nothing is assumed about tasks.
+    d +- t(nu) s, s^2 = s1^2/n1 + s2^2/n2, nu after Welch and Satterthwaite.
     """
     difference = float(first.mean() - second.mean())
     if min(len(first), len(second)) < 2:
-        return Welch(Interval(difference), math.nan)
-    a, b = first.var(ddof=1) / len(first), second.var(ddof=1) / len(second)
-    error = math.sqrt(a + b)
+        return Test("Welch's t", Interval(difference), math.nan, math.nan)
+    u, v = float(first.var(ddof=1)), float(second.var(ddof=1))
+    a, b = u / len(first), v / len(second)
+    freedom = ratio = math.nan
+    if a + b > 0:
+        freedom = (a + b) ** 2 / (a**2 / (len(first) - 1) + b**2 / (len(second) - 1))
+        ratio = (u + v) ** 2 / (u**2 + v**2)
+    return _t_test("Welch's t", difference, a + b, freedom, u + v, ratio)
+
+
+def _t_test(
+    name: Literal["paired t", "Welch's t"],
+    difference: float,
+    squared_error: float,
+    freedom: float,
+    variance: float,
+    freedom_per_run: float,
+) -> Test:
+    """variance: squared_error's with one run per method; freedom_per_run (n - 1): with n runs."""
+    difference, error = float(difference), math.sqrt(squared_error)
     if error <= 1e-12 * max(1.0, abs(difference)):  # equal but for rounding
-        return Welch(Interval(difference), math.nan)
-    freedom = (a + b) ** 2 / (a**2 / (len(first) - 1) + b**2 / (len(second) - 1))
+        return Test(name, Interval(difference), math.nan, math.nan)
     margin = float(student.ppf((1 + CONFIDENCE) / 2, freedom)) * error
     p_value = 2 * float(student.sf(abs(difference) / error, freedom))
-    return Welch(Interval(difference, difference - margin, difference + margin), p_value)
+    bounds = Interval(difference, difference - margin, difference + margin)
+    return Test(name, bounds, p_value, _seeds_needed(difference, variance, freedom_per_run))
 
 
-def seeds_needed(first: Floats, second: Floats) -> float:
-    """Runs per method for which Welch's test would find the seen difference 4 times in 5.
-
-    The smallest n >= 2 with n >= (s1^2 + s2^2) (t(nu, 0.975) + t(nu, 0.8))^2 / d^2, nu from n
-    runs on each side: Colas et al. 2018, section 4, with Student's quantiles for the normal ones.
-    Infinite if the means are equal; NaN if a spread is unknown or zero.
-    """
-    if min(len(first), len(second)) < 2:
-        return math.nan
-    difference = abs(float(first.mean() - second.mean()))
-    a, b = float(first.var(ddof=1)), float(second.var(ddof=1))
-    if a + b <= 1e-24:
-        return math.nan
-    if difference <= 1e-12:
+def _seeds_needed(difference: float, variance: float, freedom_per_run: float) -> float:
+    """The smallest n >= 2 with n >= s^2 (t(nu, 0.975) + t(nu, 0.8))^2 / d^2, nu from n runs on each
+    side: Colas et al. 2018, section 4, with Student's quantiles for the normal ones."""
+    if abs(difference) <= 1e-12:
         return math.inf
-    ratio = (a + b) ** 2 / (a**2 + b**2)
 
-    def wanted(n: int) -> float:
-        quantiles = student.ppf([(1 + CONFIDENCE) / 2, POWER], ratio * (n - 1))
-        return (a + b) * float(quantiles.sum()) ** 2 / difference**2
+    def needed(n: int) -> float:
+        quantiles = student.ppf([(1 + CONFIDENCE) / 2, POWER], freedom_per_run * (n - 1))
+        return variance * float(quantiles.sum()) ** 2 / difference**2
 
-    n = max(2, math.floor(wanted(1_000_000)))  # normal quantiles: a lower bound
-    while n < wanted(n):
+    n = max(2, math.floor(needed(1_000_000)))  # normal quantiles: a lower bound
+    while n < needed(n):
         n += 1
     return n
 

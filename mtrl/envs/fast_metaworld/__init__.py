@@ -11,5 +11,5 @@ upstream class and replaces only that Python:
   each skipped call says why it cannot matter.
 
 Same model, same physics calls in the same order. Observations, rewards, infos and the physics
-state are bitwise identical to upstream's: `scripts/verify_simulation.py` compares all tasks.
+state are bitwise identical to upstream's: `bench/verify_simulation.py` compares all tasks.
 """

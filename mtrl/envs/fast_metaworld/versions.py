@@ -7,7 +7,7 @@ import warnings
 from importlib import metadata
 
 VERIFIED = {"metaworld": ("3.1.1",), "mujoco": ("3.3.0",)}
-"""Versions compared with upstream; run scripts/verify_simulation.py before adding one."""
+"""Versions compared with upstream; run bench/verify_simulation.py before adding one."""
 
 
 @functools.cache

@@ -1,6 +1,6 @@
 """Compare the fast Meta-World step with upstream's own, bit for bit, on every task.
 
-    python scripts/verify_simulation.py --processes 2
+    python bench/verify_simulation.py --processes 2
 
 Both environments get the same goals and actions, side by side: random, scripted (Meta-World's
 expert policies, whose actions leave the action space) and saturated ones, over whole episodes to

@@ -1,8 +1,8 @@
 """What an engine of `mtrl sweep` costs on top of bare `mtrl train`: the same run with each.
 
-    python scripts/bench_sweep.py                                   # quickstart, 33,000 steps
-    python scripts/bench_sweep.py --config toy --steps 4000 --turns 1
-    python scripts/bench_sweep.py --markdown docs/sweeps.md
+    python bench/sweep.py                                   # quickstart, 33,000 steps
+    python bench/sweep.py --config toy --steps 4000 --turns 1
+    python bench/sweep.py --markdown docs/sweeps.md
 
 Engines take turns, so that a busy machine slows them alike; medians over the turns. `outside`: wall
 time that the run itself does not count as training: start, imports, final evaluation, end.
@@ -10,7 +10,6 @@ time that the run itself does not count as training: start, imports, final evalu
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -20,7 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from marked_table import replace_table
+from harness import make_parser, run
+from mtrl.report.markdown import Table
 
 
 def commands(config: str, steps: int, cores: int, folder: Path) -> dict[str, list[str]]:
@@ -48,12 +48,11 @@ def measure(words: list[str], folder: Path) -> tuple[float, float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = make_parser(__file__, __doc__)
     parser.add_argument("--config", default="quickstart")
     parser.add_argument("--steps", type=int, default=33_000)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--markdown", type=Path, help="file with the marked place for the table")
     options = parser.parse_args()
     seen: dict[str, list[tuple[float, float, float]]] = {}
     for turn in range(options.turns):
@@ -63,18 +62,16 @@ def main() -> None:
                 seen.setdefault(engine, []).append(measure(words, Path(name) / engine))
                 figures = "{:.1f} s, {:.1f} s outside, {:.0f} env steps/s".format(*seen[engine][-1])
                 print(f"turn {turn + 1}, {engine}: {figures}", flush=True)
-    table = ["| engine | wall, s | outside the loop, s | env steps/s |", "|---" * 4 + "|"]
+    intro = (
+        f"`{options.config}`, {options.steps:,} environment steps, {options.cores} cores, "
+        f"{options.turns} turns."
+    )
+    table = Table("engine", "wall, s", "outside the loop, s", "env steps/s", intro=intro)
     for engine, rows in seen.items():
         wall, outside, rate = map(statistics.median, zip(*rows, strict=True))
-        table.append(f"| {engine} | {wall:.1f} | {outside:.1f} | {rate:.0f} |")
-    text = (
-        f"`{options.config}`, {options.steps:,} environment steps, {options.cores} cores, "
-        f"{options.turns} turns.\n\n" + "\n".join(table)
-    )
-    print(text)
-    if options.markdown:
-        replace_table(options.markdown, "bench_sweep", text)
+        table.add(engine, f"{wall:.1f}", f"{outside:.1f}", f"{rate:.0f}")
+    table.publish(options.markdown)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,7 +1,7 @@
 """Task gradients on parameters for less: what it costs, and how far the direction is from exact.
 
-    python scripts/bench_task_gradients.py
-    python scripts/bench_task_gradients.py --markdown docs/supervised.md   # replace the table there
+    python bench/task_gradients.py
+    python bench/task_gradients.py --markdown docs/supervised.md   # replace the table there
 
 40 binary attributes of generated images, which depend on a dozen hidden factors, and a narrow
 ResNet with CelebA's dropout. Each case trains its own network. In every seventh iteration, at the
@@ -11,20 +11,19 @@ The cost is measured in CPU seconds of one thread: other work on the machine doe
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from marked_table import replace_table
 from torch import Tensor, nn
 from torch.nn import functional
 
+from harness import make_parser, run
+from mtrl.report.markdown import Table
 from mtrl.smto import SMTO, create
 from mtrl.smto.base import options_of
 from mtrl.supervised.data import Batch
@@ -144,33 +143,25 @@ def measure(method: str, case: Case, iterations: int) -> Outcome:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = make_parser(__file__, __doc__)
     parser.add_argument("--iterations", type=int, default=30, help="of each case, a multiple of 30")
-    parser.add_argument("--markdown", type=Path, help="file with the marked place for the table")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    lines = [
-        "| method | task gradients | cost / unitary, by arithmetic | measured | cosine to exact: "
-        "mean | least |",
-        "|---" * 6 + "|",
-    ]
+    intro = (
+        f"{TASKS} tasks, batches of {BATCH}, {options.iterations} iterations of each case, CPU "
+        f"seconds of one thread. torch {torch.__version__}."
+    )
+    columns = "method", "task gradients", "cost / unitary, by arithmetic", "measured"
+    table = Table(*columns, "cosine to exact: mean", "least", intro=intro)
     for method in METHODS:
         for case in (*CASES, Case("unitary")):
             found = measure(method, case, options.iterations)
             cost = "1" if case.label == "unitary" else f"{case.arithmetic:.1f}"
             label = "none: `unitary`'s mean" if case.label == "unitary" else f"`{case.label}`"
-            mean, least = np.mean(found.cosines), min(found.cosines)
-            row = [f"`{method}`", label, cost, f"{found.ratio:.1f}", f"{mean:.3f}", f"{least:.3f}"]
-            lines.append(f"| {' | '.join(row)} |")
-            print(lines[-1], flush=True)
-    table = "\n".join(lines)
-    text = (
-        f"{TASKS} tasks, batches of {BATCH}, {options.iterations} iterations of each case, CPU "
-        f"seconds of one thread. torch {torch.__version__}.\n\n{table}"
-    )
-    if options.markdown:
-        replace_table(options.markdown, "bench_task_gradients", text)
+            cosines = f"{np.mean(found.cosines):.3f}", f"{min(found.cosines):.3f}"
+            table.add(f"`{method}`", label, cost, f"{found.ratio:.1f}", *cosines)
+    table.publish(options.markdown)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,7 +1,7 @@
 """Speed of the simulation: per task, and of the vector environments.
 
-    python scripts/bench_env.py --out docs/performance-env.md
-    python scripts/bench_env.py --steps 0 --envs-per-task 8 32 --workers 16   # only our vector env
+    python bench/env.py --out docs/performance-env.md
+    python bench/env.py --steps 0 --envs-per-task 8 32 --workers 16   # only our vector env
 
 Per task, microseconds: Meta-World's own step, ours, and the physics alone (five MuJoCo steps and
 the forward pass that every step must make); milliseconds: Meta-World's reset, ours to a new goal,
@@ -14,25 +14,27 @@ task has one environment.
 from __future__ import annotations
 
 import argparse
-import functools
 import itertools
+import math
 import os
 import pickle
 import platform
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
+from numpy.typing import NDArray
 
+from harness import run, take_turns
 from mtrl import benchmarks
 from mtrl.config import Config, EnvConfig
 from mtrl.envs import metaworld as metaworld_tasks
 from mtrl.envs import tasks
 from mtrl.envs.vector import make_vector_env
+from mtrl.report.markdown import Table
 
 CHUNK = 25  # steps
 
@@ -56,39 +58,56 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-def measure_task(name: str, reward_version: str, steps: int) -> TaskSpeed:
+def steps_of(env: Any) -> Callable[[], float]:
+    """Seconds of the next CHUNK random steps."""
+    env.reset()
+    random = np.random.default_rng(0)
+
+    def chunk() -> float:
+        if env.curr_path_length + CHUNK > env.max_path_length:
+            env.reset()
+        actions = random_actions(random, CHUNK)
+        return seconds(lambda: [env.step(action) for action in actions])
+
+    return chunk
+
+
+def physics_of(env: Any) -> Callable[[], float]:
+    """Seconds that MuJoCo alone spends on the same steps."""
     import mujoco
 
+    env.reset()
+    random = np.random.default_rng(0)
+    model, data = env.model, env.data
+
+    def step() -> None:
+        mujoco.mj_step(model, data, nstep=5)
+        mujoco.mj_forward(model, data)
+
+    def chunk() -> float:
+        spent = 0.0
+        for action in random_actions(random, CHUNK):
+            env.set_xyz_action(action[:3])
+            data.ctrl[:] = action[3], -action[3]
+            spent += seconds(step)
+        return spent
+
+    return chunk
+
+
+def random_actions(random: np.random.Generator, number: int) -> NDArray[np.float32]:
+    return random.uniform(-1, 1, (number, 4)).astype(np.float32)
+
+
+def measure_task(name: str, reward_version: str, steps: int) -> TaskSpeed:
     goals = metaworld_tasks.goal_vectors((name,), 1)[name]
     upstream, ours, physics = (
         metaworld_tasks.MetaWorldTask(name, goals, reward_version=reward_version, fast=fast).env
         for fast in (False, True, True)
     )
-    for env in (upstream, ours, physics):
-        env.reset()
-    model, data = physics.model, physics.data
-    random = np.random.default_rng(0)
-    chunks = []
-    for _ in range(max(1, steps // CHUNK)):
-        actions = random.uniform(-1, 1, (CHUNK, 4)).astype(np.float32)
-        for env in (upstream, ours, physics):
-            if env.curr_path_length + CHUNK > env.max_path_length:
-                env.reset()
-
-        def run(env: Any, actions: Any = actions) -> None:
-            for action in actions:
-                env.step(action)
-
-        times = [seconds(lambda: run(upstream)), seconds(lambda: run(ours)), 0.0]
-        for action in actions:
-            physics.set_xyz_action(action[:3])
-            data.ctrl[:] = action[3], -action[3]
-            started = time.perf_counter()
-            mujoco.mj_step(model, data, nstep=5)
-            mujoco.mj_forward(model, data)
-            times[2] += time.perf_counter() - started
-        chunks.append(times)
-    spent = np.array(chunks) / CHUNK * 1e6
+    works = steps_of(upstream), steps_of(ours), physics_of(physics)
+    turns = max(1, steps // CHUNK)
+    spent = take_turns(works, math.inf, most=turns) / CHUNK * 1e6
     resets = []
     for goal in (1, 2, 3):
         for task in (upstream, ours):
@@ -110,7 +129,7 @@ def ours_per_second(copies: int, workers: int, steps: int, fast: bool) -> float:
     config = Config(env=EnvConfig(benchmark="MT10", workers=workers, fast=fast))
     with make_vector_env(config, copies) as envs:
         lanes = envs.num_lanes
-        actions = np.random.default_rng(0).uniform(-1, 1, (lanes, 4)).astype(np.float32)
+        actions = random_actions(np.random.default_rng(0), lanes)
         envs.reset([0] * lanes)
 
         def run() -> None:
@@ -121,18 +140,11 @@ def ours_per_second(copies: int, workers: int, steps: int, fast: bool) -> float:
         return steps * lanes / seconds(run)
 
 
-def _with_common_space(factory: Callable[[], gymnasium.Env]) -> gymnasium.Env:
-    """Gymnasium's vector environments want equal spaces; Meta-World's bounds differ by task."""
-    env = factory()
-    env.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (39,), np.float64)
-    return env
-
-
 def gymnasium_per_second(kind: type, names: Sequence[str], steps: int) -> float:
     """The same of a Gymnasium vector environment over Meta-World's own step."""
     factories = tasks.make_task_set(names, seed=1, fast=False).factories
-    envs = kind([functools.partial(_with_common_space, factory) for factory in factories])
-    actions = np.random.default_rng(0).uniform(-1, 1, (len(names), 4)).astype(np.float32)
+    envs = kind(factories)
+    actions = random_actions(np.random.default_rng(0), len(names))
     try:
         envs.reset()
 
@@ -145,40 +157,43 @@ def gymnasium_per_second(kind: type, names: Sequence[str], steps: int) -> float:
         envs.close()
 
 
-def task_table(speeds: dict[str, TaskSpeed]) -> list[str]:
-    lines = [
-        "| task | upstream us | ours us | physics us | upstream / physics | ours / physics "
-        "| reset upstream ms | new goal ms | known goal ms |",
-        "|---|" + "---|" * 8,
-    ]
-    rows = dict(speeds)
-    for title, names in (("MT10", benchmarks.MT10), ("MT50", benchmarks.MT50)):
-        if set(names) <= set(speeds):
-            rows[f"**mean {title}**"] = TaskSpeed._make(np.mean([speeds[n] for n in names], 0))
-    for name, speed in rows.items():
-        steps = " | ".join(f"{value:.0f}" for value in speed[:3])
-        ratios = " | ".join(f"{value:.2f}" for value in speed[3:5])
-        resets = " | ".join(f"{value:.1f}" for value in speed[5:])
-        lines.append(f"| {name} | {steps} | {ratios} | {resets} |")
-    return lines
+def task_table(names: Sequence[str], reward_version: str, steps: int) -> Table:
+    table = Table(
+        *("task", "upstream us", "ours us", "physics us", "upstream / physics", "ours / physics"),
+        *("reset upstream ms", "new goal ms", "known goal ms"),
+        intro=f"{steps} steps per task.",
+    )
+
+    def add(name: str, speed: TaskSpeed) -> None:
+        digits = zip(speed, (0, 0, 0, 2, 2, 1, 1, 1), strict=True)
+        table.add(name, *(f"{value:.{places}f}" for value, places in digits))
+
+    speeds = {}
+    for name in names:
+        speeds[name] = measure_task(name, reward_version, steps)
+        add(name, speeds[name])
+    for title, of in (("MT10", benchmarks.MT10), ("MT50", benchmarks.MT50)):
+        if set(of) <= set(speeds):
+            add(f"**mean {title}**", TaskSpeed._make(np.mean([speeds[name] for name in of], 0)))
+    return table
 
 
-def vector_lines(envs_per_task: Sequence[int], workers: Sequence[int], steps: int) -> Iterator[str]:
-    """Each as soon as it is measured."""
-    yield from ("", "| MT10, vector environment | env steps/s |", "|---|---|")
+def vector_table(envs_per_task: Sequence[int], workers: Sequence[int], steps: int) -> Table:
+    table = Table("MT10, vector environment", "env steps/s")
     if 1 in envs_per_task:
         for title, kind in (
             ("gymnasium SyncVectorEnv", gymnasium.vector.SyncVectorEnv),
             ("gymnasium AsyncVectorEnv, 10 processes", gymnasium.vector.AsyncVectorEnv),
         ):
-            yield f"| {title} | {gymnasium_per_second(kind, benchmarks.MT10, steps):.0f} |"
+            table.add(title, f"{gymnasium_per_second(kind, benchmarks.MT10, steps):.0f}")
     for copies, processes, fast in itertools.product(envs_per_task, workers, (True, False)):
         rate = ours_per_second(copies, processes, steps, fast)
         title = f"ours, {copies * len(benchmarks.MT10)} environments, {processes} workers"
-        yield f"| {title}, env.fast={str(fast).lower()} | {rate:.0f} |"
+        table.add(f"{title}, env.fast={str(fast).lower()}", f"{rate:.0f}")
+    return table
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
         "--tasks", nargs="+", default=benchmarks.MT50, choices=benchmarks.MT50, metavar="T"
@@ -191,34 +206,24 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="Markdown file to write")
     options = parser.parse_args()
 
-    speeds = {}
-    for name in options.tasks if options.steps else ():
-        speeds[name] = speed = measure_task(name, options.reward_version, options.steps)
-        print(
-            f"{name:30s} upstream {speed.upstream:5.0f} us  ours {speed.ours:5.0f} us  "
-            f"physics {speed.physics:5.0f} us  x{speed.upstream_ratio:.2f} -> "
-            f"x{speed.ours_ratio:.2f}  reset {speed.upstream_reset:.1f} -> "
-            f"{speed.new_goal_reset:.1f}, {speed.known_goal_reset:.1f} ms",
-            flush=True,
-        )
     cores = len(os.sched_getaffinity(0))
-    lines = [
-        f"{platform.processor() or platform.machine()}, {cores} cores, Python "
-        f"{platform.python_version()}, reward {options.reward_version}."
+    machine = platform.processor() or platform.machine()
+    parts = [
+        f"{machine}, {cores} cores, Python {platform.python_version()}, reward "
+        f"{options.reward_version}."
     ]
-    if speeds:
-        lines += ["", f"{options.steps} steps per task.", "", *task_table(speeds)]
-    print("\n".join(["", *lines]), flush=True)
+    print(*parts, flush=True)
+    if options.steps:
+        print()
+        parts.append(str(task_table(options.tasks, options.reward_version, options.steps)))
     if options.vector_steps:
+        print()
         workers = options.workers or range(1, cores + 1)
-        for line in vector_lines(options.envs_per_task, workers, options.vector_steps):
-            print(line, flush=True)
-            lines.append(line)
+        parts.append(str(vector_table(options.envs_per_task, workers, options.vector_steps)))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text("\n".join(lines) + "\n")
-    return 0
+        options.out.write_text("\n\n".join(parts) + "\n")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -1,7 +1,7 @@
 """Where the host's time of a vector step goes, with simulation that costs nothing and no updates.
 
-    python scripts/bench_host.py                              # 10, 80, 320 and 1,600 environments
-    python scripts/bench_host.py --envs-per-task 32 --device cuda --markdown docs/performance.md
+    python bench/host.py                              # 10, 80, 320 and 1,600 environments
+    python bench/host.py --envs-per-task 32 --device cuda --markdown docs/performance.md
 
 The real loop of `mt10.yaml` and real worker processes, over environments of Meta-World's shape that
 stand still. Microseconds of a vector step, medians (of goals and episodes' ends, which come once in
@@ -14,10 +14,8 @@ is measured.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
-import platform
 import statistics
 import time
 from collections import defaultdict
@@ -30,6 +28,10 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
+
+from harness import make_parser, run
+from mtrl.report.markdown import Table
+from mtrl.schema import with_values
 
 if TYPE_CHECKING:  # the workers import this file: what they do not need is imported later
     from mtrl.config import Config
@@ -162,52 +164,36 @@ def measure(config: Config, envs: VectorEnv, steps: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--envs-per-task", type=int, nargs="+", default=[1, 8, 32, 160])
-    parser.add_argument("--steps", type=int, default=600, help="vector steps of a row")
-    parser.add_argument("--workers", type=int, help="processes; default: all cores")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i")
-    parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
-    parser.add_argument("--markdown", type=Path, help="file with the marked place for the table")
-    options = parser.parse_args()
-
-    import torch
-    from marked_table import replace_table
-
-    from mtrl.device.setup import choose_device
+    from device import machine, set_up
     from mtrl.envs.vector import VectorEnv, auto_workers
     from mtrl.options.command_line import load_config
 
-    device = choose_device(options.device)
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    parser = make_parser(__file__, __doc__, device="auto", threads=None)
+    parser.add_argument("--envs-per-task", type=int, nargs="+", default=[1, 8, 32, 160])
+    parser.add_argument("--steps", type=int, default=600, help="vector steps of a row")
+    parser.add_argument("--workers", type=int, help="processes; default: all cores")
+    options = parser.parse_args()
+    device = set_up(options.device, options.threads)
     count = options.workers or "auto"
-    lines = [
-        f"torch {torch.__version__}, {where}, {auto_workers(count, 1 << 20)} workers.",
-        "",
-        f"| environments | {' | '.join(COLUMNS)} |",
-        "|---" * (1 + len(COLUMNS)) + "|",
-    ]
-    print("\n".join(lines), flush=True)
+    intro = f"{machine(device)}, {auto_workers(count, 1 << 20)} workers."
+    table = Table("environments", *COLUMNS, intro=intro)
     for copies in options.envs_per_task:
-        config = load_config("mt10")
-        learner = dataclasses.replace(
-            config.learner, device=options.device, threads=options.threads or "auto"
-        )
-        # Too few for one to fall due.
-        agent = dataclasses.replace(config.agent, updates_per_step=1e-9)
-        train = dataclasses.replace(config.train, warmup_steps=0, envs_per_task=copies)
-        config = dataclasses.replace(config, learner=learner, agent=agent, train=train)
+        settings = {
+            "learner.device": options.device,
+            "learner.threads": options.threads or "auto",
+            "agent.updates_per_step": 1e-9,  # too few for one to fall due
+            "train.warmup_steps": 0,
+            "train.envs_per_task": copies,
+        }
+        config = with_values(load_config("mt10"), settings)
         lanes = config.num_envs
         names = [name for name in config.task_names for _ in range(copies)]
         workers = auto_workers(count, lanes)
         with VectorEnv(names, [Still] * lanes, OBSERVATION, ACTION, workers=workers) as envs:
             spent = measure(config, envs, options.steps)
-        cells = " | ".join(f"{spent.get(column, 0):,.0f}" for column in COLUMNS)
-        lines.append(f"| {lanes:,} | {cells} |")
-        print(lines[-1], flush=True)
-    if options.markdown:
-        replace_table(options.markdown, "bench_host", "\n".join(lines))
+        table.add(f"{lanes:,}", *(f"{spent.get(column, 0):,.0f}" for column in COLUMNS))
+    table.publish(options.markdown)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,30 +1,29 @@
 """What each method costs on the supervised networks: iterations, relative to unitary scalarisation.
 
-    python scripts/bench_supervised.py                              # both networks, small batches
-    python scripts/bench_supervised.py --problems celeba --batch 128 --device cuda
-    python scripts/bench_supervised.py --markdown docs/supervised.md   # replace the table there
+    python bench/supervised.py                              # both networks, small batches
+    python bench/supervised.py --problems celeba --batch 128 --device cuda
+    python bench/supervised.py --markdown docs/supervised.md   # replace the table there
 
 An iteration is forward, task gradients, method and Adam, on random images: the LeNet with two
 tasks, the ResNet-18 with 40 (Cityscapes on request). Method and unitary take turns, so that a busy
-machine slows both; the ratio is the median over the turns, of which dear methods get fewer.
+machine slows both; the ratio is the median over the turns, of which expensive methods get fewer.
 """
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import statistics
 import time
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from marked_table import replace_table
-from peak_memory import peak_memory
 
-from mtrl.device.setup import choose_device
+from device import machine, peak_memory, seconds, set_up
+from harness import make_parser, run, take_turns
+from mtrl.report.markdown import Table
+from mtrl.schema import with_values
 from mtrl.supervised.config import ProblemName, SupervisedConfig
 from mtrl.supervised.data import Batch
 from mtrl.supervised.gradients import Space
@@ -74,16 +73,15 @@ ROTATED = 128
 
 
 def make_learner(problem: ProblemName, case: Case, device: torch.device) -> Learner:
-    config = SupervisedConfig(problem=problem)
-    smto = dataclasses.replace(
-        config.smto,
-        name=case.method,
-        options=dict(case.options),
-        gradient_space=case.space,
-        chunk_size=case.chunk_size,
-    )
-    rotograd = dataclasses.replace(config.rotograd, enabled=case.rotograd, size=ROTATED)
-    config = dataclasses.replace(config, smto=smto, rotograd=rotograd)
+    settings = {
+        "smto.name": case.method,
+        "smto.options": dict(case.options),
+        "smto.gradient_space": case.space,
+        "smto.chunk_size": case.chunk_size,
+        "rotograd.enabled": case.rotograd,
+        "rotograd.size": ROTATED,
+    }
+    config = with_values(SupervisedConfig(problem=problem), settings)
     learner = Learner(config, make_problem(config), 1_000_000, device)
     for parameter in learner.network.parameters():  # Adam's moments exist before memory is measured
         parameter.grad = torch.zeros_like(parameter)
@@ -106,13 +104,8 @@ def make_batch(problem: ProblemName, size: int, device: torch.device) -> Batch:
     return Batch(images.to(device), tuple(target.to(device) for target in targets))
 
 
-def seconds(learner: Learner, batch: Batch, iterations: int = 1) -> float:
-    started = time.perf_counter()
-    for _ in range(iterations):
-        learner.update(batch, 0)
-    if learner.device.type == "cuda":
-        torch.cuda.synchronize(learner.device)
-    return (time.perf_counter() - started) / iterations
+def timed(learner: Learner, batch: Batch, iterations: int = 1) -> Callable[[], float]:
+    return partial(seconds, learner.device, partial(learner.update, batch, 0), iterations)
 
 
 def measure(
@@ -120,66 +113,44 @@ def measure(
 ) -> Cost:
     """Take turns with unitary for about `budget` seconds, once at least."""
     learner = make_learner(problem, case, unitary.device)
-    period = case.options.get("update_every", 1)
-    memory = peak_memory(unitary.device, lambda: seconds(learner, batch))
-    ratios: list[float] = []
-    started = time.perf_counter()
-    while len(ratios) < MOST_TURNS:
-        spent = time.perf_counter() - started
-        if ratios and spent * (1 + 1 / len(ratios)) > budget:
-            break
-        base = seconds(unitary, batch)
-        ratios.append(seconds(learner, batch, period) / base)
-    return Cost(statistics.median(ratios), memory)
+    memory = peak_memory(unitary.device, timed(learner, batch))
+    works = timed(learner, batch, case.options.get("update_every", 1)), timed(unitary, batch)
+    until = time.perf_counter() + budget
+    mine, base = take_turns(works, until, fewest=1, most=MOST_TURNS).T
+    return Cost(float(np.median(mine / base)), memory)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = make_parser(__file__, __doc__, device="auto", threads=None, minutes=4.0)
     parser.add_argument(
         "--problems", nargs="+", choices=[*BATCHES], default=["multi_mnist", "celeba"]
     )
     parser.add_argument("--batch", type=int, help="samples; default: 256, CelebA 4, Cityscapes 2")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i")
-    parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
-    parser.add_argument("--minutes", type=float, default=4.0, help="about how long to measure")
-    parser.add_argument("--markdown", type=Path, help="file with the marked place for the table")
     options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    device = choose_device(options.device)
+    device = set_up(options.device, options.threads)
     budget = 60 * options.minutes / len(options.problems) / len(CASES)
-    where = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{torch.get_num_threads()} CPU threads"
+    intro = (
+        f"Time of an iteration over `unitary`'s, and peak memory of one; RotoGrad rotates up to "
+        f"{ROTATED} channels. {machine(device)}."
     )
-    lines = [
-        "| problem | method | space | tasks per pass | time / unitary | MiB |",
-        "|---" * 6 + "|",
-    ]
+    columns = "problem", "method", "space", "tasks per pass", "time / unitary", "MiB"
+    table = Table(*columns, intro=intro)
     for problem in options.problems:
         size = options.batch or BATCHES[problem]
         batch = make_batch(problem, size, device)
         unitary = make_learner(problem, Case("unitary", "parameters"), device)
-        memory = peak_memory(device, lambda: seconds(unitary, batch))  # noqa: B023 - called at once
-        base = min(seconds(unitary, batch) for _ in range(3))
+        iteration = timed(unitary, batch)
+        memory = peak_memory(device, iteration)
+        base = f"1 ({1e3 * min(iteration() for _ in range(3)):.0f} ms)"
         name = f"{problem}, batch {size}"
-        lines.append(f"| {name} | `unitary` | | | 1 ({1e3 * base:.0f} ms) | {memory:.0f} |")
+        table.add(name, "`unitary`", "", "", base, f"{memory:.0f}")
         for case in CASES:
             cost = measure(problem, case, unitary, batch, budget)
             own = "" if case.space == "representation" else str(case.chunk_size)
-            row = [name, case.label, case.space, own, f"{cost.ratio:.2f}", f"{cost.memory:.0f}"]
-            lines.append(f"| {' | '.join(row)} |")
-            print(lines[-1], flush=True)
-    table = "\n".join(lines)
-    text = (
-        f"Time of an iteration over `unitary`'s, and peak memory of one; RotoGrad rotates up to "
-        f"{ROTATED} channels. torch {torch.__version__}, {where}.\n\n{table}"
-    )
-    print(f"\n{text}")
-    if options.markdown:
-        replace_table(options.markdown, "bench_supervised", text)
+            figures = f"{cost.ratio:.2f}", f"{cost.memory:.0f}"
+            table.add(name, case.label, case.space, own, *figures)
+    table.publish(options.markdown)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
