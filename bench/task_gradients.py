@@ -25,7 +25,7 @@ from torch.nn import functional
 from harness import make_parser, run
 from mtrl.report.markdown import Table
 from mtrl.smto import SMTO, create
-from mtrl.smto.base import options_of
+from mtrl.smto.registry import options_of
 from mtrl.supervised.data import Batch
 from mtrl.supervised.gradients import backward
 from mtrl.supervised.networks import BasicBlock, MultiTaskNetwork, ResNet

@@ -24,7 +24,7 @@ from mtrl.replay import Batch
 from mtrl.run import checkpoint
 from mtrl.smto import SMTO, available, register
 from mtrl.smto import base as smto_base
-from mtrl.smto.base import options_of
+from mtrl.smto.registry import options_of
 
 OBSERVATION, ACTION, SAMPLES = 5, 2, 8
 CPU = torch.device("cpu")

@@ -30,7 +30,7 @@ from mtrl.replay import ReplayBuffer
 from mtrl.reward_scale import create_scale
 from mtrl.run import checkpoint
 from mtrl.smto import SMTO, available, create
-from mtrl.smto.base import options_of
+from mtrl.smto.registry import options_of
 
 CPU = torch.device("cpu")
 TASKS, SAMPLES, OBSERVATION, ACTION = 3, 4, 2, 2

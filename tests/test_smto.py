@@ -10,7 +10,7 @@ from smto_cases import ALL, cases, direction, make, random_jacobian
 
 from mtrl.smto import SMTO, available, create, describe, register
 from mtrl.smto import base as smto_base
-from mtrl.smto.base import options_of
+from mtrl.smto.registry import options_of
 from mtrl.smto.source import gram_matrix
 
 RANDOM = {name for name in ALL if "seed" in options_of(name)}

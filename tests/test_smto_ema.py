@@ -9,7 +9,7 @@ import torchjd.aggregation as reference
 from smto_cases import ALL, make, random_jacobian
 
 from mtrl.smto import RandomSMTO, create, describe
-from mtrl.smto.base import options_of
+from mtrl.smto.registry import options_of
 
 WEIGHTED = [name for name in ALL if "ema" in options_of(name)]
 

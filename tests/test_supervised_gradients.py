@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mtrl.smto import SMTO, GradDrop, create
-from mtrl.smto.base import options_of
+from mtrl.smto.registry import options_of
 from mtrl.smto.source import gram_matrix
 from mtrl.supervised.auto_lambda import AutoLambda, Prepared, look_ahead
 from mtrl.supervised.gradients import Space, backward

@@ -13,7 +13,7 @@ from mtrl.gradients.optimizer import Optimizer
 from mtrl.networks.bodies import MLP
 from mtrl.networks.layers import is_recorded, layers_of
 from mtrl.smto import SMTO, available, create
-from mtrl.smto.base import options_of
+from mtrl.smto.registry import options_of
 
 TASKS, SAMPLES, OBSERVATION, ACTION = 4, 6, 5, 2
 

@@ -23,7 +23,7 @@ from mtrl.gradients.layers import (
 from mtrl.gradients.optimizer import Optimizer
 from mtrl.networks.layers import is_recorded, layers_of
 from mtrl.smto import SMTO, create
-from mtrl.smto.base import options_of
+from mtrl.smto.registry import options_of
 
 
 class Objective:

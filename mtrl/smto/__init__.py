@@ -2,17 +2,7 @@
 
 from mtrl.smto.aligned import AlignedMTL
 from mtrl.smto.autoscale import AutoScale
-from mtrl.smto.base import (
-    SMTO,
-    GramianSMTO,
-    LearnedSMTO,
-    Method,
-    RandomSMTO,
-    available,
-    create,
-    describe,
-    register,
-)
+from mtrl.smto.base import SMTO, GramianSMTO, LearnedSMTO, RandomSMTO
 from mtrl.smto.cagrad import CAGrad
 from mtrl.smto.check import check
 from mtrl.smto.conflict_free import ConFIG
@@ -34,6 +24,7 @@ from mtrl.smto.min_norm import CDTT, EDM, MGDA
 from mtrl.smto.nash import FairGrad, NashMTL
 from mtrl.smto.projection import GradVac, PCGrad
 from mtrl.smto.random_weighting import RandomGradDrop, RLWDirichlet, RLWNormal
+from mtrl.smto.registry import Method, available, create, describe, register
 from mtrl.smto.remembered import DBMTL, ExcessMTL, MoDo
 from mtrl.smto.sdmgrad import SDMGrad
 from mtrl.smto.upgrad import DualProj, UPGrad

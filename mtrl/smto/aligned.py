@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mtrl.smto.base import GramianSMTO, register
+from mtrl.smto.base import GramianSMTO
+from mtrl.smto.registry import register
 from mtrl.smto.solvers import spectrum
 
 

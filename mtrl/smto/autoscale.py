@@ -8,7 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mtrl.smto.base import SMTO, Needs, register
+from mtrl.smto.base import SMTO, Needs
+from mtrl.smto.registry import register
 from mtrl.smto.solvers import DOUBLE, floored, ridge, spectrum
 
 Cost = Literal["equal_magnitude", "condition_number", "loss_scale"]

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from mtrl.smto.base import GramianSMTO, register
+from mtrl.smto.base import GramianSMTO
+from mtrl.smto.registry import register
 from mtrl.smto.solvers import convex, for_lengths, ridge, simplex_with_norm
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtrl.smto.base import SMTO, create, describe
+from mtrl.smto.base import SMTO
+from mtrl.smto.registry import create, describe
 
 TASKS, SIZE = 4, 50
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mtrl.smto.base import LearnedSMTO, register
+from mtrl.smto.base import LearnedSMTO
+from mtrl.smto.registry import register
 
 
 @register("ldc_mtl")

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtrl.smto.base import RandomSMTO, register
+from mtrl.smto.base import RandomSMTO
+from mtrl.smto.registry import register
 
 
 @register("graddrop", "gradient_sign_dropout")

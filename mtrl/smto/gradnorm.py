@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtrl.smto.base import GramianSMTO, LearnedSMTO, register
+from mtrl.smto.base import GramianSMTO, LearnedSMTO
+from mtrl.smto.registry import register
 from mtrl.smto.solvers import floored, ridge
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mtrl.smto.base import SMTO, register
+from mtrl.smto.base import SMTO
+from mtrl.smto.registry import register
 
 
 @register("go4align")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mtrl.smto.base import GramianSMTO, LearnedSMTO, register
+from mtrl.smto.base import GramianSMTO, LearnedSMTO
+from mtrl.smto.registry import register
 from mtrl.smto.solvers import cosines, cut_off, floored, spectrum
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtrl.smto.base import SMTO, LearnedSMTO, register
+from mtrl.smto.base import SMTO, LearnedSMTO
+from mtrl.smto.registry import register
 
 
 @register("uw", "uncertainty_weighting")

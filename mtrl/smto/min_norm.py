@@ -8,7 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mtrl.smto.base import GramianSMTO, register
+from mtrl.smto.base import GramianSMTO
+from mtrl.smto.registry import register
 from mtrl.smto.solvers import convex, cosines, cut_off, floored, kernels, min_norm, ridge
 
 Normalisation = Literal["none", "l2", "loss", "loss+"]

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtrl.smto.base import GramianSMTO, RandomSMTO, register
+from mtrl.smto.base import GramianSMTO, RandomSMTO
+from mtrl.smto.registry import register
 from mtrl.smto.solvers import cosines, kernels, ridge
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtrl.smto.base import RandomSMTO, register
+from mtrl.smto.base import RandomSMTO
+from mtrl.smto.registry import register
 
 
 class _RandomWeights(RandomSMTO):

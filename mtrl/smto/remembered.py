@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtrl.smto.base import SMTO, register
+from mtrl.smto.base import SMTO
+from mtrl.smto.registry import register
 from mtrl.smto.source import Chosen, Direction, Source
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mtrl.smto.base import SMTO, register
+from mtrl.smto.base import SMTO
+from mtrl.smto.registry import register
 
 
 def _like(losses: Tensor | None, gramian: Tensor | None) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from mtrl.run.earlier_checkpoints import smto_state
 from mtrl.schema import user_path
 from mtrl.smto import SMTO, create
-from mtrl.smto.base import options_of
+from mtrl.smto.registry import options_of
 from mtrl.supervised import methods
 from mtrl.supervised.auto_lambda import AutoLambda, Prepared, look_ahead
 from mtrl.supervised.config import SupervisedConfig

@@ -1,0 +1,114 @@
+"""The methods by their names: `create`, and what a listing of them shows."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar, get_args
+
+from mtrl.smto.base import SMTO, Averaged, Needs
+
+_METHODS: dict[str, type[SMTO]] = {}
+_ALIASES: dict[str, str] = {}
+Class = TypeVar("Class", bound=type[SMTO])
+
+
+class Method(NamedTuple):
+    """What a listing shows of one method."""
+
+    name: str
+    aliases: tuple[str, ...]
+    needs: Needs
+    """Of the first step, with default options."""
+    wants_positive_losses: bool
+    """With default options."""
+    options: dict[str, Any]
+    """Name -> default."""
+    text: str
+    """First line of the docstring."""
+
+
+def register(name: str, *aliases: str) -> Callable[[Class], Class]:
+    """Class decorator: make a method known by `name` to `create` and the command line."""
+
+    def add(cls: Class) -> Class:
+        for word in (name, *aliases):
+            if word in _METHODS or word in _ALIASES:
+                taken = _METHODS[_ALIASES.get(word, word)].__name__
+                raise ValueError(f"the method name {word!r} is taken by {taken}")
+        _METHODS[name] = cls
+        _ALIASES.update(dict.fromkeys(aliases, name))
+        return cls
+
+    return add
+
+
+def available() -> tuple[str, ...]:
+    """Names of all registered methods, the cheapest inputs first; aliases left out."""
+    costs = get_args(Needs)
+    return tuple(sorted(_METHODS, key=lambda name: costs.index(_METHODS[name].needs)))
+
+
+def _find(name: str | type[SMTO]) -> tuple[str, type[SMTO]]:
+    if isinstance(name, type):  # a method of the caller's own, registered or not
+        return name.__name__, name
+    name = _ALIASES.get(name, name)
+    if name not in _METHODS:
+        raise ValueError(f"unknown method {name!r}; available: {', '.join(available())}")
+    return name, _METHODS[name]
+
+
+def _defaults(cls: type[SMTO]) -> dict[str, Any]:
+    """All options of a method: those of its constructor, and `ema` if it has weights that vary."""
+    own = _own_options(cls)
+    has_weights = cls.weights is not SMTO.weights and not cls.compilable
+    return dict(sorted((({"ema": 0.0} if has_weights else {}) | own).items()))
+
+
+def _own_options(cls: type[SMTO]) -> dict[str, Any]:
+    """Keyword options of the constructor, base classes' included where it passes them on."""
+    options: dict[str, Any] = {}
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = inspect.signature(base.__init__).parameters.values()  # type: ignore[misc]  # classes are safe here
+        for p in parameters:
+            if p.kind is p.KEYWORD_ONLY:
+                options.setdefault(p.name, p.default)
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return options
+
+
+def options_of(name: str | type[SMTO]) -> tuple[str, ...]:
+    """Option names of a method, `seed` and `device` of random methods included."""
+    return tuple(_defaults(_find(name)[1]))
+
+
+def describe(name: str | type[SMTO]) -> Method:
+    """Everything a listing of methods shows; `name` may be an alias, or a class."""
+    name, cls = _find(name)
+    return Method(
+        name,
+        tuple(alias for alias, of in _ALIASES.items() if of == name),
+        cls.needs,
+        cls.wants_positive_losses,
+        _defaults(cls),
+        (inspect.getdoc(cls) or "").split("\n")[0],
+    )
+
+
+def create(name: str | type[SMTO], num_tasks: int, **options: Any) -> SMTO:
+    """A fresh instance; ValueError for an unknown name or option, listing the valid ones.
+
+    A class instead of a name: a method that is not in the registry."""
+    name, cls = _find(name)
+    allowed = _defaults(cls)
+    for option in options:
+        if option not in allowed:
+            raise ValueError(
+                f"method {name!r} has no option {option!r}; valid: {', '.join(allowed) or 'none'}"
+            )
+    if "ema" in options and "ema" not in _own_options(cls):
+        cls = type(cls.__name__, (Averaged, cls), {})
+    return cls(num_tasks, **options)
