@@ -46,6 +46,9 @@ class Metrics(NamedTuple):
     value: Tensor
     critic_weight: Tensor
     actor_weight: Tensor
+    critic_grad_norm: Tensor
+    """Of the whole direction, so the same for every task."""
+    actor_grad_norm: Tensor
 
 
 class Agent:
@@ -107,8 +110,8 @@ class Agent:
         """Whether the state loaded last is from another kind of device."""
         self.gramians: dict[str, Tensor] = {}
         """{loss: [task, task]} of the last update that was asked for them."""
-        self._of_actor = torch.zeros(4, self.num_tasks, device=device)
-        """Metrics of its last update: loss, entropy, value, weight."""
+        self._of_actor = torch.zeros(5, self.num_tasks, device=device)
+        """Metrics of its last update: loss, entropy, value, weight, gradient norm."""
         # Separate streams: exploration must not depend on the number of updates.
         lanes = (self.num_tasks, self.envs_per_task, action_dim)
         self.exploration = Exploration(lanes, config.seed + 1, settings.noise_repeat, device)
@@ -156,12 +159,20 @@ class Agent:
             self._update_actor(batch.observations, noise, alpha, gramians=gramians)
         self._move_target(self.target_critic, self.critic.network, self.config.tau)
 
-        actor_loss, entropy, value, actor_weight = self._of_actor.clone()
+        actor_loss, entropy, value, actor_weight, actor_norm = self._of_actor.clone()
         weights = critic.weights
         none = torch.full_like(alpha, torch.nan)
         critic_weight = none if weights is None else weights.float()
         return Metrics(
-            critic.losses, actor_loss, alpha, entropy, value, critic_weight, actor_weight
+            critic.losses,
+            actor_loss,
+            alpha,
+            entropy,
+            value,
+            critic_weight,
+            actor_weight,
+            critic.norm.expand_as(alpha),
+            actor_norm,
         )
 
     def _update_actor(
@@ -175,7 +186,8 @@ class Agent:
         value = alpha * log_prob - loss  # the Q in the loss
         none = torch.full_like(alpha, torch.nan)
         weight = none if weights is None else weights.float()
-        self._of_actor.copy_(torch.stack([loss, -log_prob, value, weight]))
+        rows = [loss, -log_prob, value, weight, found.norm.expand_as(alpha)]
+        self._of_actor.copy_(torch.stack(rows))
 
     def _copy_codes(self) -> None:
         """The actor is given the task codes that the critic has learned."""
@@ -311,7 +323,7 @@ class Agent:
         with torch.no_grad():
             self.temperature.log_alpha.copy_(state["log_alpha"])
             if "of_actor" in state:  # absent in older checkpoints
-                self._of_actor.copy_(state["of_actor"])
+                self._of_actor[: len(state["of_actor"])].copy_(state["of_actor"])
         self.moved = not continue_stream(self.exploration.generator, state["exploration"])
         continue_stream(self.generator, state["generator"])
 

@@ -61,7 +61,7 @@ def test_the_bar_of_a_terminal(
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     recorder = Recorder(RunDirectory(tmp_path), Config(env=EnvConfig(benchmark="toy")), 0, 10)
-    recorder.advance(5, "loss[/] of [t]")
+    recorder.advance(5, ["loss[/] of [t]"], 1.0)
     recorder.close()
     assert "loss[/] of [t]" in capsys.readouterr().err
 

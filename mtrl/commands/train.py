@@ -86,6 +86,8 @@ def train(
         for warning in trainer.agent.warnings():
             trainer.recorder.message(f"warning: {warning}")
         trainer.status("running")
+        if state is None:
+            trainer.evaluate_untrained()
         trainer.loop()
         result = trainer.final_evaluation()
         trainer.status("finished")

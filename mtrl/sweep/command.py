@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from mtrl.options.command_line import load_config
-from mtrl.run.console import open_console
+from mtrl.run.console import open_console, say
 from mtrl.schema import ConfigError
 from mtrl.sweep.board import Board
 from mtrl.sweep.estimate import EstimateError, estimate_hours
@@ -198,4 +198,4 @@ def _shorten(words: Sequence[str]) -> str:
 
 
 def _say(text: str) -> None:
-    open_console().print(text, soft_wrap=True)
+    say(open_console(), text)
