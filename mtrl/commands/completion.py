@@ -22,7 +22,8 @@ _mtrl() {{
             train) words="{options}" ;;
             resume) words="--train.total-steps --learner.device --plugins" ;;
             evaluate)
-                words="--checkpoint --episodes-per-task --json --video --device --plugins" ;;
+                words="--checkpoint --episodes-per-task --json --video"
+                words+=" --video-size --video-camera --video-episodes --device --plugins" ;;
             export) words="--out --checkpoint --plugins" ;;
         esac
     elif [ "$COMP_CWORD" -eq 2 ]; then

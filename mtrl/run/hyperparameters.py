@@ -22,12 +22,12 @@ KINDS[float] = KINDS[int]
 def session_start(config: RunConfig, scores: Sequence[str]) -> list[Summary]:
     """The settings of a run that begins; scores: tags whose last values are its result.
 
-    TensorBoard takes the list of settings from one run for all, so it holds every setting. It
-    shows first those that differ from their defaults, after the method and the seed.
+    TensorBoard takes the list of settings from one run for all, so it holds every setting. First
+    come the method and the seed, then the settings that differ from their defaults.
     """
     values, defaults = flatten(config), flatten(type(config)())
     kinds = {key: _plain(kind) for key, kind in types_of(type(config)).items()}
-    values = {"method": config.method, "seed": values.pop("seed")} | values
+    values = {"_method": config.method, "_seed": values.pop("seed")} | values
     experiment = api_pb2.Experiment(
         metric_infos=[api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in scores]
     )
@@ -35,11 +35,12 @@ def session_start(config: RunConfig, scores: Sequence[str]) -> list[Summary]:
     for key, value in values.items():
         if key in LEFT_OUT:
             continue
-        kind = kinds.get(key, str)
+        kind = kinds.get(key.removeprefix("_"), str)
         experiment.hparam_infos.add(
-            name=key,
+            name=key,  # by which TensorBoard sorts
+            display_name=key.removeprefix("_"),
             type=KINDS.get(kind, api_pb2.DATA_TYPE_STRING),
-            differs=key in ("method", "seed") or value != defaults[key],
+            differs=key.startswith("_") or value != defaults[key],
         )
         if value is None:
             continue

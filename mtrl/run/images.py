@@ -20,7 +20,7 @@ def draw_heat_map(
     from matplotlib.figure import Figure
 
     m = len(names)
-    side = 3.0 + 0.2 * m  # inches: room for the names, then a cell per task
+    side = 3.5 + 0.22 * m  # inches: room for the names, then a cell per task
     figure = Figure(figsize=(side + 1.2, side + 0.6), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -31,11 +31,10 @@ def draw_heat_map(
     if m <= 12:  # more would not fit the cells
         for (row, column), value in np.ndenumerate(cosines):
             colour = "white" if abs(value) > 0.6 else "black"
-            axes.text(
-                column, row, f"{value:.1f}", ha="center", va="center", fontsize=7, color=colour
-            )
+            text = f"{value:.1f}".replace("-0.0", "0.0")
+            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
     bar = figure.colorbar(image, ax=axes, shrink=0.8)
-    bar.set_label("cosine: -1 conflict, 0 unrelated, 1 agreement", fontsize=9)
+    bar.set_label("cosine: 1 agree, -1 conflict", fontsize=9)
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[..., :3]
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))

@@ -126,7 +126,7 @@ class Recorder:
 
     def heat_map(self, step: int, tag: str, cosines: NDArray[np.float64]) -> None:
         """A TensorBoard image of cosines of task gradients, [task, task]."""
-        title = f"{tag}, step {step:,}"
+        title = f"{tag}, step {step:,}"  # as in TensorBoard, and where the image is saved
         self._tensorboard.add_image(tag, draw_heat_map(self.names, cosines, title), step)
         self._tensorboard.flush()
 

@@ -13,8 +13,8 @@ def dashboard(metrics: Sequence[str]) -> Dashboard:
         {
             "Validation": {metric: lines(f"eval/{metric}_mean") for metric in metrics},
             "Training": {
-                "loss: mean, least and largest task": over_tasks("train/loss"),
                 "SMTO weights": over_tasks("smto/shared/weight"),
+                "loss: mean, least and largest task": over_tasks("train/loss"),
             },
             "Gradient conflict": conflict("shared"),
             "Speed": {
