@@ -44,6 +44,9 @@ class Metrics(NamedTuple):
     value: Tensor
     critic_weight: Tensor
     actor_weight: Tensor
+    critic_grad_norm: Tensor
+    """Of the whole direction, so the same for every task."""
+    actor_grad_norm: Tensor
 
 
 class Agent:
@@ -104,8 +107,8 @@ class Agent:
         """Whether the state loaded last is from another kind of device."""
         self.gramians: dict[str, Tensor] = {}
         """{loss: [task, task]} of the last update that was asked for them."""
-        self._of_actor = torch.zeros(4, self.num_tasks, device=device)
-        """Metrics of its last update: loss, entropy, value, weight."""
+        self._of_actor = torch.zeros(5, self.num_tasks, device=device)
+        """Metrics of its last update: loss, entropy, value, weight, gradient norm."""
         # Separate streams: exploration must not depend on the number of updates.
         lanes = (self.num_tasks, self.envs_per_task, action_dim)
         self.exploration = Exploration(lanes, config.seed + 1, settings.noise_repeat, device)
@@ -167,12 +170,20 @@ class Agent:
             self._update_actor(batch.observations, noise, alpha, gramians=gramians)
         self._move_target(self.target_critic, self.critic.network, self.config.tau)
 
-        actor_loss, entropy, value, actor_weight = self._of_actor.clone()
+        actor_loss, entropy, value, actor_weight, actor_norm = self._of_actor.clone()
         weights = critic.weights
         none = torch.full_like(alpha, torch.nan)
         critic_weight = none if weights is None else weights.float()
         return Metrics(
-            critic.losses, actor_loss, alpha, entropy, value, critic_weight, actor_weight
+            critic.losses,
+            actor_loss,
+            alpha,
+            entropy,
+            value,
+            critic_weight,
+            actor_weight,
+            critic.norm.expand_as(alpha),
+            actor_norm,
         )
 
     def _update_actor(
@@ -186,7 +197,8 @@ class Agent:
         value = alpha * log_prob - loss  # the Q in the loss
         none = torch.full_like(alpha, torch.nan)
         weight = none if weights is None else weights.float()
-        self._of_actor.copy_(torch.stack([loss, -log_prob, value, weight]))
+        rows = [loss, -log_prob, value, weight, found.norm.expand_as(alpha)]
+        self._of_actor.copy_(torch.stack(rows))
 
     def _copy_codes(self) -> None:
         """The actor is given the task codes that the critic has learned."""
@@ -273,8 +285,11 @@ class Agent:
         """Raises CheckpointError, before anything is changed, for the state of another agent."""
         parts = self._kept.parts
         networks = {name: parts[name] for name in ("actor", "critic", "target_critic")}
-        absent = {"value": {}, "noise": {}, "of_actor": self._of_actor}  # in older checkpoints
-        self.moved = not self._kept.load_state_dict(absent | upgraded(state, networks))
+        state = {"value": {}, "noise": {}} | upgraded(state, networks)  # absent in older ones
+        metrics = self._of_actor.clone()  # absent or fewer in older ones
+        for row, before in zip(metrics, state.get("of_actor", ()), strict=False):
+            row.copy_(before)
+        self.moved = not self._kept.load_state_dict(state | {"of_actor": metrics})
 
 
 def _noise(shape: Sequence[int], generator: torch.Generator) -> Tensor:

@@ -28,6 +28,10 @@ PROTOCOLS: dict[str, dict[str, object]] = {
 
 
 Loss = Literal["critic", "actor", "temperature"]
+Camera = Literal[
+    "corner", "corner2", "corner3", "corner4", "topview", "behindGripper", "gripperPOV"
+]
+"""Meta-World's."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class EnvConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Length of the run."""
+    """Length of the run, and its videos."""
 
     total_steps: int = 20_000_000
     """Environment steps in all, summed over tasks; rounded up to whole episodes."""
@@ -64,7 +68,13 @@ class TrainConfig:
     """Environments of each task, stepped together: more data for the same number of updates."""
     video_every: int = 0
     """Environment steps between videos of the deterministic policy, in videos/; 0 = none.
-    An episode of each task is rendered in the background, and the training waits for it."""
+    The training waits for them."""
+    video_size: int = 240
+    """Pixels of a task's square picture, each way: a multiple of 16 from 128 to 1024."""
+    video_camera: Camera = "corner2"
+    """Where Meta-World's tasks are seen from. Other tasks have one view each."""
+    video_episodes: int = 1
+    """Episodes of each task in a video, each with a goal of its own; at most env.num_goals."""
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def goals_at(config: Config, step: int, *, final: bool) -> NDArray[np.int64]:
     settings = config.evaluation
     if final:
         return goal_schedule(config, settings.final_episodes_per_task)
-    before = (step // settings.every - 1) * settings.episodes_per_task
+    before = max(step // settings.every - 1, 0) * settings.episodes_per_task  # 0: at step 0 too
     return goal_schedule(config, settings.episodes_per_task, first=before)
 
 
@@ -140,7 +140,7 @@ class UnderWay(NamedTuple):
     step: int
     """Environment steps, when the snapshot was taken."""
     agent: dict[str, Any]
-    """State of the agent then."""
+    """State of the agent then; empty at step 0, where it has learned nothing worth keeping."""
     goals: NDArray[np.int64]
     """[task, episode]"""
     future: Future[Evaluated]
@@ -166,7 +166,8 @@ class Evaluator:
         if self.envs is None:
             self.envs = self._made.enter_context(make_vector_env(self.config))
         future = self._thread.submit(self._run, frozen_policy(agent), self.envs, goals)
-        self.under_way = UnderWay(step, snapshot(agent.state_dict()), goals, future)
+        state = snapshot(agent.state_dict()) if step else {}
+        self.under_way = UnderWay(step, state, goals, future)
 
     def _run(self, policy: Policy, envs: VectorEnv, goals: NDArray[np.int64]) -> Evaluated:
         started = time.monotonic()
@@ -174,10 +175,14 @@ class Evaluator:
         result = evaluate(policy, envs, goals, stop_at_success=stop)
         return Evaluated(result, time.monotonic() - started)
 
-    def check(self) -> None:
-        """Raise what went wrong (WorkerError), without waiting."""
-        if self.under_way is not None and self.under_way.future.done():
-            self.under_way.future.result()
+    def finished(self) -> tuple[UnderWay, Evaluated] | None:
+        """The evaluation under way and its result, if it is there. Does not wait.
+
+        It stays the one under way until it is collected. Raises what went wrong (WorkerError).
+        """
+        if self.under_way is None or not self.under_way.future.done():
+            return None
+        return self.under_way, self.under_way.future.result()
 
     def collect(self) -> tuple[UnderWay, Evaluated]:
         """Wait for the evaluation under way. Raises WorkerError."""

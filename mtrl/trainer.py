@@ -23,21 +23,21 @@ from mtrl.device.cuda_graph import CapturedUpdate
 from mtrl.device.memory import peak_memory_mib
 from mtrl.envs.goals import lane_goals
 from mtrl.envs.vector import VectorEnv
-from mtrl.evaluation import Evaluation, Evaluator, agent_policy, goals_at
+from mtrl.evaluation import Evaluated, Evaluation, Evaluator, UnderWay, agent_policy, goals_at
 from mtrl.gradients.diagnostics import Diagnostics
 from mtrl.gradients.schedule import reset_due, schedule, updates_due
 from mtrl.replay import ReplayBuffer
 from mtrl.reward_scale import create_scale
 from mtrl.run import checkpoint
 from mtrl.run.callbacks import Callback
+from mtrl.run.dashboard import REINFORCEMENT_LEARNING
 from mtrl.run.directory import RunDirectory, Status
 from mtrl.run.log_window import LogWindow
+from mtrl.run.recent_episodes import RecentEpisodes
 from mtrl.run.recorder import Recorder
 from mtrl.run.stopping import Stopped, TrainingError
 from mtrl.run.timing import StageTimer
 from mtrl.videos import record
-
-SUCCESS_WINDOW = 10  # episodes per task in train/episode_success
 
 
 class Trainer:
@@ -79,7 +79,7 @@ class Trainer:
         self.total = config.whole_steps
         self.step = 0
         self.episodes = np.zeros(config.num_envs, dtype=np.int64)
-        self.recent_success: list[list[float]] = [[] for _ in config.task_names]
+        self.recent = RecentEpisodes(config.num_tasks, config.train.envs_per_task)
         self.best_success = -1.0
         self.last_success = math.nan
         self.elapsed = 0.0
@@ -92,10 +92,13 @@ class Trainer:
         self.timer = StageTimer()
         self.window = LogWindow(config.task_names, envs, self.timer, device, Metrics._fields)
         self.last_evaluation: Evaluation | None = None
+        self._recorded: UnderWay | None = None
 
     def open_recorder(self) -> None:
         """Once the step is known (zero, or a checkpoint's)."""
-        self.recorder = Recorder(self.run, self.config, self.step, self.total)
+        self.recorder = Recorder(
+            self.run, self.config, self.step, self.total, REINFORCEMENT_LEARNING
+        )
         self.stack.callback(self.recorder.close)
 
     @property
@@ -169,7 +172,6 @@ class Trainer:
         n = config.num_envs
         warmup = math.ceil(config.train.warmup_steps / n) * n
         collector.begin(envs.reset(self._goals(self.episodes)))
-        solved = np.zeros(n, dtype=np.bool_)
         next_goals = self._goals(self.episodes + 1)
         learning = False
 
@@ -190,10 +192,10 @@ class Trainer:
             collector.store(outcome)
             lap("store")
             self.step += n
-            solved |= outcome.success
+            self.recent.add(outcome)
             done = outcome.ended
             if done.any():
-                self._finish_episodes(done, solved)
+                self.episodes += done
                 next_goals = self._goals(self.episodes + 1)
             if self.step == warmup:
                 if config.network.observation_norm:
@@ -251,14 +253,6 @@ class Trainer:
         copies, count = config.train.envs_per_task, config.env.num_goals
         return lane_goals(config.seed, self.envs.names, episodes, copies, count)
 
-    def _finish_episodes(self, done: NDArray[np.bool_], solved: NDArray[np.bool_]) -> None:
-        for lane in np.flatnonzero(done):
-            recent = self.recent_success[lane // self.config.train.envs_per_task]
-            recent.append(float(solved[lane]))
-            del recent[:-SUCCESS_WINDOW]
-        self.episodes += done
-        solved[done] = False
-
     def _log_evaluate_save(self, *, may_save: bool) -> None:
         config, final = self.config, self.finished
         if self._crossed(config.logging.every) or final:
@@ -297,32 +291,39 @@ class Trainer:
         window, recorder = self.window, self.recorder
         if window.is_empty(self.step):
             return
-        self.evaluator.check()
+        finished = self.evaluator.finished()
+        if finished is not None and finished[0].step < self.step:
+            self._record_evaluation(*finished)
         self.writer.check()
         self.elapsed += window.seconds
-        success = [float(np.mean(recent)) if recent else math.nan for recent in self.recent_success]
         sigma = self.reward_scale.moments.sigma.cpu().numpy()
         divisor = self.reward_scale.divisor(self.agent.temperature.alpha())
         values = window.times(self.step) | self.diagnostics.flush()
-        values |= recorder.per_task("train/episode_success", success)
+        values |= recorder.per_task("train/episode_success", self.recent.success)
+        values |= recorder.per_task("train/episode_return", self.recent.returns)
         values |= recorder.per_task("train/reward_std", sigma)
         if divisor is not None:
             values |= recorder.per_task("train/reward_scale", divisor.cpu().numpy())
         values["memory/learner_mib"] = peak_memory_mib(self.device)
+        values["train/replay_fill"] = self.replay.size / self.replay.slots
+        values |= {f"train/{loss}_lr": p.optimizer.lr for loss, p in self.agent.parts.items()}
         values |= window.metrics(self.step)
         recorder.scalars(self.step, values)
         self._ask(callback.on_log(self.step, values) for callback in self.callbacks)
-        known = [s for s in success if s == s]
         recorder.progress(
             self.step,
-            float(np.mean(known)) if known else math.nan,
-            self.last_success,
+            {"train": values["train/episode_success_mean"], "eval": self.last_success},
             values["time/env_steps_per_s"],
             values["time/updates_per_s"],
         )
         self.status("running")
         window.restart(self.step)
         self.timer.lap("log")
+
+    def evaluate_untrained(self) -> None:
+        """What all learning is measured against; unless only the end is evaluated."""
+        if self.config.evaluation.every:
+            self._start_evaluation(final=False)
 
     def _start_evaluation(self, *, final: bool) -> None:
         """Deterministic, in environments of its own; touches no training state."""
@@ -334,23 +335,32 @@ class Trainer:
         self._exclude(self.timer.lap("evaluate"))
 
     def _collect_evaluation(self) -> None:
-        """Record the evaluation under way, if there is one, at the step of its snapshot.
+        """What follows from the evaluation under way, if there is one.
 
         Waits for it, where the order of events asks for that: before the next evaluation, before
-        a checkpoint of a later step, and at the end. So the log does not depend on the timing.
+        a checkpoint of a later step, and at the end. So no decision depends on the timing.
         """
         if self.evaluator.under_way is None:
             return
-        started, (result, seconds) = self.evaluator.collect()
-        self.last_success = result.success_mean
-        self.recorder.evaluation(started.step, result.success, result.returns, seconds)
-        self.last_evaluation = result
+        started, evaluated = self.evaluator.collect()
+        self._record_evaluation(started, evaluated)
+        self.last_evaluation = result = evaluated.result
         self._ask(callback.on_evaluation(started.step, *result) for callback in self.callbacks)
-        if result.success_mean >= self.best_success:  # of equals the one trained longest
+        # Of equals the one trained longest; the untrained agent is none of them.
+        if started.agent and result.success_mean >= self.best_success:
             self.best_success = result.success_mean
             best = {"step": started.step, "agent": started.agent}
             self.writer.save(self.run.checkpoints / "best.pt", best)
         self._exclude(self.timer.lap("evaluate"))
+
+    def _record_evaluation(self, started: UnderWay, evaluated: Evaluated) -> None:
+        """Once, at the step of its snapshot: by the first log line that finds it finished."""
+        if started is self._recorded:
+            return
+        self._recorded = started
+        result, seconds = evaluated
+        self.last_success = result.success_mean
+        self.recorder.evaluation(started.step, result.success, result.returns, seconds)
 
     def final_evaluation(self) -> Evaluation:
         """Made again, only to be shown, where the run had been finished before."""
@@ -398,7 +408,7 @@ class Trainer:
         state = {
             "step": self.step,
             "episodes": self.episodes.tolist(),
-            "recent_success": self.recent_success,
+            **self.recent.state_dict(),
             "best_success": self.best_success,
             "last_success": self.last_success,
             # Of this step, then: a resumed run begins it again, from the same agent.
@@ -424,7 +434,7 @@ class Trainer:
         self.agent.load_state_dict(state["agent"])
         self.step = state["step"]
         self.episodes = np.array(state["episodes"], dtype=np.int64)
-        self.recent_success = state["recent_success"]
+        self.recent.load_state_dict(state)
         self.best_success = state["best_success"]
         self.last_success = state["last_success"]
         self.elapsed = state["elapsed"]

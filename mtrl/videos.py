@@ -1,4 +1,4 @@
-"""Videos of a policy: one episode per task, one file per task and a grid of all.
+"""Videos of a policy: one file per task, of one or more episodes, and a grid of all.
 
 Rendering happens in worker processes of its own: MuJoCo takes its renderer from MUJOCO_GL when
 it is imported, which this process has done for simulation alone.
@@ -17,7 +17,7 @@ import gymnasium
 
 from mtrl.config import Config
 from mtrl.envs import tasks
-from mtrl.envs.film import FPS, SIZE, Filmed
+from mtrl.envs.film import FPS, Filmed
 from mtrl.envs.rendering import DISABLED, RenderingError, choose_renderer
 from mtrl.envs.vector import VectorEnv, auto_workers
 from mtrl.evaluation import Policy, evaluate, goal_schedule
@@ -45,15 +45,16 @@ def check_rendering(config: Config) -> None:
 
 
 def record(config: Config, policy: Policy, folder: Path) -> Path:
-    """Write <task>.mp4 of every task's first evaluation goal and grid.mp4; -> the grid.
+    """Write <task>.mp4 of every task's first evaluation goals and grid.mp4; -> the grid.
 
     policy: observations [task, dim] -> actions [task, dim]. Raises RenderingError, WorkerError.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{name.replace('/', '_')}.mp4" for name in config.task_names]
+    size, episodes = config.train.video_size, config.train.video_episodes
     task_set = tasks.task_set_of(config, render=True)
     films = [
-        functools.partial(Filmed, factory, name, path)
+        functools.partial(Filmed, factory, name, path, size, episodes)
         for factory, name, path in zip(task_set.factories, task_set.names, files, strict=True)
     ]
     with VectorEnv(
@@ -65,11 +66,11 @@ def record(config: Config, policy: Policy, folder: Path) -> Path:
         workers=auto_workers(config.env.workers, config.num_tasks),
         renderer=_renderer(config),
     ) as envs:
-        evaluate(policy, envs, goal_schedule(config, 1))
-    return _tile(files, folder / "grid.mp4")
+        evaluate(policy, envs, goal_schedule(config, episodes))
+    return _tile(files, folder / "grid.mp4", size)
 
 
-def _tile(files: Sequence[Path], path: Path) -> Path:
+def _tile(files: Sequence[Path], path: Path, size: int) -> Path:
     """Videos side by side as one; those that end earlier keep their last picture."""
     import imageio_ffmpeg
 
@@ -83,7 +84,7 @@ def _tile(files: Sequence[Path], path: Path) -> Path:
     for index, file in enumerate(files):
         command += ["-threads", "1", "-i", str(file)]
         filters += f"[{index}]tpad=stop=-1:stop_mode=clone[v{index}];"
-        corners.append(f"{index % columns * SIZE}_{index // columns * SIZE}")
+        corners.append(f"{index % columns * size}_{index // columns * size}")
     filters += "".join(f"[v{index}]" for index in range(len(files)))
     filters += f"xstack=inputs={len(files)}:layout={'|'.join(corners)}:fill=black"
     command += ["-filter_complex", filters, "-frames:v", str(max(frames)), "-r", str(FPS)]

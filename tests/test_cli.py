@@ -430,6 +430,7 @@ def test_metrics_hold_the_documented_tags(toy_run: Path) -> None:
         "train/actor_loss",
         "train/alpha",
         "train/episode_success",
+        "train/episode_return",
         "train/reward_std",
         "smto/critic/weight",
         "smto/actor/weight",
@@ -448,7 +449,7 @@ def test_metrics_hold_the_documented_tags(toy_run: Path) -> None:
         steps = [step for step, _ in points]
         assert steps == sorted(set(steps)), f"{tag} has steps out of order or twice"
         assert all(math.isfinite(value) for _, value in points), tag
-    assert [step for step, _ in tags["eval/success_mean"]] == [800, 1600]
+    assert [step for step, _ in tags["eval/success_mean"]] == [0, 800, 1600]
     assert [step for step, _ in tags["train/reward_std/toy-east"]] == [400, 800, 1200, 1600]
     # Random actions until step 400: no update, hence no loss, before it.
     assert [step for step, _ in tags["train/critic_loss/toy-east"]] == [800, 1200, 1600]
@@ -456,7 +457,7 @@ def test_metrics_hold_the_documented_tags(toy_run: Path) -> None:
 
 def test_metrics_agree_with_each_other(toy_run: Path) -> None:
     tags = series(toy_run)
-    for index in range(2):
+    for index in range(3):
         per_task = [tags[f"eval/success/{task}"][index][1] for task in TOY_TASKS]
         assert tags["eval/success_mean"][index][1] == pytest.approx(sum(per_task) / 4)
     for task in TOY_TASKS:
@@ -596,7 +597,7 @@ def test_smoke_preset_trains_on_real_meta_world(run_mtrl: Mtrl, tmp_path: Path) 
     assert "reach-v3" in done.stdout
     shown = tensorboard_series(run)
     for task in ("reach-v3", "drawer-close-v3"):
-        assert [step for step, _ in shown[f"eval/success/{task}"]] == [1000, 2000]
+        assert [step for step, _ in shown[f"eval/success/{task}"]] == [0, 1000, 2000]
         assert all(0 <= value <= 1 for _, value in shown[f"eval/success/{task}"])
         assert shown[f"train/reward_std/{task}"][-1][1] > 0
     assert series(run).keys() == shown.keys()

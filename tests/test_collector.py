@@ -301,5 +301,5 @@ def test_a_resumed_captured_run_equals_an_uninterrupted_one(
     resumed = train(base, envs, tmp_path, half)
     assert resumed.captured == [True] * 4
     one, other = (state_at(run, base.train.total_steps) for run in (resumed, uninterrupted))
-    for part in ("agent", "replay", "episodes", "recent_success"):
+    for part in ("agent", "replay", "episodes", "recent_success", "recent_returns"):
         assert differences(one[part], other[part]) == []

@@ -13,6 +13,7 @@ from mtrl.commands import main as cli
 from mtrl.config import Config, EnvConfig
 from mtrl.evaluation import Evaluation, success_table
 from mtrl.run.console import open_console
+from mtrl.run.dashboard import REINFORCEMENT_LEARNING
 from mtrl.run.directory import RunDirectory
 from mtrl.run.recorder import Recorder
 from mtrl.sweep.board import Board
@@ -60,8 +61,14 @@ def test_the_bar_of_a_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    recorder = Recorder(RunDirectory(tmp_path), Config(env=EnvConfig(benchmark="toy")), 0, 10)
-    recorder.advance(5, "loss[/] of [t]")
+    recorder = Recorder(
+        RunDirectory(tmp_path),
+        Config(env=EnvConfig(benchmark="toy")),
+        0,
+        10,
+        REINFORCEMENT_LEARNING,
+    )
+    recorder.advance(5, ["loss[/] of [t]"], 1.0)
     recorder.close()
     assert "loss[/] of [t]" in capsys.readouterr().err
 

@@ -12,7 +12,7 @@ from test_agent import make_agent, make_batch, parameters
 from test_task_gradients import problem, separate_backwards
 
 from mtrl.gradients.diagnostics import Diagnostics, cosines, gradient_metrics
-from mtrl.run.recorder import draw_heat_map
+from mtrl.run.images import draw_heat_map
 from mtrl.smto import available, create, describe
 
 
@@ -151,14 +151,14 @@ def test_means_between_flushes() -> None:
 
 def test_heat_map_shows_agreement_in_red_and_conflict_in_blue() -> None:
     cosine = np.array([[1.0, -1.0], [-1.0, 1.0]])
-    pixels = draw_heat_map(["first", "second"], cosine)
+    pixels = draw_heat_map(["first", "second"], cosine, "title")
     assert pixels.dtype == np.uint8
     assert pixels.shape[0] == 3
     red, _, blue = (channel.astype(int) for channel in pixels)
     agree, conflict = (red - blue > 100).mean(), (blue - red > 100).mean()
     assert agree > 0.05
     assert conflict > 0.05
-    flipped = draw_heat_map(["first", "second"], -cosine)
+    flipped = draw_heat_map(["first", "second"], -cosine, "title")
     assert (pixels != flipped).any()
 
 

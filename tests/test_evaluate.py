@@ -222,13 +222,13 @@ def test_what_is_evaluated_is_the_agent_of_the_start(envs: VectorEnv) -> None:
 def test_a_dead_evaluation_worker_is_named_and_an_abandoned_evaluation_ends() -> None:
     with contextlib.closing(Evaluator(SMALL)) as evaluator:
         evaluator.start(0, make_agent(), GOALS)
-        evaluator.check()  # nothing to say yet: the worker is still starting
+        assert evaluator.finished() is None, "the worker is still starting"
         assert evaluator.envs is not None
         os.kill(evaluator.envs.worker_pids[0], signal.SIGKILL)
         assert evaluator.under_way is not None
         futures.wait([evaluator.under_way.future], timeout=PATIENCE)
         with pytest.raises(WorkerError, match=r"toy-east.* was killed by signal 9"):
-            evaluator.check()
+            evaluator.finished()
         with pytest.raises(WorkerError, match=r"toy-east.* was killed by signal 9"):
             evaluator.collect()
     with contextlib.closing(Evaluator(SMALL)) as evaluator:

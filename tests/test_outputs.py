@@ -22,20 +22,23 @@ import torch
 from conftest import PATIENCE, PCGRAD, REPOSITORY, Mtrl, wait_for
 from numpy.typing import NDArray
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import metadata
+from tensorboard.plugins.hparams.api_pb2 import STATUS_SUCCESS
 from torch.utils.tensorboard import summary
 
 from mtrl.agent import Agent
 from mtrl.benchmarks import TOY
 from mtrl.commands import main as cli
 from mtrl.commands.trained import open_trained
-from mtrl.config import Config, EnvConfig, LoggingConfig
+from mtrl.config import Config, EnvConfig, LoggingConfig, TrainConfig
 from mtrl.envs import rendering, toy
-from mtrl.envs.film import GREEN, HOLD, SIZE, STRIDE
-from mtrl.run.dashboard import layout
+from mtrl.envs.film import GREEN, HOLD, STRIDE
+from mtrl.run.dashboard import REINFORCEMENT_LEARNING
 from mtrl.run.directory import RunDirectory
 from mtrl.run.recorder import Recorder
 from mtrl.run.sinks import import_wandb
 from mtrl.run.stopping import TrainingError
+from mtrl.run.tags import per_task
 from mtrl.videos import record
 
 
@@ -56,6 +59,8 @@ def events(run: Path) -> EventAccumulator:
 
 
 # -- videos -------------------------------------------------------------------------------------
+
+SIZE = Config().train.video_size
 
 
 def to_the_target(observations: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -87,6 +92,51 @@ def test_videos_show_each_task_until_it_is_solved(tmp_path: Path) -> None:
         tile = tiles[-1][row * SIZE : (row + 1) * SIZE, column * SIZE : (column + 1) * SIZE]
         # Encoded twice; an ended film keeps its last picture.
         assert np.abs(tile.astype(int) - film[-1]).mean() < 8
+
+
+def test_size_and_episodes_of_a_video(tmp_path: Path) -> None:
+    train = TrainConfig(video_size=128, video_episodes=3)
+    env = EnvConfig(benchmark="toy", horizon=20, num_goals=3, workers=1)
+    record(Config(env=env, train=train), to_the_target, tmp_path)
+    (solved, *_, unsolved) = (imageio.v3.imread(tmp_path / f"{name}.mp4") for name in TOY)
+    assert solved.shape[1:] == unsolved.shape[1:] == (128, 128, 3)
+    assert len(unsolved) == 3 * (1 + 20 // STRIDE - 1 + HOLD)
+    bar = solved[:, 3, 64].astype(int)
+    green = np.abs(bar - np.array(GREEN)).max(1) < 60
+    assert np.count_nonzero(np.diff(green.astype(int)) == 1) == 3, "each episode is solved"
+
+
+@pytest.mark.parametrize("train", ["train", "evaluate"])
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("size", 250, "must be a multiple of 16, from 128 to 1024"),
+        ("size", 96, "must be a multiple of 16, from 128 to 1024"),
+        ("camera", "topview", "only Meta-World's tasks have it; these are toy"),
+        ("episodes", 0, "must be in 1..50, env.num_goals"),
+        ("episodes", 51, "must be in 1..50, env.num_goals"),
+    ],
+)
+def test_impossible_videos_are_refused(
+    train: str,
+    option: str,
+    value: object,
+    said: str,
+    run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if train == "train":
+        line = (*Mtrl.toy_line(tmp_path / "new"), f"--train.video-{option}", value)
+        refused(capsys, line, f"train.video_{option} = {value!r}: {said}")
+    else:
+        line = ("evaluate", run, "--video", f"--video-{option}", value)
+        refused(capsys, line, f"video_{option} = {value!r}: {said}")
+    assert not (tmp_path / "new").exists()
+
+
+def test_video_options_without_a_video(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refused(capsys, ("evaluate", run, "--video-size", 480), "video_size = 480: needs --video")
 
 
 def test_meta_world_is_rendered_without_a_screen(tmp_path: Path) -> None:
@@ -136,15 +186,90 @@ def records(run: Path) -> list[dict[str, float]]:
 
 def test_every_chart_of_the_first_page_has_data(run: Path) -> None:
     tags = {tag for record in records(run) for tag in record}
-    sections = layout(TOY)
+    sections = REINFORCEMENT_LEARNING.charts
     assert next(iter(sections)) == "Success"
     for section, charts in sections.items():
-        for chart, (_, patterns) in charts.items():
+        for chart, (kind, patterns) in charts.items():
+            if kind == "Margin":
+                assert tags.issuperset(patterns), f"{section}: {chart}"
+                continue
             shown = [tag for tag in tags for pattern in patterns if re.match(pattern, tag)]
             assert shown, f"{section}: {chart}"
     (stored,) = events(run).Tensors("custom_scalars__config__")
     expected = summary.custom_scalars(sections).value[0].tensor.string_val
     assert list(stored.tensor_proto.string_val) == list(expected)
+
+
+NOT_IN_THIS_RUN = {"smto/<loss>/<certificate>", "time/compile_ms"}
+
+
+def test_every_tag_has_a_formula_and_every_formula_a_tag(run: Path) -> None:
+    text = (REPOSITORY / "docs/metrics.md").read_text()
+    columns = re.findall(r"^\| (`[^|]*) \|", text, re.MULTILINE)
+    documented = {tag for column in columns for tag in re.findall(r"`([^`]+)`", column)}
+    assert documented > NOT_IN_THIS_RUN
+    scalars = {tag for record in records(run) for tag in record} - {"step"}
+    logged = {re.sub(r"/toy-\w+$", "/<task>", tag) for tag in scalars}
+    spread = {tag.removesuffix("/<task>") for tag in logged if tag.endswith("/<task>")}
+    logged -= {f"{tag}_{which}" for tag in spread for which in ("mean", "min", "max")}
+    shown = events(run).Tags()
+    logged |= set(shown["images"]) | {"config"}
+    assert set(shown["scalars"]) == scalars
+    logged = {re.sub(r"^gradients/(critic|actor)/", "gradients/<loss>/", tag) for tag in logged}
+    assert logged == documented - NOT_IN_THIS_RUN
+
+
+def test_the_table_of_settings_begins_with_those_that_differ(run: Path) -> None:
+    """As TensorBoard reads it: of the method, the seed and every setting, none twice."""
+    about = events(run)
+    experiment = metadata.parse_experiment_plugin_data(
+        about.SummaryMetadata(metadata.EXPERIMENT_TAG).plugin_data.content
+    )
+    names = [info.name for info in experiment.hparam_infos]
+    assert len(set(names)) == len(names)
+    ordered = sorted(experiment.hparam_infos, key=lambda info: (not info.differs, info.name))
+    assert [info.display_name for info in ordered[:3]] == ["method", "seed", "agent.actor_lr"]
+    differing = {info.name for info in experiment.hparam_infos if info.differs}
+    assert {"train.total_steps", "env.benchmark", "logging.csv"} < differing
+    assert not differing & {"agent.tau", "run_dir"}
+    (score, _) = (info.name.tag for info in experiment.metric_infos)
+    assert score == "eval/success_mean"
+    assert events(run).Scalars(score)
+    session = metadata.parse_session_start_info_plugin_data(
+        about.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
+    )
+    assert session.hparams["_method"].string_value == "pcgrad"
+    assert session.hparams["_seed"].number_value == 1
+    assert session.hparams["agent.tau"].number_value == 0.005
+    assert session.hparams["logging.csv"].bool_value
+    assert "agent.max_grad_norm" not in session.hparams, "there is none"
+    ended = about.SummaryMetadata(metadata.SESSION_END_INFO_TAG).plugin_data.content
+    assert metadata.parse_session_end_info_plugin_data(ended).status == STATUS_SUCCESS
+
+
+def test_mean_and_range_are_those_of_the_known_tasks() -> None:
+    assert per_task("a", ("x", "y", "z"), [3.0, np.nan, 1.0]) == {
+        "a/x": 3.0,
+        "a/y": pytest.approx(np.nan, nan_ok=True),
+        "a/z": 1.0,
+        "a_mean": 2.0,
+        "a_min": 1.0,
+        "a_max": 3.0,
+    }
+    assert all(value != value for value in per_task("a", ("x",), [np.nan]).values())
+
+
+def test_a_run_that_starts_again_from_zero_has_one_first_evaluation(tmp_path: Path) -> None:
+    """It was killed before its first checkpoint."""
+    config = Config(env=EnvConfig(benchmark="toy"), logging=LoggingConfig(csv=True))
+    for measured in (0.25, 0.5):
+        recorder = Recorder(RunDirectory(tmp_path), config, 0, 320, REINFORCEMENT_LEARNING)
+        recorder.evaluation(0, np.full((4, 1), measured), np.zeros((4, 1)), 1.0)
+        recorder.close()
+    assert [record["eval/success_mean"] for record in records(tmp_path)] == [0.5]
+    test_csv_equals_metrics(tmp_path)
+    (shown,) = events(tmp_path).Scalars("eval/success_mean")
+    assert (shown.step, shown.value) == (0, 0.5)
 
 
 def test_csv_equals_metrics(run: Path) -> None:
@@ -307,7 +432,7 @@ def test_wandb_that_fails_at_a_resume_changes_nothing_on_disk(
     wandb_account.setattr(import_wandb(), "init", no_answer)
     config = Config(env=EnvConfig(benchmark="toy"), logging=LoggingConfig(csv=True, wandb=True))
     with pytest.raises(TrainingError, match=r"no answer in 90 s; WANDB_MODE=offline"):
-        Recorder(directory, config, 80, 320)
+        Recorder(directory, config, 80, 320, REINFORCEMENT_LEARNING)
     after = directory.metrics_file.read_text(), (tmp_path / "metrics.csv").read_text()
     assert after == before
 

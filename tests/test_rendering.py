@@ -12,6 +12,7 @@ from pathlib import Path
 
 import gymnasium
 import imageio.v3
+import mujoco
 import numpy as np
 import pytest
 from gymnasium import wrappers
@@ -150,6 +151,32 @@ def test_the_fast_step_shows_what_upstreams_does(renderer: str) -> None:
         assert np.array_equal(ours, theirs), "drawing changes no number"
     for env in (slow, fast):
         env.close()
+
+
+@pytest.mark.parametrize("camera", ["corner", "corner2", "corner4"])
+def test_cameras_that_hang_upside_down_show_the_scene_as_it_is(camera: str, renderer: str) -> None:
+    """As MuJoCo's free camera in the same place, which is always upright; corner3 is tilted."""
+    (factory,) = tasks.make_task_set(["door-open-v3"], seed=1, camera=camera, size=192).factories
+    env = factory()
+    env.reset(options={"goal": 0})
+    shown = env.render()
+    assert shown.shape == (192, 192, 3)
+    model, data = env.env.model, env.env.data
+    here = data.camera(camera)
+    x, y, z = forward = -here.xmat.reshape(3, 3)[:, 2]
+    free = mujoco.MjvCamera()
+    free.type, free.distance = mujoco.mjtCamera.mjCAMERA_FREE, 1.0
+    free.lookat = here.xpos + forward
+    free.azimuth, free.elevation = np.degrees([np.arctan2(y, x), np.arcsin(z)])
+    model.vis.global_.fovy = model.camera(camera).fovy[0]
+    drawn = rendering.make_renderer(model, 192, 192)
+    drawn.update_scene(data, camera=free)
+    upright = drawn.render().astype(int)
+    drawn.close()
+    env.close()
+    right = np.abs(shown - upright).mean()
+    for wrong in (shown[::-1], shown[:, ::-1], shown[::-1, ::-1]):
+        assert right < 0.5 * np.abs(wrong - upright).mean()
 
 
 def test_no_render_mode_draws_nothing() -> None:

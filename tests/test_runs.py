@@ -12,7 +12,6 @@ from conftest import ENVIRONMENT
 from run_files import write_run
 
 from mtrl.commands import main as cli
-from mtrl.commands.runs import age
 from mtrl.run.directory import RunDirectory, is_held
 from mtrl.run.state import find_runs, read_metrics, read_run, read_series
 from mtrl.schema import ConfigError
@@ -181,10 +180,6 @@ def test_no_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert str(tmp_path) in message
-
-
-def test_age() -> None:
-    assert [age(s) for s in (-1, 42, 400, 7_300, 200_000)] == ["0 s", "42 s", "7 min", "2 h", "2 d"]
 
 
 PEAK = """

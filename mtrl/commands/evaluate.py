@@ -10,6 +10,7 @@ from pathlib import Path
 
 import tyro
 
+from mtrl.config import Camera, Config
 from mtrl.options.command_words import read_options
 from mtrl.run.console import open_console
 from mtrl.schema import ConfigError
@@ -26,7 +27,13 @@ class EvaluateOptions:
     json: bool = False
     """Print JSON to standard output instead of a table."""
     video: bool = False
-    """Also render an episode of each task: RUN/videos/step_<N>/<task>.mp4, and grid.mp4 of all."""
+    """Also render episodes of each task: RUN/videos/step_<N>/<task>.mp4, and grid.mp4 of all."""
+    video_size: int | None = None
+    """Pixels of a task's picture, each way; None = the run's train.video_size, as below."""
+    video_camera: Camera | None = None
+    """Where Meta-World's tasks are seen from."""
+    video_episodes: int | None = None
+    """Episodes of each task in its video."""
     device: str = ""
     """auto (CUDA where there is one), cpu, cuda or cuda:i; if empty the run's own, or auto where
     this machine does not have it."""
@@ -59,6 +66,7 @@ def evaluate_command(words: list[str]) -> None:
     learner = dataclasses.replace(trained.config.learner, device=name)
     config = dataclasses.replace(trained.config, learner=learner)
     config, step = with_plugins(config, options.plugins), trained.step
+    config = _with_video(config, options)
     if options.video:
         check_rendering(config)
     device = set_up_learner(config)
@@ -94,3 +102,20 @@ def evaluate_command(words: list[str]) -> None:
     open_console().print(success_table(config.task_names, result))
     if video:
         print(f"videos: {video}, and one file per task next to it")
+
+
+def _with_video(config: Config, options: EvaluateOptions) -> Config:
+    """ConfigError for a video that cannot be made, or that `--video` does not ask for."""
+    from mtrl.options.validation import check_video
+
+    asked = {
+        key: value
+        for key in ("video_size", "video_camera", "video_episodes")
+        if (value := getattr(options, key)) is not None
+    }
+    if asked and not options.video:
+        key, value = next(iter(asked.items()))
+        raise ConfigError(key, value, "needs --video")
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, **asked))
+    check_video(config)
+    return config

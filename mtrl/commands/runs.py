@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from mtrl.run.state import Run, find_runs, read_run
+from mtrl.run.timing import duration
 from mtrl.schema import ConfigError, user_path
 
 HELP = """\
@@ -34,7 +35,7 @@ def runs_command(arguments: list[str]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from mtrl.run.console import open_console
+    from mtrl.run.console import open_console, say
 
     table = Table(box=None, pad_edge=False)
     table.add_column("run", overflow="fold")
@@ -52,7 +53,7 @@ def runs_command(arguments: list[str]) -> None:
     console.print(table)
     for run in runs:
         if run.broken:
-            console.print(f"{run.path} is broken: {run.broken}", soft_wrap=True)
+            say(console, f"{run.path} is broken: {run.broken}")
 
 
 def _cells(run: Run) -> list[str]:
@@ -65,7 +66,7 @@ def _cells(run: Run) -> list[str]:
         "-" if success is None else f"{success:.3f}",
         "-" if success is None or best is None else f"{best:.3f}",
         f"{run.step / elapsed:,.0f}" if elapsed else "-",
-        age(time.time() - _last_sign(run.path)),
+        duration(time.time() - _last_sign(run.path)),
     ]
 
 
@@ -73,11 +74,3 @@ def _last_sign(path: Path) -> float:
     """When the run last wrote its status (or, before that, its configuration)."""
     status = path / "status.json"
     return (status if status.exists() else path / "config.yaml").stat().st_mtime
-
-
-def age(seconds: float) -> str:
-    """`42 s`, `7 min`, `5 h` or `3 d`."""
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(seconds, 0):.0f} s"

@@ -87,6 +87,8 @@ def train(
         for warning in notes(config, trainer.agent):
             trainer.recorder.message(f"warning: {warning}")
         trainer.status("running")
+        if state is None:
+            trainer.evaluate_untrained()
         trainer.loop()
         result = trainer.final_evaluation()
         trainer.status("finished")

@@ -1,4 +1,4 @@
-"""One task's episode as a video file, written where the environment is stepped.
+"""One task's episodes as a video file, written where the environment is stepped.
 
 Nothing here needs torch, nor MuJoCo before the environment is made: MUJOCO_GL is read when MuJoCo
 is first imported, so a worker process renders with what it inherits.
@@ -17,7 +17,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mtrl.envs.success import is_solved
 
-SIZE = 240  # pixels, both ways; a multiple of 16, as video encoders need it
 STRIDE = 2  # environment steps per frame
 FPS = 40  # Meta-World in real time: its step is 12.5 ms
 HOLD = FPS  # frames for which the last picture stays
@@ -25,13 +24,23 @@ GREEN = (40, 200, 80)
 
 
 class Filmed:
-    """An environment of `factory` whose episode, up to its first success, becomes `path`.
+    """An environment of `factory` whose episodes, each up to its first success, become `path`.
 
     Needs `render()` -> pixels [height, width, 3]. Steps as without the camera.
     """
 
-    def __init__(self, factory: Callable[[], gymnasium.Env], name: str, path: Path) -> None:
+    def __init__(
+        self,
+        factory: Callable[[], gymnasium.Env],
+        name: str,
+        path: Path,
+        size: int = 240,
+        episodes: int = 1,
+    ) -> None:
+        """size: pixels, both ways; a multiple of 16, as video encoders need it."""
         self.env, self.name, self.path = factory(), name, path
+        self.size, self.episodes = size, episodes
+        self._episode = 0
         self._writer: Any = None
 
     def reset(self, **arguments: Any) -> tuple[NDArray[np.float64], dict[str, Any]]:
@@ -39,7 +48,9 @@ class Filmed:
 
         outcome = self.env.reset(**arguments)
         self._step = 0
-        self._writer = imageio.v2.get_writer(self.path, fps=FPS, quality=7)
+        self._episode += 1
+        if self._episode == 1:
+            self._writer = imageio.v2.get_writer(self.path, fps=FPS, quality=7)
         self._add_frame(success=False)
         return outcome
 
@@ -51,31 +62,43 @@ class Filmed:
         self._step += 1
         if self._writer is not None and (ended or self._step % STRIDE == 0):
             self._add_frame(success=success, copies=HOLD if ended else 1)
-        if self._writer is not None and ended:
+        if self._writer is not None and ended and self._episode == self.episodes:
             self._writer.close()
             self._writer = None
         return outcome
 
     def _add_frame(self, *, success: bool, copies: int = 1) -> None:
         pixels: Any = self.env.render()
-        frame = annotate(pixels, self.name, self._step, success=success)
+        below = f"episode {self._episode} of {self.episodes}" if self.episodes > 1 else ""
+        frame = annotate(pixels, self.size, self.name, self._step, success=success, below=below)
         for _ in range(copies):
             self._writer.append_data(frame)
 
 
 def annotate(
-    pixels: NDArray[np.uint8], name: str, step: int, *, success: bool
+    pixels: NDArray[np.uint8],
+    size: int,
+    name: str,
+    step: int,
+    *,
+    success: bool,
+    below: str = "",
 ) -> NDArray[np.uint8]:
-    """Pixels [height, width, 3] -> [SIZE, SIZE, 3] with task name, step and success."""
+    """Pixels [height, width, 3] -> [size, size, 3] with task name, step and success."""
     image = Image.fromarray(pixels)
-    if image.size != (SIZE, SIZE):
-        image = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
     draw = ImageDraw.Draw(image)
-    font = ImageFont.load_default(size=12)
-    draw.rectangle((0, 0, SIZE, 16), fill=GREEN if success else (0, 0, 0))
-    draw.text((5, 1), name, fill="white", font=font)
+    bar = size // 15
+    font, edge = ImageFont.load_default(size=size // 20), size // 48
+    draw.rectangle((0, 0, size, bar), fill=GREEN if success else (0, 0, 0))
+    draw.text((edge, bar // 2), name, fill="white", font=font, anchor="lm")
     label = f"solved at {step}" if success else f"step {step}"
-    draw.text((SIZE - 5, 1), label, fill="white", font=font, anchor="ra")
+    draw.text((size - edge, bar // 2), label, fill="white", font=font, anchor="rm")
+    if below:
+        box = draw.textbbox((edge, size - edge), below, font=font, anchor="ld")
+        draw.rectangle(box, fill=(0, 0, 0))
+        draw.text((edge, size - edge), below, fill="white", font=font, anchor="ld")
     if success:
-        draw.rectangle((0, 0, SIZE - 1, SIZE - 1), outline=GREEN, width=4)
+        draw.rectangle((0, 0, size - 1, size - 1), outline=GREEN, width=size // 60)
     return np.asarray(image)

@@ -21,6 +21,8 @@ from mtrl.envs.rendering import make_renderer, without_renderer
 from mtrl.files.atomic import replaced
 from mtrl.files.cache import cache_folder
 
+UP_Z = 7  # in a camera's flat rotation matrix: how far its upper edge points up
+
 
 def import_metaworld() -> Any:
     """Without the renderer that MUJOCO_GL names, which may be missing here."""
@@ -103,11 +105,15 @@ class MetaWorldTask(gymnasium.Env):
         horizon: int = 500,
         seed: int = 0,
         fast: bool = False,
+        camera: str = "corner2",
+        size: int = 240,
     ) -> None:
+        """camera, size: of the pictures that `render` returns, in pixels both ways."""
         metaworld = import_metaworld()
         env_class = metaworld.env_dict.ALL_V3_ENVIRONMENTS[task_name]
         self.task_name = task_name
         self.horizon = horizon
+        self.camera, self.size = camera, size
         make = env_class
         if fast:
             from mtrl.envs.fast_metaworld.environment import fast_class
@@ -149,16 +155,21 @@ class MetaWorldTask(gymnasium.Env):
         return observation, float(reward), False, self._step >= self.horizon, info
 
     def render(self) -> NDArray[np.uint8] | None:
-        """Pixels [240, 240, 3]. May raise RenderingError."""
+        """Pixels [size, size, 3]. May raise RenderingError."""
         if self.render_mode is None:
             return None
         if self._renderer is None:
-            self._renderer = make_renderer(self.env.model, 240, 240)
+            buffer = self.env.model.vis.global_
+            buffer.offwidth = max(buffer.offwidth, self.size)
+            buffer.offheight = max(buffer.offheight, self.size)
+            self._renderer = make_renderer(self.env.model, self.size, self.size)
         for name, position in self.env._target_site_config:  # the fast step does not move them
             self.env._set_pos_site(name, position)
-        self._renderer.update_scene(self.env.data, camera="corner2")
-        # The camera hangs upside down. Copied, as not all takes arrays with negative strides.
-        return np.ascontiguousarray(self._renderer.render()[::-1])
+        self._renderer.update_scene(self.env.data, camera=self.camera)
+        pixels = self._renderer.render()
+        if self.env.data.camera(self.camera).xmat[UP_Z] < -0.1:  # it hangs upside down
+            pixels = pixels[::-1, ::-1]
+        return np.ascontiguousarray(pixels)  # not all takes arrays with negative strides
 
     def close(self) -> None:
         if self._renderer is not None:

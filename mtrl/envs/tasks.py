@@ -67,10 +67,13 @@ def make_task_set(
     fast: bool = False,
     plugins: Sequence[str] = (),
     render: bool = False,
+    camera: str = "corner2",
+    size: int = 240,
 ) -> TaskSet:
     """Factories of all tasks; the goals are upstream's for this list of tasks and this seed.
 
-    plugins: files that register Gymnasium environments. render: the environments can `render()`.
+    plugins: files that register Gymnasium environments. render: the environments can `render()`;
+    camera, size: what Meta-World's pictures show, and their pixels each way.
 
     `fast` steps Meta-World faster, bitwise identical to upstream (see `fast_metaworld`); with
     versions of Meta-World or MuJoCo not listed there, it warns and uses upstream's own step.
@@ -108,6 +111,8 @@ def make_task_set(
             horizon=horizon,
             seed=seed,
             fast=fast,
+            camera=camera,
+            size=size,
         )
         for name in names
     ]
@@ -127,6 +132,8 @@ def task_set_of(config: Config, *, render: bool = False) -> TaskSet:
         fast=env.fast,
         plugins=config.plugins,
         render=render,
+        camera=config.train.video_camera,
+        size=config.train.video_size,
     )
 
 

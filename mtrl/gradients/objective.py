@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,17 @@ from mtrl.gradients.optimizer import Optimizer
 from mtrl.networks.layers import is_recorded, layers_of
 from mtrl.smto import SMTO, create
 from mtrl.smto.registry import options_of
+
+
+class Step(NamedTuple):
+    """What is known of a step that was made; as in `Direction`, but for the norm."""
+
+    losses: Tensor
+    auxiliary: Tensor
+    weights: Tensor | None
+    gramian: Tensor | None
+    norm: Tensor
+    """Of the whole direction, before it is clipped."""
 
 
 class Objective:
@@ -58,7 +69,7 @@ class Objective:
         if not any(layer.of_one_task for layer in layers_of(network)):
             self.plain = lambda *given: plain_direction(smto, task_loss, network, *inputs(*given))
 
-    def step(self, *given: Any, gramian: bool = False) -> Direction:
+    def step(self, *given: Any, gramian: bool = False) -> Step:
         """gramian: give the Gramian whatever the method; changes nothing else."""
         if self.plain is None or self.smto.needs != "losses":
             found = self.direction(*given, gramian=gramian)
@@ -66,8 +77,8 @@ class Objective:
             found = self.plain(*given)
             if gramian:
                 found = found._replace(gramian=self._gramian(*given))
-        self.optimizer.step(found.gradients, self.max_grad_norm)
-        return found
+        norm = self.optimizer.step(found.gradients, self.max_grad_norm)
+        return Step(found.losses, found.auxiliary, found.weights, found.gramian, norm)
 
     def direction(self, *given: Any, gramian: bool = False) -> Direction:
         return combine(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -31,6 +31,8 @@ class Optimizer:
         """config: which optimiser; None = Adam. l2: coupled weight decay, whose gradient is added
         to the SMTO's direction."""
         self._parameters, self._lr, self._config, self._l2 = list(parameters), lr, config, l2
+        self.lr = lr
+        """The step size of the next step, on the host."""
         self._is_compiled = False
 
     @cached_property
@@ -53,21 +55,24 @@ class Optimizer:
                     parameters, lr=lr, momentum=betas[0], weight_decay=l2, fused=True
                 )
 
-    def step(self, gradients: Iterable[Tensor], max_norm: float | None = None) -> None:
-        """max_norm: clip the norm of all gradients together."""
+    def step(self, gradients: Sequence[Tensor], max_norm: float | None = None) -> Tensor:
+        """-> the norm of all gradients together, a scalar; max_norm: clip it, after that."""
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             parameter.grad = gradient
+        norm = torch.nn.utils.get_total_norm(gradients)
         if max_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self._parameters, max_norm)
+            torch.nn.utils.clip_grads_with_norm_(self._parameters, max_norm, norm)
         self._step()
+        return norm
 
     def scale(self, factor: float) -> None:
         """Set the step size to `factor` times the configured one."""
+        self.lr = self._lr * factor
         group = self.torch.param_groups[0]
         if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(self._lr * factor)
+            group["lr"].fill_(self.lr)
         else:
-            group["lr"] = self._lr * factor
+            group["lr"] = self.lr
 
     @cached_property
     def _step(self) -> Callable[[], object]:

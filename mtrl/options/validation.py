@@ -7,7 +7,7 @@ simulation workers have been started.
 from __future__ import annotations
 
 from mtrl import benchmarks
-from mtrl.config import Config
+from mtrl.config import Config, TrainConfig
 from mtrl.envs import gym_tasks
 from mtrl.envs import tasks as env_tasks
 from mtrl.run.sinks import check_sinks
@@ -35,6 +35,23 @@ def check_seed(seed: int, largest: int = LARGEST_SEED) -> None:
     """ConfigError for a seed that a generator would not take."""
     if not 0 <= seed <= largest:
         raise ConfigError("seed", seed, f"must be zero or positive, and at most {largest}")
+
+
+def check_video(config: Config, prefix: str = "") -> None:
+    """ConfigError for a picture that cannot be made; prefix: of the options' names."""
+    train, goals = config.train, config.env.num_goals
+    size, camera, episodes = train.video_size, train.video_camera, train.video_episodes
+    if not (128 <= size <= 1024 and size % 16 == 0):
+        raise ConfigError(f"{prefix}video_size", size, "must be a multiple of 16, from 128 to 1024")
+    kind = env_tasks.kind(config.task_names[0])
+    if camera != TrainConfig.video_camera and kind != "Meta-World":
+        raise ConfigError(
+            f"{prefix}video_camera", camera, f"only Meta-World's tasks have it; these are {kind}"
+        )
+    if not 1 <= episodes <= goals:
+        raise ConfigError(
+            f"{prefix}video_episodes", episodes, f"must be in 1..{goals}, env.num_goals"
+        )
 
 
 def validate(config: Config) -> None:
@@ -157,6 +174,7 @@ def validate(config: Config) -> None:
         "learner.threads",
         "must be auto or at least 1",
     )
+    check_video(config, "train.")
     for key in ("evaluation.every", "diagnostics.every", "train.video_every"):
         need(values[key] >= 0, key, "must be zero (off) or positive")
     need(

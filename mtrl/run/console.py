@@ -11,3 +11,8 @@ from rich.console import Console
 def open_console(*, errors: bool = False, width: int | None = None) -> Console:
     """On standard output or standard error; width None = that of the terminal."""
     return Console(stderr=errors, width=width, markup=False, emoji=False, highlight=False)
+
+
+def say(console: Console, text: str) -> None:
+    """A message: on a terminal broken between words, elsewhere one line, as `grep` needs it."""
+    console.print(text, soft_wrap=not console.is_terminal)

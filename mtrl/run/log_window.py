@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mtrl.envs.vector import VectorEnv
 from mtrl.run.stopping import TrainingError
+from mtrl.run.tags import per_task
 from mtrl.run.timing import StageTimer
 
 TAGS = {
@@ -20,7 +21,11 @@ TAGS = {
     "value": "train/value",
     "critic_weight": "smto/critic/weight",
     "actor_weight": "smto/actor/weight",
+    "critic_grad_norm": "train/critic_grad_norm",
+    "actor_grad_norm": "train/actor_grad_norm",
 }
+SHARED = ("critic_grad_norm", "actor_grad_norm")
+"""One number for all tasks together."""
 MUST_BE_FINITE = ("critic_loss", "actor_loss", "alpha")
 
 
@@ -71,7 +76,7 @@ class LogWindow:
         return float(worked.max()) / max(self.timer.laps["simulate"], 1)
 
     def metrics(self, step: int) -> dict[str, float]:
-        """{"<tag>/<task>": mean over the updates}, if there were any; waits for the device.
+        """{tag: mean over the updates}, if there were any; waits for the device.
 
         Raises TrainingError for a loss or a temperature that is not finite.
         """
@@ -85,8 +90,10 @@ class LogWindow:
                 task = self.task_names[int(finite.int().argmin())]
                 quantity = name.replace("_", " ")
                 raise TrainingError(f"non-finite {quantity} of task {task} before step {step}")
-            pairs = zip(self.task_names, row.tolist(), strict=True)
-            values |= {f"{TAGS[name]}/{task}": value for task, value in pairs}
+            if name in SHARED:
+                values[TAGS[name]] = float(row[0])
+            else:
+                values |= per_task(TAGS[name], self.task_names, row.tolist())
         return values
 
     def times(self, step: int) -> dict[str, float]:

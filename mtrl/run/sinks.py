@@ -51,7 +51,7 @@ class Csv:
         rows = [row for row in csv.reader(lines) if len(row) == 3 and row[0].isdecimal()]
         kept = io.StringIO(newline="")
         csv.writer(kept).writerows(
-            [("step", "tag", "value"), *(row for row in rows if int(row[0]) <= step)]
+            [("step", "tag", "value"), *(row for row in rows if step > 0 and int(row[0]) <= step)]
         )
         write_atomically(path, kept.getvalue())
         self._file = open(path, "a", newline="", buffering=1)  # noqa: SIM115 - closed in close()

@@ -1,4 +1,4 @@
-"""Where the time of a run goes, stage by stage."""
+"""Where the time of a run goes, stage by stage; and durations as people say them."""
 
 from __future__ import annotations
 
@@ -32,3 +32,14 @@ class StageTimer:
     def restart(self) -> None:
         self.seconds.clear()
         self.laps.clear()
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `7 min`, `3.5 h` or `5.2 days`."""
+    if seconds < 100:
+        return f"{max(seconds, 0):.0f} s"
+    if seconds < 100 * 60:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 48 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:.1f} days"

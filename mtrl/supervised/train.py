@@ -15,7 +15,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from mtrl.device.setup import choose_device
 from mtrl.gradients.diagnostics import Diagnostics
 from mtrl.run import checkpoint
 from mtrl.run.checkpoint import CheckpointError
+from mtrl.run.dashboard import Dashboard
 from mtrl.run.directory import RunDirectory, Status
 from mtrl.run.recorder import Recorder
 from mtrl.run.stopping import Stopped, TrainingError, outcome, signals
@@ -31,6 +31,7 @@ from mtrl.schema import ConfigError, user_path
 from mtrl.supervised.auto_lambda import HELD_OUT
 from mtrl.supervised.comparison import mean_over_tasks
 from mtrl.supervised.config import SupervisedConfig
+from mtrl.supervised.dashboard import dashboard
 from mtrl.supervised.data import Batches, Loader, Split, Splits, cut
 from mtrl.supervised.learner import Learner, Score
 from mtrl.supervised.networks import read_encoder
@@ -109,8 +110,12 @@ class Trainer:
 
     def open_recorder(self) -> None:
         """Once the step is known (zero, or a checkpoint's)."""
-        self.recorder = Recorder(self.run, self.config, self.step, self.total)
+        self.recorder = Recorder(self.run, self.config, self.step, self.total, self._dashboard())
         self.stack.callback(self.recorder.close)
+
+    def _dashboard(self) -> Dashboard:
+        metrics = [metric.name for task in self.problem.tasks for metric in task.metrics]
+        return dashboard(list(dict.fromkeys(metrics)))
 
     @property
     def finished(self) -> bool:
@@ -241,17 +246,14 @@ class Trainer:
         values = self.recorder.per_task("train/loss", losses)
         if weights:
             values |= self.recorder.per_task("smto/shared/weight", weights)
-        values |= {"train/loss_mean": float(np.mean(losses))} | self.diagnostics.flush()
+        values |= self.diagnostics.flush()
         values["time/updates_per_s"] = self._updates / seconds
         values["memory/learner_mib"] = peak_memory_mib(self.device)
         self.recorder.scalars(self.step, values)
-        known = "  ".join(f"{tag} {value:.4f}" for tag, value in self.scores.items())
         rate = values["time/updates_per_s"]
-        self.recorder.advance(
-            self.step,
-            f"loss {values['train/loss_mean']:.4f}  {known}  {rate:.1f} updates/s  "
-            f"ETA {(self.total - self.step) / rate / 60:.1f} min",
-        )
+        words = [f"loss {values['train/loss_mean']:.4f}"]
+        words += [f"{tag} {value:.4f}" for tag, value in self.scores.items()]
+        self.recorder.advance(self.step, [*words, f"{rate:.1f} updates/s"], rate)
         self.status("running")
         self._new_log_window()
 

@@ -12,7 +12,8 @@ from typing import Literal
 from rich.live import Live
 from rich.table import Table
 
-from mtrl.run.console import open_console
+from mtrl.run.console import open_console, say
+from mtrl.run.timing import duration
 from mtrl.sweep.grid import Run
 from mtrl.sweep.process import Outlook, read_status
 
@@ -94,14 +95,14 @@ class Board:
             self.message(self.summary())
 
     def message(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True)
+        say(self.console, text)
 
     def summary(self) -> str:
-        """`2 running, 3 waiting, 1 finished; about 0.4 h left`"""
+        """`2 running, 3 waiting, 1 finished; about 24 min left`"""
         counts = Counter(row.shown for row in self.rows.values())
         text = ", ".join(f"{number} {shown}" for shown, number in counts.items())
         left = self._seconds_left()
-        return f"{text}; about {left / 3600:.1f} h left" if left else text
+        return f"{text}; about {duration(left)} left" if left else text
 
     def _seconds_left(self) -> float | None:
         """By the mean speed of the runs that have come so far; the others are as long."""
@@ -131,7 +132,7 @@ class Board:
                 row.shown,
                 f"{now.step:,} / {now.total:,}" if now.total else "",
                 _success(row),
-                f"{(whole - now.seconds) / 60:.0f} min" if whole and row.shown == "running" else "",
+                duration(whole - now.seconds) if whole and row.shown == "running" else "",
                 style=STYLES.get(row.shown),
             )
         if len(rows) > room:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from mtrl.options.command_line import load_config
 from mtrl.options.command_words import HELP
-from mtrl.run.console import open_console
+from mtrl.run.console import open_console, say
 from mtrl.schema import ConfigError, UsageError
 from mtrl.sweep.board import Board
 from mtrl.sweep.estimate import EstimateError, estimate_hours
@@ -201,4 +201,4 @@ def _shorten(words: Sequence[str]) -> str:
 
 
 def _say(text: str) -> None:
-    open_console().print(text, soft_wrap=True)
+    say(open_console(), text)
