@@ -122,25 +122,26 @@ def measure(config: Config, envs: VectorEnv, steps: int) -> dict[str, float]:
     stages = Stages()
     worked: list[NDArray[np.float64]] = []
 
-    class Watched(Trainer):
-        began = 0.0
+    began = 0.0
 
-        def _log_evaluate_save(self, *, may_save: bool) -> None:
-            if worked:
-                stages.end_step(time.perf_counter() - self.began)
-            else:
-                stages.restart()
-            worked.append(envs.worker_seconds())
-            if len(worked) > steps:
-                raise _Enough
-            self.began = time.perf_counter()
+    def watch(may_save: bool) -> None:
+        nonlocal began
+        if worked:
+            stages.end_step(time.perf_counter() - began)
+        else:
+            stages.restart()
+        worked.append(envs.worker_seconds())
+        if len(worked) > steps:
+            raise _Enough
+        began = time.perf_counter()
 
     device = set_up_learner(config)
     config, _ = settle(config, device)
     with TemporaryDirectory() as folder, ExitStack() as stack:
         config = dataclasses.replace(config, run_dir=str(Path(folder, "run")))
         run = RunDirectory.create(config)
-        trainer = Watched(config, run, envs, device, stack)
+        trainer = Trainer(config, run, envs, device, stack)
+        trainer.events = [watch]
         trainer.open_recorder()  # for a warning, if something cannot be captured
         for owner, name, stage in (
             (trainer.collector, "act", "act"),
@@ -151,7 +152,7 @@ def measure(config: Config, envs: VectorEnv, steps: int) -> dict[str, float]:
             (trainer.reward_scale, "observe", "reward scale"),
             (trainer.collector, "store", "store"),
             (trainer, "_goals", "goals"),
-            (trainer, "_finish_episodes", "episodes' ends"),
+            (trainer.recent, "add", "episodes' ends"),
             (envs, "receive", "receive"),
         ):
             stages.watch(owner, name, stage)

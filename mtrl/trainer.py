@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from functools import partial
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from mtrl.agent import Agent, Metrics
 from mtrl.collector import Collector
 from mtrl.config import Config
-from mtrl.device.compilation import Compilation
-from mtrl.device.cuda_graph import CapturedUpdate
 from mtrl.device.memory import peak_memory_mib
 from mtrl.envs.goals import lane_goals
 from mtrl.envs.vector import VectorEnv
-from mtrl.evaluation import Evaluated, Evaluation, Evaluator, UnderWay, agent_policy, goals_at
-from mtrl.gradients.diagnostics import Diagnostics
+from mtrl.evaluation import Evaluated, Evaluation, Evaluator, UnderWay, goals_at
 from mtrl.gradients.schedule import reset_due, schedule, updates_due
+from mtrl.learner import Learner
 from mtrl.replay import ReplayBuffer
 from mtrl.reward_scale import create_scale
 from mtrl.run import checkpoint
@@ -37,11 +31,13 @@ from mtrl.run.recent_episodes import RecentEpisodes
 from mtrl.run.recorder import Recorder
 from mtrl.run.stopping import Stopped, TrainingError
 from mtrl.run.timing import StageTimer
-from mtrl.videos import record
+
+Event = Callable[[bool], object]
+"""What happens after a vector step; may_save: whether a checkpoint may be made there."""
 
 
 class Trainer:
-    """One run. `loop` is the algorithm; everything else serves it."""
+    """One run. `loop` is the algorithm; `events` are what happens around it, in their order."""
 
     def __init__(
         self,
@@ -75,7 +71,6 @@ class Trainer:
             n_step=config.agent.n_step,
         )
         self.collector = Collector(self.agent, self.replay, observation_dim)
-        self.per_task_batch = config.replay.batch_size // config.num_tasks
         self.total = config.whole_steps
         self.step = 0
         self.episodes = np.zeros(config.num_envs, dtype=np.int64)
@@ -84,13 +79,10 @@ class Trainer:
         self.last_success = math.nan
         self.elapsed = 0.0
         self.stop_signal = 0
-        self._compiling: Compilation | None = None
-        self._captured: dict[tuple[bool, bool], CapturedUpdate] = {}
-        """By whether the update is the actor's too, and whether it gives the Gramians."""
-        self.updates = 0
-        self.diagnostics = Diagnostics()
         self.timer = StageTimer()
         self.window = LogWindow(config.task_names, envs, self.timer, device, Metrics._fields)
+        self.learner = Learner(config, self.agent, self.replay, self.window, self.timer, self._warn)
+        self.events: list[Event] = [self._log_if_due, self._evaluate_if_due, self._save_if_due]
         self.last_evaluation: Evaluation | None = None
         self._recorded: UnderWay | None = None
 
@@ -119,50 +111,14 @@ class Trainer:
             "another one"
         )
 
-    def prepare_updates(self) -> None:
-        """Compile them as configured, in a thread during the warm-up."""
-        if self.config.learner.compile == "on":
-            batch = self.replay.sample(self.per_task_batch, torch.Generator(self.device))
-            self._compiling = Compilation(
-                partial(self.agent.compile, batch, self._return_bound()),
-                partial(self.replay.compile, self.per_task_batch),
-            )
-
-    def _begin_learning(self) -> None:
-        """After the warm-up: nothing may be compiled while something is captured."""
-        if self._compiling is not None:
-            self._finish_compiling(self._compiling)
-        if self.config.learner.capture == "on":
-            parts = self.agent.parts.values()
-            for part in parts:
-                part.optimizer.make_capturable()
-            smtos = [part.smto for part in parts]
-            actors = (True,) if self.config.agent.actor_every == 1 else (True, False)
-            kinds = (False, True) if self.config.diagnostics.every else (False,)
-            for actor, diagnostic in itertools.product(actors, kinds):
-                self._captured[actor, diagnostic] = CapturedUpdate(
-                    partial(self._update, actor=actor, gramians=diagnostic),
-                    smtos,
-                    self.agent.generators,
-                    self.device,
-                    self._warn,
-                )
-            self.collector.capture(self._warn)
-
     def _warn(self, text: str) -> None:
         self.recorder.message(f"warning: {text}")
 
-    def _finish_compiling(self, compilation: Compilation) -> None:
-        """Wait for it, but not deaf: a dead worker or a signal is answered meanwhile."""
-        while compilation.is_alive():
-            self.envs.check()
-            if self.stop_signal and self.step % self.config.episode_steps == 0:
-                self._save_and_stop()  # every episode has just ended
-            compilation.join(0.1)
-        if compilation.failure:
-            self._warn(f"torch.compile failed, continuing without: {compilation.failure}")
-        self._compiling = None
-        self.timer.lap("compile")
+    def _while_compiling(self) -> None:
+        """Not deaf: a dead worker or a signal is answered meanwhile."""
+        self.envs.check()
+        if self.stop_signal and self.step % self.config.episode_steps == 0:
+            self._save_and_stop()  # every episode has just ended
 
     # -- the algorithm --------------------------------------------------------------------------
 
@@ -178,13 +134,16 @@ class Trainer:
         while not self.finished:
             if self.step >= warmup and not learning:
                 learning = True
-                self._begin_learning()
+                self.learner.begin(self._while_compiling)
+                if config.learner.capture == "on":
+                    collector.capture(self._warn)
             actions = collector.act(random=not learning)
             self._check_finite("action", actions)
             envs.send(actions, next_goals)
             lap("act")
             if learning:  # on what is stored, while the workers simulate
-                self._learn(updates_due(config.agent, (self.step - warmup) // n))
+                updates = updates_due(config.agent, (self.step - warmup) // n)
+                self.learner.learn(updates, left=1.0 - self.step / self.total)
             outcome = envs.receive()
             lap("simulate")
             self._check_finite("observation", outcome.next_observations, outcome.observations)
@@ -202,7 +161,9 @@ class Trainer:
                     self.agent.encoder.set_statistics(*self.replay.observation_statistics())
                 self.reward_scale.refresh()
             self._reset_networks()
-            self._log_evaluate_save(may_save=bool(done.all()) or not config.episodes_end_together)
+            may_save = bool(done.all()) or not config.episodes_end_together
+            for event in self.events:
+                event(may_save)
         self.writer.wait()
 
     def _reset_networks(self) -> None:
@@ -212,40 +173,6 @@ class Trainer:
             self.agent.reset(number)
             self.reward_scale.refresh()
 
-    def _learn(self, updates: int) -> None:
-        if self.config.agent.lr_decay:
-            left = (self.total - self.step) / self.total
-            factor = schedule(self.config.agent, left)
-            for part in self.agent.parts.values():
-                part.optimizer.scale(factor)
-        every = self.config.diagnostics.every
-        for _ in range(updates):
-            diagnostic = every > 0 and self.updates % every == 0
-            actor = self.updates % self.config.agent.actor_every == 0
-            if self._captured:
-                self._captured[actor, diagnostic]()
-            else:
-                self._update(actor=actor, gramians=diagnostic)
-            if diagnostic:
-                self.diagnostics.add(self.agent.gramians, self.agent.certificates())
-            self.timer.lap("update")
-            self.updates += 1
-            self.window.updates += 1
-
-    def _update(self, *, actor: bool, gramians: bool = False) -> None:
-        """One update on a fresh sample."""
-        agent = self.agent
-        alpha = agent.temperature.alpha()
-        batch = self.replay.sample(self.per_task_batch, agent.generator, alpha)
-        self.timer.lap("sample")
-        metrics = agent.update(batch, self._return_bound(), actor=actor, gramians=gramians)
-        self.window.add(torch.stack(metrics))
-
-    def _return_bound(self) -> Tensor | None:
-        if not self.config.agent.target_clip:
-            return None
-        return self.replay.return_bound(self.agent.temperature.alpha())
-
     # -- around it ------------------------------------------------------------------------------
 
     def _goals(self, episodes: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -253,27 +180,30 @@ class Trainer:
         copies, count = config.train.envs_per_task, config.env.num_goals
         return lane_goals(config.seed, self.envs.names, episodes, copies, count)
 
-    def _log_evaluate_save(self, *, may_save: bool) -> None:
-        config, final = self.config, self.finished
-        if self._crossed(config.logging.every) or final:
+    def _log_if_due(self, _: bool) -> None:
+        if self.crossed(self.config.logging.every) or self.finished:
             self.log()
-        if self._crossed(config.evaluation.every) or final:
-            self._start_evaluation(final=final)
-        if final:
+
+    def _evaluate_if_due(self, _: bool) -> None:
+        if self.crossed(self.config.evaluation.every) or self.finished:
+            self._start_evaluation(final=self.finished)
+        if self.finished:
             self._collect_evaluation()
-        if self._crossed(config.train.video_every):
-            self._record_video()
-        if may_save:
-            if (self.stop_signal or self._asked_to_stop) and not final:
-                self._save_and_stop()
-            if final or self.step % config.checkpoint.every == 0:
-                self.save()
+
+    def _save_if_due(self, may_save: bool) -> None:
+        if not may_save:
+            return
+        if (self.stop_signal or self._asked_to_stop) and not self.finished:
+            self._save_and_stop()
+        if self.finished or self.step % self.config.checkpoint.every == 0:
+            self.save()
 
     def _ask(self, answers: Iterable[bool | None]) -> None:
         """Every callback is heard, also after one that asks to stop."""
         self._asked_to_stop |= True in list(answers)
 
-    def _crossed(self, every: int) -> bool:
+    def crossed(self, every: int) -> bool:
+        """Whether the last vector step reached a multiple of so many steps; 0 = never."""
         return every > 0 and self.step // every > (self.step - self.config.num_envs) // every
 
     def _check_finite(self, quantity: str, *arrays: NDArray[Any]) -> None:
@@ -298,7 +228,7 @@ class Trainer:
         self.elapsed += window.seconds
         sigma = self.reward_scale.moments.sigma.cpu().numpy()
         divisor = self.reward_scale.divisor(self.agent.temperature.alpha())
-        values = window.times(self.step) | self.diagnostics.flush()
+        values = window.times(self.step) | self.learner.diagnostics.flush()
         values |= recorder.per_task("train/episode_success", self.recent.success)
         values |= recorder.per_task("train/episode_return", self.recent.returns)
         values |= recorder.per_task("train/reward_std", sigma)
@@ -330,9 +260,9 @@ class Trainer:
         self._collect_evaluation()
         goals = goals_at(self.config, self.step, final=final)
         self.evaluator.start(self.step, self.agent, goals)
-        for loss, cosines in self.diagnostics.heat_maps.items():
+        for loss, cosines in self.learner.diagnostics.heat_maps.items():
             self.recorder.heat_map(self.step, f"gradients/{loss}/cosine", cosines)
-        self._exclude(self.timer.lap("evaluate"))
+        self.exclude(self.timer.lap("evaluate"))
 
     def _collect_evaluation(self) -> None:
         """What follows from the evaluation under way, if there is one.
@@ -351,7 +281,7 @@ class Trainer:
             self.best_success = result.success_mean
             best = {"step": started.step, "agent": started.agent}
             self.writer.save(self.run.checkpoints / "best.pt", best)
-        self._exclude(self.timer.lap("evaluate"))
+        self.exclude(self.timer.lap("evaluate"))
 
     def _record_evaluation(self, started: UnderWay, evaluated: Evaluated) -> None:
         """Once, at the step of its snapshot: by the first log line that finds it finished."""
@@ -370,17 +300,7 @@ class Trainer:
             _, (self.last_evaluation, _) = self.evaluator.collect()
         return self.last_evaluation
 
-    def _record_video(self) -> None:
-        """In the background: what goes wrong here must not end it."""
-        started = time.monotonic()
-        try:
-            path = record(self.config, agent_policy(self.agent), self.run.video_folder(self.step))
-            self.recorder.video(self.step, path)
-        except (RuntimeError, OSError) as error:
-            self.recorder.message(f"warning: no video: {error}")
-        self._exclude(time.monotonic() - started)
-
-    def _exclude(self, seconds: float) -> None:
+    def exclude(self, seconds: float) -> None:
         """Keep time spent beside training out of the logged speeds."""
         self.elapsed += seconds
         self.window.exclude(seconds)
@@ -414,14 +334,14 @@ class Trainer:
             # Of this step, then: a resumed run begins it again, from the same agent.
             "evaluating": None if evaluating is None else evaluating.goals.tolist(),
             "elapsed": self.elapsed,
-            "updates": self.updates,
+            "updates": self.learner.updates,
             "agent": self.agent.state_dict(),
             "replay": self.replay.state_dict(),
         }
         path = checkpoint.step_path(self.run.checkpoints, self.step)
         self.writer.save(path, state)
         self._ask(callback.on_checkpoint(self.step, path) for callback in self.callbacks)
-        self._exclude(self.timer.lap("checkpoint"))
+        self.exclude(self.timer.lap("checkpoint"))
 
     def _save_and_stop(self) -> NoReturn:
         self.save()
@@ -438,7 +358,7 @@ class Trainer:
         self.best_success = state["best_success"]
         self.last_success = state["last_success"]
         self.elapsed = state["elapsed"]
-        self.updates = state["updates"]
+        self.learner.updates = state["updates"]
         self.replay.load_state_dict(state["replay"])
         if state.get("evaluating") is not None:  # absent in older checkpoints
             self.evaluator.start(self.step, self.agent, np.array(state["evaluating"]))

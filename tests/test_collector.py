@@ -258,9 +258,9 @@ def train(
         if state is not None:
             trainer.load(state)
         trainer.open_recorder()
-        trainer.prepare_updates()
+        trainer.learner.prepare()
         trainer.loop()
-    parts = *trainer._captured.values(), trainer.collector._act, trainer.collector._store
+    parts = *trainer.learner.captured.values(), trainer.collector._act, trainer.collector._store
     captured = [isinstance(p, capture.Captured) and p.is_captured for p in parts]
     return Trained(trainer.run.checkpoints, captured)
 

@@ -82,7 +82,7 @@ def learn(config: Config, envs: VectorEnv, folder: Path) -> list[float]:
         device = torch.device(config.learner.device)
         trainer = Trainer(config, RunDirectory.create(config), envs, device, stack)
         trainer.open_recorder()
-        trainer.prepare_updates()
+        trainer.learner.prepare()
         trainer.evaluator.envs = envs  # no other processes for the final evaluation
         trainer.loop()
     goals = goal_schedule(config, EPISODES)

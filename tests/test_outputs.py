@@ -30,6 +30,7 @@ from mtrl.agent import Agent
 from mtrl.benchmarks import TOY
 from mtrl.commands import main as cli
 from mtrl.commands.trained import open_trained
+from mtrl.commands.videos import record
 from mtrl.config import Config, EnvConfig, LoggingConfig, TrainConfig
 from mtrl.envs import rendering, toy
 from mtrl.envs.film import GREEN, HOLD, STRIDE
@@ -39,7 +40,6 @@ from mtrl.run.recorder import Recorder
 from mtrl.run.sinks import import_wandb
 from mtrl.run.stopping import TrainingError
 from mtrl.run.tags import per_task
-from mtrl.videos import record
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from gymnasium import wrappers
 
+from mtrl.commands.videos import record
 from mtrl.config import Config, EnvConfig
 from mtrl.envs import rendering, tasks
 from mtrl.envs.gym_tasks import GymTask
 from mtrl.envs.vector import VectorEnv
-from mtrl.videos import record
 
 REACH = dataclasses.replace(Config(), env=EnvConfig(tasks=("reach-v3",), horizon=2, num_goals=1))
 

@@ -78,32 +78,32 @@ class Measurement:
         return self.update_gflop / (self.update_ms / 1e3) / self.peak_gflops
 
 
-class _Watched(Trainer):
-    """A trainer that measures for a while after its warm-up, and neither evaluates nor saves."""
+class _Watch:
+    """The one event of a measured run: it ends some time after the warm-up."""
 
-    watch_s = 20.0
-    _until = float("inf")
+    def __init__(self, trainer: Trainer, seconds: float) -> None:
+        self.trainer, self.seconds = trainer, seconds
+        self._until = float("inf")
+        # Updates until all kinds of them are compiled and captured.
+        self._first = (WARM_UPS + 1) * trainer.config.agent.actor_every
 
-    @property
-    def _until_captured(self) -> int:
-        """Updates until all kinds of them are compiled and captured."""
-        return (WARM_UPS + 1) * self.config.agent.actor_every
-
-    def _log_evaluate_save(self, *, may_save: bool) -> None:
-        if self._until == float("inf") and self.updates > self._until_captured:
-            self._until = time.perf_counter() + self.watch_s
-            self.window.restart(self.step)
+    def __call__(self, may_save: bool) -> None:
+        trainer = self.trainer
+        if self._until == float("inf") and trainer.learner.updates > self._first:
+            self._until = time.perf_counter() + self.seconds
+            trainer.window.restart(trainer.step)
         if time.perf_counter() > self._until:
             raise _Enough
 
-    def update_ms(self) -> float:
-        if self.device.type != "cuda":
-            return 1e3 * self.timer.means().get("update", float("nan"))
-        torch.cuda.synchronize(self.device)
-        started = time.perf_counter()
-        self._learn(CUDA_UPDATES)
-        torch.cuda.synchronize(self.device)
-        return 1e3 * (time.perf_counter() - started) / CUDA_UPDATES
+
+def _update_ms(trainer: Trainer) -> float:
+    if trainer.device.type != "cuda":
+        return 1e3 * trainer.timer.means().get("update", float("nan"))
+    torch.cuda.synchronize(trainer.device)
+    started = time.perf_counter()
+    trainer.learner.learn(CUDA_UPDATES, left=1.0)
+    torch.cuda.synchronize(trainer.device)
+    return 1e3 * (time.perf_counter() - started) / CUDA_UPDATES
 
 
 def measure(
@@ -125,16 +125,16 @@ def measure(
             agent=dataclasses.replace(config.agent, warmup_updates=0),
             logging=dataclasses.replace(config.logging, wandb=False),  # a measurement is no run
         )
-        trainer = _Watched(config, RunDirectory.create(config), envs, device, stack)
-        trainer.watch_s = seconds
+        trainer = Trainer(config, RunDirectory.create(config), envs, device, stack)
+        trainer.events = [_Watch(trainer, seconds)]
         trainer.open_recorder()
-        trainer.prepare_updates()
+        trainer.learner.prepare()
         with contextlib.suppress(_Enough):
             trainer.loop()
         return _summary(trainer, rare=rare)
 
 
-def _summary(trainer: _Watched, *, rare: bool) -> Measurement:
+def _summary(trainer: Trainer, *, rare: bool) -> Measurement:
     window, timer, n = trainer.window, trainer.timer, trainer.config.num_envs
     wall, steps = window.seconds, (trainer.step - window.first_step) / n
     times, busiest_s = window.times(trainer.step), window.busiest_worker_s
@@ -158,7 +158,7 @@ def _summary(trainer: _Watched, *, rare: bool) -> Measurement:
         "checkpoint": checkpoint,
         "evaluate": evaluate,
     }
-    learner_mib, update_ms = peak_memory_mib(trainer.device), trainer.update_ms()
+    learner_mib, update_ms = peak_memory_mib(trainer.device), _update_ms(trainer)
     learner_ms = 1e3 * (wall - waited) / steps
     if trainer.device.type == "cuda":
         learner_ms = max(learner_ms, update_ms * times["time/updates_per_s"] * wall / steps)
@@ -188,7 +188,7 @@ def _update_flop(trainer: Trainer) -> int:
     envs = trainer.envs
     agent = Agent(trainer.config, envs.observation_dim, envs.action_dim, trainer.device)
     with FlopCounterMode(display=False) as counter:
-        agent.update(trainer.replay.sample(trainer.per_task_batch, agent.generator))
+        agent.update(trainer.replay.sample(trainer.learner.samples, agent.generator))
     return int(counter.get_total_flops())
 
 

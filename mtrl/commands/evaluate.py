@@ -48,6 +48,7 @@ def evaluate_command(words: list[str]) -> None:
         raise ConfigError("episodes_per_task", options.episodes_per_task, "must be at least 1")
 
     from mtrl.commands.trained import open_trained, with_plugins
+    from mtrl.commands.videos import check_rendering, record
     from mtrl.device.setup import choose_device, device_here, set_up_learner
     from mtrl.envs.vector import make_vector_env
     from mtrl.evaluation import (
@@ -57,7 +58,6 @@ def evaluate_command(words: list[str]) -> None:
         numpy_policy,
         success_table,
     )
-    from mtrl.videos import check_rendering, record
 
     trained = open_trained(options.run, options.checkpoint)
     if options.device:

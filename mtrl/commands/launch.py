@@ -36,7 +36,7 @@ def start(
         return resume(run, stored, config, callbacks=callbacks)
     run.check_free()
     if config.train.video_every:
-        from mtrl.videos import check_rendering
+        from mtrl.commands.videos import check_rendering
 
         check_rendering(config)
     with make_vector_env(config, config.train.envs_per_task) as envs:

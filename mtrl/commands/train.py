@@ -11,6 +11,7 @@ from typing import Any
 
 from mtrl.commands.notes import notes
 from mtrl.commands.trained import check_checkpoint
+from mtrl.commands.videos import Videos
 from mtrl.config import Config, load_yaml
 from mtrl.device.setup import set_up_learner, settle
 from mtrl.envs.vector import VectorEnv
@@ -49,6 +50,7 @@ def train(
         if resume:
             run.lock()
         trainer = Trainer(config, run, envs, device, stack, callbacks)
+        trainer.events.insert(-1, Videos(trainer))  # before a checkpoint
         state, damaged = _last_state(config, run, envs, start) if resume else (None, [])
         warnings += damaged
         if state is not None:
@@ -71,7 +73,7 @@ def train(
         trainer.open_recorder()
         stack.enter_context(signals(trainer, "episode end"))
         if config.total_updates and not trainer.finished:
-            trainer.prepare_updates()
+            trainer.learner.prepare()
         for warning in warnings:
             trainer.recorder.message(f"warning: {warning}")
         began = f"resumed at step {trainer.step:,}" if state else "started"

@@ -10,6 +10,7 @@ import functools
 import math
 import shutil
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from mtrl.envs import tasks
 from mtrl.envs.film import FPS, Filmed
 from mtrl.envs.rendering import DISABLED, RenderingError, choose_renderer
 from mtrl.envs.vector import VectorEnv, auto_workers
-from mtrl.evaluation import Policy, evaluate, goal_schedule
+from mtrl.evaluation import Policy, agent_policy, evaluate, goal_schedule
+from mtrl.trainer import Trainer
 
 
 def _renderer(config: Config) -> str:
@@ -68,6 +70,26 @@ def record(config: Config, policy: Policy, folder: Path) -> Path:
     ) as envs:
         evaluate(policy, envs, goal_schedule(config, episodes))
     return _tile(files, folder / "grid.mp4", size)
+
+
+class Videos:
+    """An event of a training run: videos every so many steps, of the policy as it is there."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    def __call__(self, may_save: bool) -> None:
+        trainer = self.trainer
+        if not trainer.crossed(trainer.config.train.video_every):
+            return
+        started = time.monotonic()
+        folder = trainer.run.video_folder(trainer.step)
+        try:
+            path = record(trainer.config, agent_policy(trainer.agent), folder)
+            trainer.recorder.video(trainer.step, path)
+        except (RuntimeError, OSError) as error:  # what goes wrong here must not end the run
+            trainer.recorder.message(f"warning: no video: {error}")
+        trainer.exclude(time.monotonic() - started)
 
 
 def _tile(files: Sequence[Path], path: Path, size: int) -> Path:
