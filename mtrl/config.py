@@ -293,7 +293,7 @@ class EvaluationConfig:
     """Deterministic evaluation."""
 
     every: int = 500_000
-    """Environment steps between evaluations; 0 = only the final one."""
+    """Environment steps between evaluations, the first at step 0; 0 = only the final one."""
     episodes_per_task: int = 10
     """Episodes per task in an evaluation during training; goals rotate from one to the next."""
     final_episodes_per_task: int = 50

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mtrl.commands import main as cli
 from mtrl.run import checkpoint
+from mtrl.run.dashboard import Dashboard
 
 # Machines under load are slow, not wrong; and CI should fail for changes, not by luck.
 settings.register_profile("mtrl", deadline=None, derandomize="CI" in os.environ)
@@ -213,6 +215,22 @@ def steps_shown(run: Path, tag: str) -> list[int]:
     events = EventAccumulator(str(run))
     events.Reload()
     return [event.step for event in events.Scalars(tag)]
+
+
+def empty_charts(dashboard: Dashboard, tags: set[str]) -> list[str]:
+    """Charts of TensorBoard's custom-scalars page that would have no line."""
+
+    def is_empty(kind: object, shown: Any) -> bool:
+        if kind == "Margin":
+            return not tags.issuperset(shown)
+        return not any(re.match(pattern, tag) for pattern in shown for tag in tags)
+
+    return [
+        f"{section}: {name}"
+        for section, charts in dashboard.charts.items()
+        for name, chart in charts.items()
+        if is_empty(*chart)
+    ]
 
 
 def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> None:

@@ -237,7 +237,8 @@ def started_compiling(running: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
     slow.chmod(0o755)
     monkeypatch.setitem(ENVIRONMENT, "CXX", str(slow))
     monkeypatch.setitem(ENVIRONMENT, "TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))
-    run: Running = running("--learner.compile", "on", "--network.depth", 1)
+    alone = ("--evaluation.every", 0)  # no workers but those of the training
+    run: Running = running("--learner.compile", "on", "--network.depth", 1, *alone)
     run.wait_for_checkpoint()  # the warm-up's end
     assert checkpoint.newest_first(run.path / "checkpoints")[0].name.endswith("400.pt")
     wait_for(lambda: "sleep" in run.descendants(), PATIENCE, "the compiler")

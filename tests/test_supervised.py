@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import REPOSITORY, content, differences, steps_shown
+from conftest import REPOSITORY, content, differences, empty_charts, steps_shown
 from supervised_files import write_celeba, write_cityscapes, write_mnist
 from supervised_runs import stop_after
 from test_cli import refused
@@ -31,6 +31,7 @@ from mtrl.supervised import comparison, methods, networks
 from mtrl.supervised.command import load_config, with_overrides
 from mtrl.supervised.comparison import delta_m, mean_ranks
 from mtrl.supervised.config import PROBLEMS, SupervisedConfig, load_yaml, validate, with_smto
+from mtrl.supervised.dashboard import dashboard
 from mtrl.supervised.data import Batches, Loader
 from mtrl.supervised.learner import Learner
 from mtrl.supervised.metrics import (
@@ -286,6 +287,9 @@ def test_a_run_holds_what_is_documented(finished: Path) -> None:
         "time/epoch_s",
         "time/updates_per_s",
     } <= tags
+    shown = dashboard(["accuracy", "mse"])
+    assert empty_charts(shown, tags) == []
+    assert tags.issuperset(shown.scores)
     assert [r["epoch"] for r in records(finished) if "epoch" in r] == [1, 2]
     looks = [r["step"] for r in records(finished) if "gradients/shared/sum_norm" in r]
     assert looks == [2, 4, 8, 10], "iterations 0, 3, 6 and 9, at the next log line"
