@@ -23,7 +23,7 @@ from mtrl.config import (
 from mtrl.replay import Batch
 from mtrl.run import checkpoint
 from mtrl.smto import SMTO, available, register
-from mtrl.smto import base as smto_base
+from mtrl.smto import registry as smto_registry
 from mtrl.smto.registry import options_of
 
 OBSERVATION, ACTION, SAMPLES = 5, 2, 8
@@ -81,7 +81,7 @@ def norm_of_gradients(network):
 
 @pytest.fixture
 def clean_registry(monkeypatch):
-    monkeypatch.setattr(smto_base, "_METHODS", dict(smto_base._METHODS))
+    monkeypatch.setattr(smto_registry, "_METHODS", dict(smto_registry._METHODS))
 
 
 # -- the update as a whole --------------------------------------------------------------------

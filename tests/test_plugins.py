@@ -19,14 +19,14 @@ from mtrl.options.methods import method_options
 from mtrl.options.plugins import load_plugins
 from mtrl.schema import ConfigError
 from mtrl.smto import available, create, describe
-from mtrl.smto import base as smto_base
+from mtrl.smto import registry as smto_registry
 
 DOCS = (REPOSITORY / "docs/smto.md").read_text()
 
 
 @pytest.fixture(autouse=True)
 def clean_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(smto_base, "_METHODS", dict(smto_base._METHODS))
+    monkeypatch.setattr(smto_registry, "_METHODS", dict(smto_registry._METHODS))
 
 
 @pytest.fixture
@@ -195,8 +195,8 @@ def test_a_methods_plugin_that_has_moved(
     )
     succeeded(run_mtrl(*line, *short))
     example.rename(moved)
-    without = {name: method for name, method in smto_base._METHODS.items() if name != "mine"}
-    monkeypatch.setattr(smto_base, "_METHODS", without)  # as in another process
+    without = {name: method for name, method in smto_registry._METHODS.items() if name != "mine"}
+    monkeypatch.setattr(smto_registry, "_METHODS", without)  # as in another process
     succeeded(run_mtrl("evaluate", run, "--checkpoint", "latest", "--episodes-per-task", 1))
     policy = tmp_path / "policy.pt2"
     succeeded(run_mtrl("export", run, "--checkpoint", "latest", "--out", policy))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from smto_cases import ALL, cases, direction, make, random_jacobian
 
 from mtrl.smto import SMTO, available, create, describe, register
-from mtrl.smto import base as smto_base
+from mtrl.smto import registry as smto_registry
 from mtrl.smto.registry import options_of
 from mtrl.smto.source import gram_matrix
 
@@ -326,8 +326,8 @@ def test_a_stateless_method_refuses_foreign_state():
 
 @pytest.fixture
 def clean_registry(monkeypatch):
-    monkeypatch.setattr(smto_base, "_METHODS", dict(smto_base._METHODS))
-    monkeypatch.setattr(smto_base, "_ALIASES", dict(smto_base._ALIASES))
+    monkeypatch.setattr(smto_registry, "_METHODS", dict(smto_registry._METHODS))
+    monkeypatch.setattr(smto_registry, "_ALIASES", dict(smto_registry._ALIASES))
 
 
 @pytest.mark.usefixtures("clean_registry")
