@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from smto_cases import ALL, cases, direction, make, random_jacobian
 
-from mtrl.smto import SMTO, available, create, describe, register
+from mtrl.smto import SMTO, GramianSMTO, available, create, describe, register
 from mtrl.smto import registry as smto_registry
 from mtrl.smto.registry import options_of
 from mtrl.smto.source import gram_matrix
@@ -354,7 +354,7 @@ def test_a_users_method_becomes_available():
 @pytest.mark.usefixtures("clean_registry")
 def test_a_user_method_on_the_gramian_gets_the_common_options():
     @register("test_shortest", "test_alias")
-    class Shortest(smto_base.GramianSMTO):
+    class Shortest(GramianSMTO):
         """Only the task with the shortest gradient."""
 
         def solve(self, gramian, losses):
