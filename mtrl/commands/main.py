@@ -37,6 +37,9 @@ mtrl: multi-task reinforcement learning
   mtrl sweep CONFIG|SWEEP.yaml [--methods M ...] [--seeds 0..9]
                                [--set key=a,b ...]
       methods x seeds x settings, on this machine or on a Ray cluster
+  mtrl tune CONFIG --space SPACE.yaml [--trials N] [--parallel N]
+                                      [--set key=value ...]
+      search for the settings with the highest success, with Optuna
   mtrl supervised CONFIG [--key value ...]
       the supervised benchmarks; CONFIG as above
   mtrl weights RUN_DIR
@@ -70,6 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
         "runs": runs_command,
         "report": report_command,
         "sweep": sweep_command,
+        "tune": tune_command,
         "supervised": supervised_command,
         "weights": weights_command,
         "export": export_command,
@@ -291,6 +295,17 @@ def sweep_command(arguments: list[str]) -> None:
     from mtrl.sweep.command import sweep
 
     raise SystemExit(sweep(arguments))
+
+
+def tune_command(arguments: list[str]) -> None:
+    if not arguments:
+        raise UsageError("tune needs a configuration, e.g. `mtrl tune mt10 --space space.yaml`")
+    if arguments[0].startswith("-") and arguments[0] not in ("-h", "--help"):
+        raise UsageError(f"tune needs the configuration first, not {arguments[0]!r}")
+
+    from mtrl.tune.command import tune
+
+    raise SystemExit(tune(arguments))
 
 
 def supervised_command(arguments: list[str]) -> None:

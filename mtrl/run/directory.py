@@ -27,7 +27,7 @@ from mtrl.schema import ConfigError, dump_yaml, read_yaml
 if TYPE_CHECKING:
     pass
 
-Status = Literal["running", "finished", "stopped", "failed"]
+Status = Literal["running", "finished", "stopped", "failed", "pruned"]
 Loaded = TypeVar("Loaded")
 EVENTS = "events.out.tfevents."
 """How TensorBoard's files begin."""

@@ -13,7 +13,7 @@ from mtrl.schema import ConfigError
 from mtrl.sweep.board import Board
 from mtrl.sweep.estimate import EstimateError, estimate_hours
 from mtrl.sweep.grid import Run, distinct, expand, find_stored
-from mtrl.sweep.local import Share, divide, run_local
+from mtrl.sweep.local import Share, divide, run_local, visible_gpus
 from mtrl.sweep.options import SweepOptions, parse_options
 from mtrl.sweep.process import Outlook, StopRequest, look
 
@@ -42,7 +42,7 @@ def sweep(arguments: list[str]) -> int:
     to_do = [run for run in runs if _wants_work(states[run.name], options)]
     if options.engine == "ray":
         return _on_ray(options, runs, to_do, states)
-    share = divide(options, len(os.sched_getaffinity(0)), _gpus(runs[0]))
+    share = divide(options, len(os.sched_getaffinity(0)), visible_gpus(runs[0].config))
     return _locally(options, runs, to_do, states, share)
 
 
@@ -137,18 +137,6 @@ def _conclude(board: Board, request: StopRequest) -> int:
     if board.count("waiting", "held", "interrupted"):
         board.message("the same command continues the others")
     return 128 + request.signum if request.count else 1
-
-
-def _gpus(run: Run) -> tuple[str, ...]:
-    """CUDA names of the GPUs that runs may be spread over; none if the device is fixed."""
-    if run.config.learner.device not in ("auto", "cuda"):
-        return ()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return tuple(name for name in visible.split(",") if name.strip())
-    import torch
-
-    return tuple(map(str, range(torch.cuda.device_count())))
 
 
 def _plan(

@@ -113,7 +113,7 @@ def expand(options: SweepOptions) -> list[Run]:
     runs: dict[str, Run] = {}
     known: set[str] = set()
     for seed, settings, method in itertools.product(seeds, combinations(values), methods):
-        config = _configure(base, settings | {"agent.smto.name": method, "seed": seed})
+        config = configure(base, settings | {"agent.smto.name": method, "seed": seed})
         varied = {key: value for key, value in settings.items() if len(values[key]) > 1}
         name = "/".join((*_directory(varied), config.method, f"seed_{seed}"))
         if name in runs:
@@ -123,7 +123,7 @@ def expand(options: SweepOptions) -> list[Run]:
         config = dataclasses.replace(
             config, name=options.name or base.name, run_dir=str(folder / name)
         )
-        settled = json.dumps(_settings(config), sort_keys=True, default=str)
+        settled = json.dumps(settings_of(config), sort_keys=True, default=str)
         if settled not in known:  # a method's preset may make two settings one
             known.add(settled)
             runs[name] = Run(name, folder, config)
@@ -172,26 +172,27 @@ def _word(value: Any) -> str:
 
 def _value(base: Config, key: str, value: Any) -> Any:
     """What `key` of the configuration becomes."""
-    inner: Any = dataclasses.asdict(
-        _replace(base, {"agent.smto.name": base.agent.smto.name, key: value})
-    )
+    inner: Any = dataclasses.asdict(_replace(base, {key: value}))
     for part in key.split("."):
         inner = inner[part]
     return inner
 
 
-def _configure(base: Config, settings: dict[str, Any]) -> Config:
-    """As `mtrl train` reads file, method preset and command line: each on top of the one before."""
+def configure(base: Config, settings: Mapping[str, Any]) -> Config:
+    """As `mtrl train` reads file, method preset and command line: each on top of the one before.
+
+    ConfigError for what the configuration does not take.
+    """
     config = _replace(base, settings)
     if config.agent.smto.preset:
-        config = _replace(with_preset(base, config), settings | {"agent.smto.preset": ""})
+        config = _replace(with_preset(base, config), {**settings, "agent.smto.preset": ""})
     validate(config)
     return check_methods(config)
 
 
 def _replace(config: Config, settings: Mapping[str, Any]) -> Config:
     data = dataclasses.asdict(config)
-    if settings["agent.smto.name"] != config.agent.smto.name:
+    if settings.get("agent.smto.name", config.agent.smto.name) != config.agent.smto.name:
         data["agent"]["smto"]["options"] = {}  # another method's options mean nothing to this one
     if settings.get("network.architecture", config.network.architecture) != (
         config.network.architecture
@@ -208,7 +209,7 @@ def _replace(config: Config, settings: Mapping[str, Any]) -> Config:
     return result
 
 
-def _settings(config: Config) -> dict[str, Any]:
+def settings_of(config: Config) -> dict[str, Any]:
     """What the run computes; flat."""
     return {key: value for key, value in flatten(config).items() if key not in WHERE}
 
@@ -227,7 +228,7 @@ def refuse_changes(run: Run) -> None:
     stored_file = run.path / "config.yaml"
     if not stored_file.is_file():
         return
-    wanted, stored = _settings(run.config), _settings(load_yaml(stored_file))
+    wanted, stored = settings_of(run.config), settings_of(load_yaml(stored_file))
     if (key := _changed(wanted, stored)) is not None:
         raise ConfigError(
             key,
@@ -270,7 +271,7 @@ class _Stored:
 
     def find(self, run: Run) -> Path | None:
         """Where the run is: in its own directory, or else where it came furthest."""
-        wanted = _settings(run.config)
+        wanted = settings_of(run.config)
         for path in itertools.chain([run.path], self._by_progress()):
             if path not in self._taken:
                 stored = self._settings(path)
@@ -286,7 +287,7 @@ class _Stored:
             file = path / "config.yaml"
             try:
                 if file.is_file() and "problem" not in (content := read_stored(file)):
-                    self._read[path] = _settings(build(Config, content))
+                    self._read[path] = settings_of(build(Config, content))
             except ConfigError as error:
                 self.broken[path] = str(error)
         return self._read[path]

@@ -15,8 +15,8 @@ from mtrl.schema import ConfigError, build, read_yaml, user_path
 
 
 @dataclass(frozen=True)
-class SweepOptions:
-    """A grid of runs, and how to run it."""
+class LocalOptions:
+    """Runs of one configuration, and how this machine is divided among them."""
 
     config: str = ""
     """The configuration that all runs start from: a YAML file or a preset's name."""
@@ -24,6 +24,22 @@ class SweepOptions:
     """Runs are written to <root>/<name>/; the configuration's name if empty."""
     root: str = "runs"
     """Folder of all experiments. Of a cluster, one that every node sees under the same path."""
+    parallel: int | Literal["auto"] = "auto"
+    """Runs at a time, local engine; auto = as many as cpus_per_run and gpus_per_run allow."""
+    cpus_per_run: int = 2
+    """Cores that a run needs. Its simulation workers and learner threads, where they are auto."""
+    gpus_per_run: float | Literal["auto"] = "auto"
+    """Share of a GPU that a run needs, e.g. 0.25 for four runs on each GPU, or whole GPUs.
+    auto = 0.25 if there is one and learner.device allows it, else 0."""
+    retries: int = 2
+    """How often a run that was killed, or lost with its node, continues from its last checkpoint.
+    A run that failed by itself would fail again: it is reported."""
+
+
+@dataclass(frozen=True)
+class SweepOptions(LocalOptions):
+    """A grid of runs, and how to run it."""
+
     methods: tuple[str, ...] = ()
     """Multi-task optimisers, for agent.smto.name; the configuration's if empty."""
     seeds: tuple[str, ...] = ()
@@ -34,19 +50,9 @@ class SweepOptions:
     brackets."""
     engine: Literal["local", "ray"] = "local"
     """local: processes on this machine. ray: tasks on a Ray cluster (extra [cluster])."""
-    parallel: int | Literal["auto"] = "auto"
-    """Runs at a time, local engine; auto = as many as cpus_per_run and gpus_per_run allow."""
-    cpus_per_run: int = 2
-    """Cores that a run needs. Its simulation workers and learner threads, where they are auto."""
-    gpus_per_run: float | Literal["auto"] = "auto"
-    """Share of a GPU that a run needs, e.g. 0.25 for four runs on each GPU, or whole GPUs.
-    auto = 0.25 if there is one and learner.device allows it, else 0."""
     address: str = "local"
     """Ray cluster: local (started for this sweep), auto (the one this machine is part of),
     host:port or ray://host:port."""
-    retries: int = 2
-    """How often a run that was killed, or lost with its node, continues from its last checkpoint.
-    A run that failed by itself would fail again: it is reported."""
     retry_failed: bool = False
     """Resume runs that failed in an earlier call, too."""
     estimate: bool = True
@@ -123,6 +129,15 @@ def _settings_as_pairs() -> ConstructorRegistry:
 
 
 def _validate(options: SweepOptions) -> None:
+    if options.parallel != "auto" and options.engine != "local":
+        allowed = "is for the local engine; Ray runs as many as cpus_per_run and gpus_per_run allow"
+        raise ConfigError("parallel", options.parallel, allowed)
+    check_local(options)
+
+
+def check_local(options: LocalOptions) -> None:
+    """ConfigError for what no machine can be asked to do."""
+
     def need(condition: bool, key: str, allowed: str) -> None:
         if not condition:
             raise ConfigError(key, getattr(options, key), allowed)
@@ -130,11 +145,6 @@ def _validate(options: SweepOptions) -> None:
     parallel, gpus = options.parallel, options.gpus_per_run
     need(bool(options.config), "config", "must be a configuration file or a preset's name")
     need(parallel == "auto" or parallel >= 1, "parallel", "must be auto or at least 1")
-    need(
-        parallel == "auto" or options.engine == "local",
-        "parallel",
-        "is for the local engine; Ray runs as many as cpus_per_run and gpus_per_run allow",
-    )
     need(options.cpus_per_run >= 1, "cpus_per_run", "must be at least 1")
     need(
         gpus == "auto" or (0 <= gpus <= 1) or (gpus < math.inf and gpus == int(gpus) > 0),
