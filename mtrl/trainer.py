@@ -26,6 +26,7 @@ from mtrl.envs.vector import VectorEnv
 from mtrl.evaluation import Evaluation, Evaluator, agent_policy, goals_at
 from mtrl.gradients.diagnostics import Diagnostics
 from mtrl.gradients.schedule import reset_due, schedule, updates_due
+from mtrl.options.first_update import check_first_update
 from mtrl.replay import ReplayBuffer
 from mtrl.reward_scale import create_scale
 from mtrl.run import checkpoint
@@ -99,6 +100,10 @@ class Trainer:
         self.stack.callback(self.recorder.close)
 
     @property
+    def has_learned(self) -> bool:
+        return self.updates > 0
+
+    @property
     def finished(self) -> bool:
         return self.step >= self.total
 
@@ -128,7 +133,14 @@ class Trainer:
     def _begin_learning(self) -> None:
         """After the warm-up: nothing may be compiled while something is captured."""
         if self._compiling is not None:
-            self._finish_compiling(self._compiling)
+            self._wait_for(self._compiling)
+        generator = torch.Generator(self.device)
+        sample = partial(self.replay.sample, self.per_task_batch, generator)
+        check_first_update(self.config, self.agent, sample, self._return_bound())
+        if self._compiling is not None and self._compiling.failure:
+            failure = self._compiling.failure
+            self._warn(f"torch.compile failed, continuing without: {failure}")
+        self._compiling = None
         if self.config.learner.capture == "on":
             parts = self.agent.parts.values()
             for part in parts:
@@ -149,16 +161,13 @@ class Trainer:
     def _warn(self, text: str) -> None:
         self.recorder.message(f"warning: {text}")
 
-    def _finish_compiling(self, compilation: Compilation) -> None:
-        """Wait for it, but not deaf: a dead worker or a signal is answered meanwhile."""
+    def _wait_for(self, compilation: Compilation) -> None:
+        """But not deaf: a dead worker or a signal is answered meanwhile."""
         while compilation.is_alive():
             self.envs.check()
             if self.stop_signal and self.step % self.config.episode_steps == 0:
                 self._save_and_stop()  # every episode has just ended
             compilation.join(0.1)
-        if compilation.failure:
-            self._warn(f"torch.compile failed, continuing without: {compilation.failure}")
-        self._compiling = None
         self.timer.lap("compile")
 
     # -- the algorithm --------------------------------------------------------------------------

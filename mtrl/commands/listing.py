@@ -7,10 +7,29 @@ from collections.abc import Mapping
 from typing import Any
 
 from mtrl.benchmarks import BENCHMARKS, all_tasks
+from mtrl.config import Config
 from mtrl.networks import available_networks, describe_network
 from mtrl.options.command_line import presets
+from mtrl.options.command_words import read_settings
 from mtrl.options.methods import method_options
+from mtrl.options.plugins import load_plugins
 from mtrl.smto import available, describe
+
+HELP = """\
+mtrl list tasks|benchmarks|methods|networks|presets [--plugins FILE ...]
+
+What there is to choose from; with --plugins, of a user's own files too.
+"""
+
+
+def list_command(arguments: list[str]) -> None:
+    topic, *words = arguments
+    if {"-h", "--help"} & set(arguments):
+        print(HELP, end="")
+        return
+    settings = read_settings({"plugins": tuple[str, ...]}, words, "mtrl list")
+    load_plugins(Config(**settings))
+    TOPICS[topic]()
 
 
 def list_tasks() -> None:

@@ -48,7 +48,7 @@ mtrl: multi-task reinforcement learning
       the trained policy as a file that PyTorch loads without mtrl
   mtrl pack RUNS... [--out results]
       records of runs without their checkpoints, small enough to publish
-  mtrl list tasks|benchmarks|methods|networks|presets
+  mtrl list tasks|benchmarks|methods|networks|presets [--plugins FILE ...]
   mtrl completion bash|zsh
 
 RUN is a run's directory or one of its checkpoint files.
@@ -108,6 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _report(error: Exception) -> None:
     """Known failures as one line and their exit code; anything else keeps its traceback."""
+    from mtrl.device.memory import memory_error
     from mtrl.envs.rendering import RenderingError
     from mtrl.envs.vector import WorkerError
     from mtrl.run.checkpoint import CheckpointError
@@ -122,6 +123,8 @@ def _report(error: Exception) -> None:
     known = WorkerError | TrainingError | CheckpointError | RenderingError | MemoryError | OSError
     if isinstance(error, known):
         _fail(str(error), 1)
+    if reason := memory_error(error):
+        _fail(f"the memory does not suffice: {reason}", 1)
     raise error
 
 
@@ -331,11 +334,8 @@ def weights_command(arguments: list[str]) -> None:
 
 
 def list_command(arguments: list[str]) -> None:
-    from mtrl.commands.listing import TOPICS
+    from mtrl.commands.listing import TOPICS, list_command
 
-    if len(arguments) != 1 or arguments[0] not in TOPICS:
-        if arguments and arguments[0] in ("-h", "--help"):
-            print(f"mtrl list {'|'.join(TOPICS)}")
-            return
+    if not arguments or arguments[0] not in (*TOPICS, "-h", "--help"):
         raise UsageError(f"list needs one of {', '.join(TOPICS)}, not {' '.join(arguments)!r}")
-    TOPICS[arguments[0]]()
+    list_command(arguments)

@@ -209,6 +209,10 @@ class RunDirectory:
         write_atomically(self.config_file, dump_yaml(config))
 
     @property
+    def has_checkpoint(self) -> bool:
+        return self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
+
+    @property
     def is_finished(self) -> bool:
         return self._read_status().get("status") == "finished"
 

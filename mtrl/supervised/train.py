@@ -113,6 +113,10 @@ class Trainer:
         self.stack.callback(self.recorder.close)
 
     @property
+    def has_learned(self) -> bool:
+        return self.step > 0
+
+    @property
     def finished(self) -> bool:
         return self.step >= self.total
 
