@@ -351,9 +351,7 @@ def test_failed_write_ends_the_run_and_spares_earlier_checkpoints(running: Any) 
 
 
 def test_memory_that_does_not_suffice_is_one_line() -> None:
-    said = (
-        "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"
-    )
+    said = "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"
     assert memory_error(RuntimeError(said)) == "can't allocate memory"
     said = "CUDA out of memory. Tried to allocate 2.00 GiB."
     assert memory_error(torch.OutOfMemoryError(f"{said}\nmore")) == said

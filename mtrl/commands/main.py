@@ -56,6 +56,19 @@ Every command explains itself with --help.
 """
 
 
+BENCH_HELP = """\
+mtrl bench CONFIG [--key value ...]
+
+Run the training loop of CONFIG for up to a minute, in a temporary directory that is deleted, and
+say where the time of a vector step goes on this machine: simulation, update, and the rest. Below
+the table stands whether the workers or the learner bound the run, how close the update is to this
+machine's rate of matrix products, and how much memory is used. Nothing is written.
+
+CONFIG is a YAML file or a preset; the options are those of `mtrl train CONFIG --help`, for example
+--learner.device cpu, --env.workers 4 or --agent.smto.name pcgrad, to compare.
+"""
+
+
 class UsageError(ValueError):
     """A wrong command line."""
 
@@ -176,6 +189,9 @@ def train_command(arguments: list[str]) -> None:
 def bench_command(arguments: list[str]) -> None:
     from mtrl.options.command_line import with_overrides
 
+    if {"-h", "--help"} & set(arguments):
+        print(BENCH_HELP, end="")
+        return
     config = _parse_run("bench", arguments, with_overrides)
 
     from mtrl.envs.vector import make_vector_env

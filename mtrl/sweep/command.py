@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
+
+from rich.table import Table
 
 from mtrl.options.command_line import load_config
 from mtrl.run.console import open_console
 from mtrl.schema import ConfigError
-from mtrl.sweep.board import Board
+from mtrl.sweep.board import Board, Row
 from mtrl.sweep.estimate import EstimateError, estimate_hours
 from mtrl.sweep.grid import Run, distinct, expand, find_stored
 from mtrl.sweep.local import Share, divide, run_local, visible_gpus
@@ -130,6 +133,10 @@ def _conclude(board: Board, request: StopRequest) -> int:
         if row.shown == "failed":
             board.message(f"{row.run.name} failed: {row.outlook.reason} (see {row.run.log_file})")
     board.message(board.summary())
+    if board.count("finished"):
+        open_console().print(_means(list(board.rows.values())))
+        folder = next(iter(board.rows.values())).run.folder
+        _say(f"figures, intervals and tests: mtrl report {folder}")
     if board.count("finished") == len(board.rows):
         return 0
     if board.count("failed"):
@@ -137,6 +144,25 @@ def _conclude(board: Board, request: StopRequest) -> int:
     if board.count("waiting", "held", "interrupted"):
         board.message("the same command continues the others")
     return 128 + request.signum if request.count else 1
+
+
+def _means(rows: Sequence[Row]) -> Table:
+    """Success over the seeds of each method, as the final evaluations have it."""
+    labels = dict.fromkeys(row.run.label for row in rows)
+    table = Table(title="success in the final evaluation, over seeds", box=None)
+    for column in ("method", "finished", "mean", "standard deviation"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for label in labels:
+        own = [row for row in rows if row.run.label == label]
+        ended = [row.outlook.success for row in own if row.shown == "finished"]
+        known = [success for success in ended if success is not None]
+        table.add_row(
+            label,
+            f"{len(ended)} of {len(own)}",
+            f"{statistics.mean(known):.3f}" if known else "",
+            f"{statistics.stdev(known):.3f}" if len(known) > 1 else "",
+        )
+    return table
 
 
 def _plan(

@@ -16,6 +16,7 @@ from mtrl.config import Config, load_yaml
 from mtrl.options.command_line import MAY_DIFFER, load_config
 from mtrl.options.method_presets import with_preset
 from mtrl.options.methods import check_methods
+from mtrl.options.plugins import load_plugins
 from mtrl.options.validation import LARGEST_SEED, validate
 from mtrl.run.directory import write_atomically
 from mtrl.run.state import read_json, read_stored, runs_below
@@ -45,6 +46,8 @@ class Run:
     """The sweep's, absolute."""
     config: Config
     """Complete; `run_dir` is `path`."""
+    label: str = ""
+    """The method and the settings that vary: what the seeds of one have in common."""
 
     @property
     def path(self) -> Path:
@@ -115,7 +118,8 @@ def expand(options: SweepOptions) -> list[Run]:
     for seed, settings, method in itertools.product(seeds, combinations(values), methods):
         config = configure(base, settings | {"agent.smto.name": method, "seed": seed})
         varied = {key: value for key, value in settings.items() if len(values[key]) > 1}
-        name = "/".join((*_directory(varied), config.method, f"seed_{seed}"))
+        label = "/".join((*_directory(varied), config.method))
+        name = f"{label}/seed_{seed}"
         if name in runs:
             raise ConfigError(
                 "methods and set", name, "two runs of the grid would share this directory"
@@ -126,7 +130,7 @@ def expand(options: SweepOptions) -> list[Run]:
         settled = json.dumps(settings_of(config), sort_keys=True, default=str)
         if settled not in known:  # a method's preset may make two settings one
             known.add(settled)
-            runs[name] = Run(name, folder, config)
+            runs[name] = Run(name, folder, config, label)
     return list(runs.values())
 
 
@@ -186,6 +190,7 @@ def configure(base: Config, settings: Mapping[str, Any]) -> Config:
     config = _replace(base, settings)
     if config.agent.smto.preset:
         config = _replace(with_preset(base, config), {**settings, "agent.smto.preset": ""})
+    config = load_plugins(config)  # they may register the environments that env.tasks names
     validate(config)
     return check_methods(config)
 
@@ -252,7 +257,8 @@ def find_stored(runs: Sequence[Run]) -> tuple[list[Run], dict[str, str]]:
     for run in runs:
         if (path := stored.find(run)) is not None:
             config = dataclasses.replace(run.config, run_dir=str(path))
-            run = Run(str(path.relative_to(run.folder)), run.folder, config)
+            name = str(path.relative_to(run.folder))
+            run = dataclasses.replace(run, name=name, config=config)
         elif run.path not in stored.broken:
             refuse_changes(run)
         found.append(run)

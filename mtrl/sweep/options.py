@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import tyro
-from tyro.constructors import ConstructorRegistry
-
-from mtrl.options.command_words import gather, pairs_registry, yaml_value
-from mtrl.schema import ConfigError, build, read_yaml, user_path
+from mtrl.options.command_words import read_settings, show_help, spelled, yaml_value
+from mtrl.schema import ConfigError, build, read_yaml, types_of, user_path, with_values
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ class SweepOptions(LocalOptions):
 def parse_options(arguments: list[str]) -> SweepOptions:
     """`SWEEP.yaml [--option ...]` or `CONFIG [--option ...]`: a sweep file has the key `config`.
 
-    Raises ConfigError for what a file holds; leaves with code 2 for a wrong command line.
+    Raises ConfigError for what a file or the command line cannot mean.
     """
     name, *rest = arguments if arguments[0] not in ("-h", "--help") else ("CONFIG", "--help")
     options = SweepOptions(config=name)
@@ -78,16 +76,27 @@ def parse_options(arguments: list[str]) -> SweepOptions:
             )  # a file next to the sweep's, or as everywhere
             if beside.is_file():
                 options = dataclasses.replace(options, config=str(beside))
-    given = tyro.cli(
-        SweepOptions,
-        default=options,
-        prog=f"mtrl sweep {name}",
-        args=gather(options, rest),
-        registry=_settings_as_pairs(),
-    )
-    options = dataclasses.replace(given, set=options.set | given.set)
+    if {"-h", "--help"} & set(rest):
+        show_help(options, f"mtrl sweep {name}", starts=False)
+    refuse_existing(rest)
+    kinds = types_of(SweepOptions) | {"set": tuple[str, ...]}
+    settings = read_settings(kinds, rest, f"mtrl sweep {name}")
+    on_top = _values(settings.pop("set", ()))
+    options = with_values(options, settings)
+    options = dataclasses.replace(options, set=options.set | on_top)
     _validate(options)
     return options
+
+
+def refuse_existing(words: Sequence[str]) -> None:
+    """ConfigError for options of `mtrl train` that say what becomes of a run that is there."""
+    allowed = {
+        "--resume-if-exists": "is always so: the same command continues what is there",
+        "--overwrite": "nothing is overwritten; give another --name, or move the directory away",
+    }
+    for word in words:
+        if (option := spelled(word)) in allowed:
+            raise ConfigError(option, True, allowed[option])
 
 
 def _lists(content: dict[str, Any]) -> dict[str, Any]:
@@ -107,25 +116,21 @@ def _lists(content: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
-def _settings_as_pairs() -> ConstructorRegistry:
+def _values(words: Sequence[str]) -> dict[str, list[Any]]:
     """key=value,value: what stands after the equals sign is a YAML list without its brackets.
 
     A key that stands twice has the values of both places.
     """
-
-    def parse(words: list[str]) -> dict[str, Any]:
-        settings: dict[str, Any] = {}
-        for word in words:
-            key, equals, text = word.partition("=")
-            if not (key and equals and text):
-                raise ValueError(f"{word!r} is not key=value or key=value,value")
-            try:
-                settings.setdefault(key, []).extend(yaml_value(f"[{text}]"))
-            except ValueError:
-                raise ValueError(f"{text!r} is not a list of YAML values") from None
-        return settings
-
-    return pairs_registry("KEY=VALUE,... ...", parse)
+    settings: dict[str, list[Any]] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not (key and equals and text):
+            raise ConfigError("set", word, "must be key=value or key=value,value")
+        try:
+            settings.setdefault(key, []).extend(yaml_value(f"[{text}]"))
+        except ValueError:
+            raise ConfigError(f"set {key}", text, "must be YAML values, with commas") from None
+    return settings
 
 
 def _validate(options: SweepOptions) -> None:

@@ -19,7 +19,7 @@ from mtrl.schema import ConfigError, dump_yaml, user_path
 from mtrl.sweep.board import Board
 from mtrl.sweep.grid import ELSEWHERE, configure
 from mtrl.sweep.local import divide, run_local, visible_gpus
-from mtrl.sweep.options import LocalOptions, check_local
+from mtrl.sweep.options import LocalOptions, check_local, refuse_existing
 from mtrl.sweep.process import StopRequest
 from mtrl.tune.space import read_space
 from mtrl.tune.study import OBJECTIVE, Study, held, import_optuna
@@ -79,6 +79,7 @@ def tune(arguments: list[str]) -> int:
 def _parse(arguments: list[str]) -> TuneOptions:
     """`CONFIG --space SPACE.yaml [--option ...]`"""
     name, *words = arguments if arguments[0] not in ("-h", "--help") else ("CONFIG", "--help")
+    refuse_existing(words)
     options, _ = read_words(TuneOptions(config=name), f"mtrl tune {name}", words, starts=False)
     if not options.space:
         raise ConfigError("space", options.space, "needs a file: --space SPACE.yaml (docs/tune.md)")
