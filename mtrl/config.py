@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mtrl import benchmarks
-from mtrl.schema import build, flatten, read_config, user_path
+from mtrl.schema import ConfigError, build, flatten, read_config, user_path
 
 PROTOCOLS: dict[str, dict[str, object]] = {
     "mw-plus": {"env.reward_version": "v2", "env.num_goals": 50, "env.horizon": 500},
@@ -435,5 +435,12 @@ class Config:
 
 def load_yaml(path: Path) -> Config:
     """Read a configuration; missing keys take the defaults, unknown or ill-typed ones raise."""
-    config: Config = build(Config, read_config(path))
+    content = read_config(path)
+    if isinstance(content, dict) and "problem" in content:
+        raise ConfigError(
+            "CONFIG",
+            str(path),
+            "is for `mtrl supervised`; docs/supervised.md has a command for many methods and seeds",
+        )
+    config: Config = build(Config, content)
     return config

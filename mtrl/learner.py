@@ -15,7 +15,7 @@ from mtrl.device.compilation import Compilation
 from mtrl.device.cuda_graph import CapturedUpdate
 from mtrl.gradients.diagnostics import Diagnostics
 from mtrl.gradients.schedule import schedule
-from mtrl.replay import ReplayBuffer
+from mtrl.replay import Batch, ReplayBuffer
 from mtrl.run.log_window import LogWindow
 from mtrl.run.timing import StageTimer
 
@@ -68,10 +68,14 @@ class Learner:
         alpha = agent.temperature.alpha()
         batch = self.replay.sample(self.samples, agent.generator, alpha)
         self.timer.lap("sample")
-        metrics = agent.update(batch, self._return_bound(), actor=actor, gramians=gramians)
+        metrics = agent.update(batch, self.return_bound(), actor=actor, gramians=gramians)
         self.window.add(torch.stack(metrics))
 
-    def _return_bound(self) -> Tensor | None:
+    def trial_batch(self) -> Batch:
+        """Like that of an update; no stream of the run is drawn from."""
+        return self.replay.sample(self.samples, torch.Generator(self.agent.device))
+
+    def return_bound(self) -> Tensor | None:
         if not self.config.agent.target_clip:
             return None
         return self.replay.return_bound(self.agent.temperature.alpha())
@@ -79,25 +83,25 @@ class Learner:
     def prepare(self) -> None:
         """Compile updates as configured, in a thread during the warm-up."""
         if self.config.learner.compile == "on":
-            batch = self.replay.sample(self.samples, torch.Generator(self.agent.device))
+            batch = self.trial_batch()
             self._compiling = Compilation(
-                partial(self.agent.compile, batch, self._return_bound()),
+                partial(self.agent.compile, batch, self.return_bound()),
                 partial(self.replay.compile, self.samples),
             )
 
-    def begin(self, meanwhile: Callable[[], None]) -> None:
-        """After the warm-up: nothing may be compiled while something is captured.
-
-        meanwhile: called again and again while the compiler is waited for.
-        """
+    def finish_compiling(self, meanwhile: Callable[[], None]) -> None:
+        """Wait for it. meanwhile: called again and again."""
         if self._compiling is not None:
             while self._compiling.is_alive():
                 meanwhile()
                 self._compiling.join(0.1)
-            if self._compiling.failure:
-                self.warn(f"torch.compile failed, continuing without: {self._compiling.failure}")
-            self._compiling = None
             self.timer.lap("compile")
+
+    def begin(self) -> None:
+        """After the warm-up, when nothing is compiled any more."""
+        if self._compiling is not None and self._compiling.failure:
+            self.warn(f"torch.compile failed, continuing without: {self._compiling.failure}")
+        self._compiling = None
         if self.config.learner.capture == "on":
             self._capture()
 

@@ -33,8 +33,12 @@ class Temperature:
     @torch.no_grad()
     def step(self, log_prob: Tensor) -> None:
         """Towards the target entropy, given mean log-probabilities [task]."""
+        self.optimizer.step([self.direction(self.smto, log_prob)])
+
+    @torch.no_grad()
+    def direction(self, smto: SMTO, log_prob: Tensor) -> Tensor:
         loss = losses.temperature_loss(self.log_alpha, log_prob, self.target_entropy)
         # -exp(log alpha) c is its own derivative. One temperature: all tasks move it; a
         # temperature per task: the Jacobian is diagonal.
         jacobian = loss[:, None] if len(self.log_alpha) == 1 else loss.diag()
-        self.optimizer.step([self.smto.direction(jacobian, loss)])
+        return smto.direction(jacobian, loss)

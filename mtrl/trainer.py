@@ -20,6 +20,7 @@ from mtrl.envs.vector import VectorEnv
 from mtrl.evaluation import Evaluated, Evaluation, Evaluator, UnderWay, goals_at
 from mtrl.gradients.schedule import reset_due, schedule, updates_due
 from mtrl.learner import Learner
+from mtrl.options.first_update import check_first_update
 from mtrl.replay import ReplayBuffer
 from mtrl.reward_scale import create_scale
 from mtrl.run import checkpoint
@@ -94,6 +95,10 @@ class Trainer:
         self.stack.callback(self.recorder.close)
 
     @property
+    def has_learned(self) -> bool:
+        return self.learner.updates > 0
+
+    @property
     def finished(self) -> bool:
         return self.step >= self.total
 
@@ -110,6 +115,15 @@ class Trainer:
             f"to {was:.0%} and continue from {now:.0%}; a run of this length from the start is "
             "another one"
         )
+
+    def _begin_learning(self) -> None:
+        """After the warm-up: nothing may be compiled while something is captured."""
+        learner = self.learner
+        learner.finish_compiling(self._while_compiling)
+        check_first_update(self.config, self.agent, learner.trial_batch, learner.return_bound())
+        learner.begin()
+        if self.config.learner.capture == "on":
+            self.collector.capture(self._warn)
 
     def _warn(self, text: str) -> None:
         self.recorder.message(f"warning: {text}")
@@ -134,9 +148,7 @@ class Trainer:
         while not self.finished:
             if self.step >= warmup and not learning:
                 learning = True
-                self.learner.begin(self._while_compiling)
-                if config.learner.capture == "on":
-                    collector.capture(self._warn)
+                self._begin_learning()
             actions = collector.act(random=not learning)
             self._check_finite("action", actions)
             envs.send(actions, next_goals)

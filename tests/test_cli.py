@@ -271,6 +271,10 @@ def test_config_that_is_not_text(
         ("resume no/such/run", ["RUN_DIR = 'no/such/run'", "not a run directory"]),
         ("evaluate", ["evaluate needs a run directory"]),
         ("evaluate no/such/run", ["RUN_DIR = 'no/such/run'", "not a run directory"]),
+        ("train supervised_digits", ["supervised_digits.yaml': is for `mtrl supervised`"]),
+        ("sweep supervised_digits", ["is for `mtrl supervised`", "docs/supervised.md"]),
+        ("bench supervised_digits", ["is for `mtrl supervised`"]),
+        ("supervised toy", ["toy.yaml': is for `mtrl train`"]),
         ("list", ["list needs one of tasks, benchmarks, methods, networks, presets"]),
         ("list task", ["tasks, benchmarks, methods, networks, presets", "'task'"]),
     ],
@@ -331,6 +335,8 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str], run_mtrl: Mtrl) ->
         cli.main([])
     assert caught.value.code == 2
     capsys.readouterr()
+    cli.main(["bench", "--help"])
+    assert "where the time of a vector step goes on this machine" in capsys.readouterr().out
     cli.main(["--version"])
     assert re.fullmatch(r"mtrl \d+\.\d+\.\d+\S*\n", capsys.readouterr().out)
 

@@ -31,6 +31,7 @@ from conftest import (
     wait_for,
 )
 
+from mtrl.device.memory import memory_error
 from mtrl.device.stop_signals import handled
 from mtrl.run import checkpoint
 
@@ -348,3 +349,25 @@ def test_failed_write_ends_the_run_and_spares_earlier_checkpoints(running: Any) 
     assert warnings == []
     assert not list((run.path / "checkpoints").glob(".tmp-*"))
     run.assert_no_child_left()
+
+
+def test_memory_that_does_not_suffice_is_one_line() -> None:
+    said = "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"
+    assert memory_error(RuntimeError(said)) == "can't allocate memory"
+    said = "CUDA out of memory. Tried to allocate 2.00 GiB."
+    assert memory_error(torch.OutOfMemoryError(f"{said}\nmore")) == said
+    assert memory_error(RuntimeError("another error")) == ""
+
+
+def test_a_run_that_fails_before_its_first_update_is_not_in_the_way(
+    tmp_path: Path, run_mtrl: Mtrl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory that does not suffice for the task gradients is known at the first update only."""
+    line = ("--agent.smto.name", "pcgrad", "--checkpoint.every", 800)
+    with monkeypatch.context() as small:
+        small.setattr("mtrl.gradients.buffer.free_memory", lambda device: 1000)
+        done = run_mtrl.toy(tmp_path / "run", *line)
+    assert done.returncode == 1
+    assert "agent.chunk_size bounds this" in done.stderr
+    assert not (tmp_path / "run").exists()
+    assert run_mtrl.toy(tmp_path / "run", *line).returncode == 0

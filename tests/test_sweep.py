@@ -5,7 +5,9 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import signal
+import statistics
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +34,7 @@ from mtrl.sweep.board import Board
 from mtrl.sweep.grid import Run, expand, find_stored, parse_seeds, refuse_changes
 from mtrl.sweep.local import divide
 from mtrl.sweep.options import SweepOptions, parse_options
-from mtrl.sweep.process import Outlook, look, outcome
+from mtrl.sweep.process import Outlook, look, outcome, read_status
 
 TOY = str(REPOSITORY / "configs/toy.yaml")
 LONG = "train.total_steps=40_000"  # too short to be compiled
@@ -170,6 +172,14 @@ def test_a_method_with_and_without_a_papers_settings() -> None:
     assert names(*same) == ["kurin/unitary/seed_1"], "of equal runs, one"
 
 
+def test_a_plugin_registers_the_environments_of_a_sweep(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    (run,) = expand(parse_options(["examples/pendulums.yaml"]))
+    assert run.config.plugins == (str(REPOSITORY / "examples/pendulums.py"),)
+
+
 def test_seeds() -> None:
     assert parse_seeds(["0..2", "7", "9,10"]) == [0, 1, 2, 7, 9, 10]
 
@@ -195,6 +205,10 @@ REFUSED = {
     "method twice": ("--methods mgda mgda", ["mgda/seed_1", "share this directory"]),
     "no room": ("--parallel 0", ["parallel = 0", "at least 1"]),
     "part of two GPUs": ("--gpus-per-run 1.5", ["gpus_per_run = 1.5", "whole number"]),
+    "an unknown option": ("--seed 1", ["--seed = '1': unknown option; did you mean '--seeds'?"]),
+    "not a number": ("--parallel two", ["parallel = 'two': must be an integer or one of auto"]),
+    "to continue": ("--resume-if-exists", ["--resume-if-exists", "the same command continues"]),
+    "to start again": ("--overwrite", ["--overwrite", "give another --name"]),
     "parallel on Ray": ("--engine ray --parallel 2", ["parallel = 2", "local engine"]),
 }
 
@@ -417,6 +431,16 @@ def test_killed_run_and_killed_driver_lose_nothing(
     code, shown = sweep(*grid)
     assert code == 0, shown
     assert "6 finished" in shown
+    table = re.findall(r"^ (pcgrad|unitary) +3 of 3 +(\S+) +(\S+)", shown, re.MULTILINE)
+    for method, mean, deviation in table:
+        statuses = [read_status(folder / method / f"seed_{seed}") for seed in (1, 2, 3)]
+        success = [status.success or 0.0 for status in statuses]
+        assert (mean, deviation) == (
+            f"{statistics.mean(success):.3f}",
+            f"{statistics.stdev(success):.3f}",
+        )
+    assert len(table) == 2
+    assert f"mtrl report {folder}" in shown
     states = [json.loads(f.read_text()) for f in sorted(folder.glob("*/seed_?/status.json"))]
     assert [state["status"] for state in states] == ["finished"] * 6
     assert differences(final_state(first), final_state(reference)) == []

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from mtrl.config import Config
 from mtrl.envs.vector import make_vector_env
 from mtrl.options.command_line import continued, load_config, start_options, with_overrides
-from mtrl.options.command_words import Existing, split_files
+from mtrl.options.command_words import HELP, Existing, split_files
 from mtrl.run.callbacks import Callback
 from mtrl.run.directory import RunDirectory
 from mtrl.schema import user_path
@@ -76,7 +76,7 @@ def train_command(words: list[str]) -> None:
 
 
 def resume_command(words: list[str]) -> None:
-    if words[0] in ("-h", "--help"):
+    if words[0] in HELP:
         print(RESUME_HELP, end="")
         return
     name, *overrides = words
@@ -101,7 +101,23 @@ Plug-ins that have moved are named again.
 """
 
 
+BENCH_HELP = """\
+mtrl bench CONFIG... [--key value ...]
+
+Run the training loop of CONFIG for up to a minute, in a temporary directory that is deleted, and
+say where the time of a vector step goes on this machine: simulation, update, and the rest. Below
+the table stands whether the workers or the learner bound the run, how close the update is to this
+machine's rate of matrix products, and how much memory is used. Nothing is written.
+
+CONFIG is a YAML file or a preset; the options are those of `mtrl train CONFIG --help`, for example
+--learner.device cpu, --env.workers 4 or --agent.smto.name pcgrad, to compare.
+"""
+
+
 def bench_command(words: list[str]) -> None:
+    if set(HELP) & set(words):
+        print(BENCH_HELP, end="")
+        return
     files, program, rest = split_files("bench", words)
     default = load_config(*files) if files else Config()
     config = with_overrides(default, program, rest)

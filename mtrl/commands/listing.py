@@ -7,12 +7,32 @@ from collections.abc import Mapping
 from typing import Any
 
 from mtrl.benchmarks import BENCHMARKS, all_tasks
+from mtrl.config import Config
 from mtrl.networks import available_networks, describe_network
 from mtrl.options.command_line import presets
-from mtrl.options.command_words import HELP
+from mtrl.options.command_words import HELP, read_settings
 from mtrl.options.methods import method_options
+from mtrl.options.plugins import load_plugins
 from mtrl.schema import UsageError
 from mtrl.smto import available, describe
+
+LIST_HELP = """\
+mtrl list tasks|benchmarks|methods|networks|presets [--plugins FILE ...]
+
+What there is to choose from; with --plugins, of a user's own files too.
+"""
+
+
+def list_command(words: list[str]) -> None:
+    if set(HELP) & set(words):
+        print(LIST_HELP, end="")
+        return
+    topic, *rest = words
+    if topic not in TOPICS:
+        raise UsageError(f"list needs one of {', '.join(TOPICS)}, not {topic!r}")
+    settings = read_settings({"plugins": tuple[str, ...]}, rest, "mtrl list")
+    load_plugins(Config(**settings))
+    TOPICS[topic]()
 
 
 def list_tasks() -> None:
@@ -79,12 +99,3 @@ TOPICS = {
     "networks": list_networks,
     "presets": list_presets,
 }
-
-
-def list_command(words: list[str]) -> None:
-    if words[0] in HELP:
-        print(f"mtrl list {'|'.join(TOPICS)}")
-        return
-    if len(words) != 1 or words[0] not in TOPICS:
-        raise UsageError(f"list needs one of {', '.join(TOPICS)}, not {' '.join(words)!r}")
-    TOPICS[words[0]]()

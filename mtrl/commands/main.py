@@ -62,6 +62,12 @@ COMMANDS = {
         "mtrl.sweep.command:sweep_command",
         "a configuration or a sweep file, e.g. `mtrl sweep mt10`",
     ),
+    "tune": Command(
+        "CONFIG --space SPACE.yaml [--trials N] [--parallel N] [--set key=value ...]",
+        "search for the settings with the highest success, with Optuna",
+        "mtrl.tune.command:tune_command",
+        "a configuration, e.g. `mtrl tune mt10 --space space.yaml`",
+    ),
     "supervised": Command(
         "CONFIG... [--key value ...]",
         "the supervised benchmarks; CONFIG as above",
@@ -87,7 +93,7 @@ COMMANDS = {
         RUNS,
     ),
     "list": Command(
-        "tasks|benchmarks|methods|networks|presets",
+        "tasks|benchmarks|methods|networks|presets [--plugins FILE ...]",
         "what there is to choose from",
         "mtrl.commands.listing:list_command",
         "one of tasks, benchmarks, methods, networks, presets",
@@ -156,6 +162,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _report(error: Exception) -> None:
     """Known failures as one line and their exit code; anything else keeps its traceback."""
+    from mtrl.device.memory import memory_error
     from mtrl.envs.rendering import RenderingError
     from mtrl.envs.vector import WorkerError
     from mtrl.run.checkpoint import CheckpointError
@@ -170,6 +177,8 @@ def _report(error: Exception) -> None:
     known = WorkerError | TrainingError | CheckpointError | RenderingError | MemoryError | OSError
     if isinstance(error, known):
         _fail(str(error), 1)
+    if reason := memory_error(error):
+        _fail(f"the memory does not suffice: {reason}", 1)
     raise error
 
 

@@ -40,7 +40,7 @@ def train(
 
     Raises ConfigError, TrainingError, WorkerError, CheckpointError, MemoryError or Stopped. Nothing
     is written until all is set up. From then on, status.json says how the run ended; a new run that
-    fails before its first step leaves nothing.
+    fails before its first update leaves nothing.
     """
     device = set_up_learner(config)
     asked = config

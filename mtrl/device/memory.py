@@ -12,6 +12,14 @@ import torch
 from torch import Tensor
 
 
+def memory_error(error: BaseException) -> str:
+    """What PyTorch says where memory does not suffice, in a line; '' for any other error."""
+    if isinstance(error, torch.OutOfMemoryError):  # CUDA's
+        return str(error).splitlines()[0]
+    _, found, text = str(error).partition("DefaultCPUAllocator: ")
+    return text.splitlines()[0] if isinstance(error, RuntimeError) and found else ""
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes that can still be allocated on `device`; on the CPU, container limits count."""
     if device.type == "cuda":

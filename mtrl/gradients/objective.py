@@ -80,9 +80,10 @@ class Objective:
         norm = self.optimizer.step(found.gradients, self.max_grad_norm)
         return Step(found.losses, found.auxiliary, found.weights, found.gramian, norm)
 
-    def direction(self, *given: Any, gramian: bool = False) -> Direction:
+    def direction(self, *given: Any, gramian: bool = False, smto: SMTO | None = None) -> Direction:
+        """smto: instead of the objective's own."""
         return combine(
-            self.smto,
+            smto or self.smto,
             self.network,
             self.layers(*given),
             buffer=self.buffer,

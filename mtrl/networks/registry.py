@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mtrl.networks.bodies import MLP, BodyKind, Dense, Residual
 from mtrl.networks.layers import LayerNorm, Linear, TaskLinear
+from mtrl.smto.first_step import Unusable, wrong_with
 
 DEFAULT = "shared"
 
@@ -98,6 +99,20 @@ class Body(nn.Module):
         rows = x.reshape(len(x), -1, x.shape[-1])
         outputs: Tensor = self.network(rows)
         return outputs.reshape(len(outputs), *x.shape[:-1], outputs.shape[-1])
+
+    @torch.no_grad()
+    def check(self, x: Tensor, copies: int, outputs: int) -> None:
+        """Unusable unless inputs [task, sample, inputs] give what is expected."""
+        buffers = [buffer.clone() for buffer in self.buffers()]
+        expected = (copies, *x.shape[:2], outputs)
+        if wrong := wrong_with(self.network(x), expected, x, dtype=True):
+            raise Unusable(
+                f"{type(self.network).__name__}.forward gave {wrong}, must give finite "
+                f"{str(x.dtype).removeprefix('torch.')} outputs [copies, task, sample, dim] = "
+                f"{list(expected)}"
+            )
+        for buffer, before in zip(self.buffers(), buffers, strict=True):
+            buffer.copy_(before)
 
     @property
     def head(self) -> nn.Module | None:

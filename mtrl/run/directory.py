@@ -27,7 +27,7 @@ from mtrl.schema import ConfigError, dump_yaml, read_yaml
 if TYPE_CHECKING:
     pass
 
-Status = Literal["running", "finished", "stopped", "failed"]
+Status = Literal["running", "finished", "stopped", "failed", "pruned"]
 Loaded = TypeVar("Loaded")
 EVENTS = "events.out.tfevents."
 """How TensorBoard's files begin."""
@@ -207,6 +207,10 @@ class RunDirectory:
 
     def write_config(self, config: RunConfig) -> None:
         write_atomically(self.config_file, dump_yaml(config))
+
+    @property
+    def has_checkpoint(self) -> bool:
+        return self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
 
     @property
     def is_finished(self) -> bool:

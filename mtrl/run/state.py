@@ -46,8 +46,8 @@ class Run:
     status: Mapping[str, Any]
     """status.json, or empty."""
     state: str
-    """finished, stopped, failed, running, starting; died: said to be running, but no process holds
-    it; broken: its config.yaml cannot be used."""
+    """finished, stopped, failed, running, starting; pruned: ended early by `mtrl tune`; died: said
+    to be running, but no process holds it; broken: its config.yaml cannot be used."""
     environment: Mapping[str, Any]
     """environment.json, or empty."""
     series: Mapping[str, Series] = field(default_factory=dict)

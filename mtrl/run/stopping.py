@@ -27,16 +27,16 @@ class Stopped(Exception):
 
 
 @contextmanager
-def outcome(run: RunDirectory, trainer: Stepping, *, new: bool) -> Iterator[None]:
+def outcome(run: RunDirectory, trainer: Learning, *, new: bool) -> Iterator[None]:
     """Write down how the block ended, unless it ended by itself.
 
-    A new run that ends before its first step leaves no directory: it has nothing to continue from,
-    and would be in the way of the corrected command.
+    A new run that ends before its first update, without a checkpoint, leaves no directory: it has
+    nothing to continue from, and would be in the way of the corrected command.
     """
     try:
         yield
     except BaseException as error:
-        if new and trainer.step == 0:
+        if new and not trainer.has_learned and not run.has_checkpoint:
             run.discard()
         else:
             run.update_status(*_status_after(error))
@@ -54,11 +54,10 @@ def _status_after(error: BaseException) -> tuple[Status, str]:
     return "failed", f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-class Stepping(Protocol):
-    """Has made `step` steps."""
-
+class Learning(Protocol):
     @property
-    def step(self) -> int: ...
+    def has_learned(self) -> bool:
+        """Whether an update has been made."""
 
 
 class Messages(Protocol):

@@ -228,9 +228,16 @@ class SupervisedConfig:
         return f"supervised {self.problem}"
 
 
+OF_RL = {"protocol", "env", "replay", "agent", "critic"}
+"""Keys that only a configuration of `mtrl train` has."""
+
+
 def load_yaml(path: Path) -> SupervisedConfig:
     """Read a configuration; missing keys take the defaults, unknown or ill-typed ones raise."""
-    config: SupervisedConfig = build(SupervisedConfig, read_config(path))
+    content = read_config(path)
+    if isinstance(content, dict) and "problem" not in content and OF_RL & content.keys():
+        raise ConfigError("CONFIG", str(path), "is for `mtrl train`, not a supervised benchmark")
+    config: SupervisedConfig = build(SupervisedConfig, content)
     return config
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mtrl.run.earlier_checkpoints import smto_state
-from mtrl.schema import user_path
+from mtrl.schema import ConfigError, user_path
 from mtrl.smto import SMTO, create
+from mtrl.smto.first_step import Unusable, checked, is_own
 from mtrl.smto.registry import options_of
 from mtrl.supervised import methods
 from mtrl.supervised.auto_lambda import AutoLambda, Prepared, look_ahead
@@ -53,6 +55,8 @@ class Learner:
             self.network = RotatedNetwork(self.network, size).to(device)
             self.rotation_optimizer = torch.optim.Adam([self.network.generators], fused=True)
         self.smto = self._create_smto(total_steps)
+        self._is_checked = not is_own(type(self.smto))
+        """Whether the method gives what an update can use; our own do."""
 
     def load_start_weights(self) -> None:
         """Where there is no checkpoint: what `network.weights` names, if anything."""
@@ -84,23 +88,35 @@ class Learner:
             training = Prepared(inputs, batch.targets)
             lambdas = self.smto.parameter
             self.smto.learn(look_ahead(lambdas, self.network, self.losses, training, unseen, lr))
-        outcome = backward(
-            self.network,
-            self.losses,
-            self.smto,
-            inputs,
-            batch.targets,
-            space=config.gradient_space,
-            chunk_size=config.smto.chunk_size,
-            samples=config.smto.gradient_samples,
-            look=look,
-        )
+        with nullcontext() if self._is_checked else self._first_step():
+            outcome = backward(
+                self.network,
+                self.losses,
+                self.smto,
+                inputs,
+                batch.targets,
+                space=config.gradient_space,
+                chunk_size=config.smto.chunk_size,
+                samples=config.smto.gradient_samples,
+                look=look,
+            )
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.step()
         if self.rotation_optimizer is not None:
             self.rotation_optimizer.param_groups[0]["lr"] = config.rotograd.lr * lr
             self.rotation_optimizer.step()
         return outcome
+
+    @contextmanager
+    def _first_step(self) -> Iterator[None]:
+        """ConfigError where a user's own method gives what no update can use."""
+        try:
+            with checked(self.smto):
+                yield
+        except Unusable as error:
+            name = self.config.smto.name
+            raise ConfigError("smto.name", name, f"{error} (at the first update)") from None
+        self._is_checked = True
 
     @torch.no_grad()
     def evaluate(self, loader: Loader) -> list[Score]:

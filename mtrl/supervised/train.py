@@ -118,6 +118,10 @@ class Trainer:
         return dashboard(list(dict.fromkeys(metrics)))
 
     @property
+    def has_learned(self) -> bool:
+        return self.step > 0
+
+    @property
     def finished(self) -> bool:
         return self.step >= self.total
 

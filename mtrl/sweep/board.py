@@ -17,7 +17,9 @@ from mtrl.run.timing import duration
 from mtrl.sweep.grid import Run
 from mtrl.sweep.process import Outlook, read_status
 
-Shown = Literal["waiting", "held", "running", "interrupted", "failed", "broken", "finished"]
+Shown = Literal[
+    "waiting", "held", "running", "interrupted", "failed", "broken", "pruned", "finished"
+]
 STYLES = {
     "running": "bold",
     "failed": "red",
@@ -72,12 +74,16 @@ class Board:
             self._live.stop()
             self._live = None
 
+    def add(self, run: Run) -> None:
+        self.rows[run.name] = Row(run)
+
     def show(self, run: Run, shown: Shown, outlook: Outlook | None = None) -> None:
         """A run changes."""
         row = self.rows[run.name]
         row.shown, row.outlook = shown, outlook or row.outlook
         if self._live is None or shown == "failed":
-            reason = f": {row.outlook.reason}" if shown in ("failed", "interrupted") else ""
+            told = shown in ("failed", "interrupted", "pruned")
+            reason = f": {row.outlook.reason}" if told else ""
             self.message(f"{run.name}: {shown}{_success(row, ', success ')}{reason}")
 
     def count(self, *shown: Shown) -> int:
@@ -117,7 +123,16 @@ class Board:
 
     def table(self) -> Table:
         """What fits the terminal: running and failed runs first, then the others."""
-        order = ("running", "held", "failed", "broken", "interrupted", "waiting", "finished")
+        order = (
+            "running",
+            "held",
+            "failed",
+            "broken",
+            "interrupted",
+            "waiting",
+            "pruned",
+            "finished",
+        )
         rows = sorted(self.rows.values(), key=lambda row: order.index(row.shown))
         room = max(self.console.height - 8, 3) if self._live is not None else len(rows)
         table = Table(caption=self.summary())

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
+
+from rich.table import Table
 
 from mtrl.options.command_line import load_config
 from mtrl.options.command_words import HELP
 from mtrl.run.console import open_console, say
 from mtrl.schema import ConfigError, UsageError
-from mtrl.sweep.board import Board
+from mtrl.sweep.board import Board, Row
 from mtrl.sweep.estimate import EstimateError, estimate_hours
 from mtrl.sweep.grid import Run, distinct, expand, find_stored
-from mtrl.sweep.local import Share, divide, run_local
+from mtrl.sweep.local import Share, divide, run_local, visible_gpus
 from mtrl.sweep.options import SweepOptions, parse_options
 from mtrl.sweep.process import Outlook, StopRequest, look
 
@@ -45,7 +48,7 @@ def sweep_command(words: list[str]) -> int:
     to_do = [run for run in runs if _wants_work(states[run.name], options)]
     if options.engine == "ray":
         return _on_ray(options, runs, to_do, states)
-    share = divide(options, len(os.sched_getaffinity(0)), _gpus(runs[0]))
+    share = divide(options, len(os.sched_getaffinity(0)), visible_gpus(runs[0].config))
     return _locally(options, runs, to_do, states, share)
 
 
@@ -133,6 +136,10 @@ def _conclude(board: Board, request: StopRequest) -> int:
         if row.shown == "failed":
             board.message(f"{row.run.name} failed: {row.outlook.reason} (see {row.run.log_file})")
     board.message(board.summary())
+    if board.count("finished"):
+        open_console().print(_means(list(board.rows.values())))
+        folder = next(iter(board.rows.values())).run.folder
+        _say(f"figures, intervals and tests: mtrl report {folder}")
     if board.count("finished") == len(board.rows):
         return 0
     if board.count("failed"):
@@ -142,16 +149,23 @@ def _conclude(board: Board, request: StopRequest) -> int:
     return 128 + request.signum if request.count else 1
 
 
-def _gpus(run: Run) -> tuple[str, ...]:
-    """CUDA names of the GPUs that runs may be spread over; none if the device is fixed."""
-    if run.config.learner.device not in ("auto", "cuda"):
-        return ()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return tuple(name for name in visible.split(",") if name.strip())
-    import torch
-
-    return tuple(map(str, range(torch.cuda.device_count())))
+def _means(rows: Sequence[Row]) -> Table:
+    """Success over the seeds of each method, as the final evaluations have it."""
+    labels = dict.fromkeys(row.run.label for row in rows)
+    table = Table(title="success in the final evaluation, over seeds", box=None)
+    for column in ("method", "finished", "mean", "standard deviation"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for label in labels:
+        own = [row for row in rows if row.run.label == label]
+        ended = [row.outlook.success for row in own if row.shown == "finished"]
+        known = [success for success in ended if success is not None]
+        table.add_row(
+            label,
+            f"{len(ended)} of {len(own)}",
+            f"{statistics.mean(known):.3f}" if known else "",
+            f"{statistics.stdev(known):.3f}" if len(known) > 1 else "",
+        )
+    return table
 
 
 def _plan(

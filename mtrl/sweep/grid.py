@@ -15,6 +15,7 @@ from typing import Any
 from mtrl.config import Config, load_yaml
 from mtrl.options.command_line import MAY_DIFFER, laid_over, load_config
 from mtrl.options.methods import check_methods
+from mtrl.options.plugins import load_plugins
 from mtrl.options.validation import LARGEST_SEED, validate
 from mtrl.run.directory import write_atomically
 from mtrl.run.state import read_json, read_stored, runs_below
@@ -44,6 +45,8 @@ class Run:
     """The sweep's, absolute."""
     config: Config
     """Complete; `run_dir` is `path`."""
+    label: str = ""
+    """The method and the settings that vary: what the seeds of one have in common."""
 
     @property
     def path(self) -> Path:
@@ -112,12 +115,11 @@ def expand(options: SweepOptions) -> list[Run]:
     runs: dict[str, Run] = {}
     known: set[str] = set()
     for seed, settings, (method, start) in itertools.product(seeds, combinations(values), methods):
-        config: Config = with_values(start, settings | {"seed": seed})
-        validate(config)
-        config = check_methods(config)
+        config = configure(start, settings | {"seed": seed})
         varied = {key: value for key, value in settings.items() if len(values[key]) > 1}
         shown = _folder(method) if _is_file(method) else config.method
-        name = "/".join((*_directory(varied), shown, f"seed_{seed}"))
+        label = "/".join((*_directory(varied), shown))
+        name = f"{label}/seed_{seed}"
         if name in runs:
             raise ConfigError(
                 "methods and set", name, "two runs of the grid would share this directory"
@@ -125,10 +127,10 @@ def expand(options: SweepOptions) -> list[Run]:
         config = dataclasses.replace(
             config, name=options.name or base.name, run_dir=str(folder / name)
         )
-        settled = json.dumps(_settings(config), sort_keys=True, default=str)
+        settled = json.dumps(settings_of(config), sort_keys=True, default=str)
         if settled not in known:  # a method's file may say what the configuration says
             known.add(settled)
-            runs[name] = Run(name, folder, config)
+            runs[name] = Run(name, folder, config, label)
     return list(runs.values())
 
 
@@ -198,7 +200,18 @@ def _with_method(base: Config, method: str) -> Config:
     return chosen
 
 
-def _settings(config: Config) -> dict[str, Any]:
+def configure(base: Config, settings: Mapping[str, Any]) -> Config:
+    """As `mtrl train` reads files and command line: each on top of the one before.
+
+    ConfigError for what the configuration does not take.
+    """
+    # Plug-ins may register the environments that env.tasks names.
+    config = load_plugins(with_values(base, settings))
+    validate(config)
+    return check_methods(config)
+
+
+def settings_of(config: Config) -> dict[str, Any]:
     """What the run computes; flat."""
     return {key: value for key, value in flatten(config).items() if key not in WHERE}
 
@@ -217,7 +230,7 @@ def refuse_changes(run: Run) -> None:
     stored_file = run.path / "config.yaml"
     if not stored_file.is_file():
         return
-    wanted, stored = _settings(run.config), _settings(load_yaml(stored_file))
+    wanted, stored = settings_of(run.config), settings_of(load_yaml(stored_file))
     if (key := _changed(wanted, stored)) is not None:
         raise ConfigError(
             key,
@@ -241,7 +254,8 @@ def find_stored(runs: Sequence[Run]) -> tuple[list[Run], dict[str, str]]:
     for run in runs:
         if (path := stored.find(run)) is not None:
             config = dataclasses.replace(run.config, run_dir=str(path))
-            run = Run(str(path.relative_to(run.folder)), run.folder, config)
+            name = str(path.relative_to(run.folder))
+            run = dataclasses.replace(run, name=name, config=config)
         elif run.path not in stored.broken:
             refuse_changes(run)
         found.append(run)
@@ -260,7 +274,7 @@ class _Stored:
 
     def find(self, run: Run) -> Path | None:
         """Where the run is: in its own directory, or else where it came furthest."""
-        wanted = _settings(run.config)
+        wanted = settings_of(run.config)
         for path in itertools.chain([run.path], self._by_progress()):
             if path not in self._taken:
                 stored = self._settings(path)
@@ -276,7 +290,7 @@ class _Stored:
             file = path / "config.yaml"
             try:
                 if file.is_file() and "problem" not in (content := read_stored(file)):
-                    self._read[path] = _settings(build(Config, content))
+                    self._read[path] = settings_of(build(Config, content))
             except ConfigError as error:
                 self.broken[path] = str(error)
         return self._read[path]

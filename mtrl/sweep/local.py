@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from mtrl.config import Config
+from mtrl.run.directory import RunDirectory
 from mtrl.sweep.board import Board
 from mtrl.sweep.grid import Run
-from mtrl.sweep.options import SweepOptions
+from mtrl.sweep.options import LocalOptions
 from mtrl.sweep.process import StopRequest, look, outcome, start, stop
 
 POLL_S = 0.2
@@ -33,7 +36,19 @@ class Share:
         return f"{self.parallel} at a time, {self.cores} core(s) each{on}"
 
 
-def divide(options: SweepOptions, cores: int, gpus: Sequence[str]) -> Share:
+def visible_gpus(config: Config) -> tuple[str, ...]:
+    """CUDA names of the GPUs that runs may be spread over; none if the device is fixed."""
+    if config.learner.device not in ("auto", "cuda"):
+        return ()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return tuple(name for name in visible.split(",") if name.strip())
+    import torch
+
+    return tuple(map(str, range(torch.cuda.device_count())))
+
+
+def divide(options: LocalOptions, cores: int, gpus: Sequence[str]) -> Share:
     """Cores and GPUs (by their CUDA names) over the runs at a time."""
     per_run = options.gpus_per_run
     if per_run == "auto":
@@ -58,13 +73,25 @@ class _Place:
     environment: dict[str, str]
     run: Run | None = None
     process: subprocess.Popen | None = None
+    pruned: str = ""
+    """Why its run was asked to end early."""
 
 
 def run_local(
-    runs: Sequence[Run], options: SweepOptions, share: Share, board: Board, request: StopRequest
+    runs: Iterable[Run],
+    options: LocalOptions,
+    share: Share,
+    board: Board,
+    request: StopRequest,
+    unpromising: Callable[[Run], str] = lambda run: "",
 ) -> None:
-    """Run all, as many at a time as there are places; the board has the outcomes."""
-    waiting = deque(runs)
+    """Run all, as many at a time as there are places; the board has the outcomes.
+
+    runs: each is asked for when a place is free, so it may follow from how the earlier ones went.
+    unpromising: why a running run is to end early; empty = it is not.
+    """
+    coming = iter(runs)
+    waiting: deque[Run] = deque()
     deaths: Counter[str] = Counter()
     places = [
         _Place({"CUDA_VISIBLE_DEVICES": share.gpus[i]} if share.gpus else {})
@@ -77,18 +104,20 @@ def run_local(
             if request.count > obeyed:
                 obeyed = request.count
                 waiting.clear()
+                coming = iter(())
                 _stop_all(places, board, at_once=obeyed > 1)
             for place in places:
                 if place.process is not None and place.process.poll() is not None:
                     _ended(place, waiting, deaths, options, board, stopping=obeyed > 0)
                 if place.process is None:
-                    _start_next(place, waiting, board)
+                    _start_next(place, waiting, coming, board)
             busy = any(place.process is not None for place in places)
             if not busy and not waiting:
                 return
             if time.monotonic() - refreshed > REFRESH_S:
                 refreshed = time.monotonic()
                 board.refresh()
+                _prune(places, unpromising)
             time.sleep(POLL_S)
     finally:
         for place in places:
@@ -96,44 +125,65 @@ def run_local(
                 stop(place.process, kill=True)
 
 
-def _start_next(place: _Place, waiting: deque[Run], board: Board) -> None:
-    """The next run that no other process holds; those go to the end of the queue."""
+def _start_next(place: _Place, waiting: deque[Run], coming: Iterator[Run], board: Board) -> None:
+    """The next run that no other process holds; those wait until they are free."""
     for _ in range(len(waiting)):
-        run = waiting.popleft()
-        now = look(run.path)
-        if now.state == "running":
-            if board.rows[run.name].shown != "held":
-                board.show(run, "held", now)
-            waiting.append(run)
-        elif now.state == "finished":  # by the process that held it
-            board.show(run, "finished", now)
-        else:
-            place.run, place.process = run, start(run, now, place.environment)
-            board.show(run, "running")
+        if _start(place, waiting.popleft(), waiting, board):
             return
+    for run in coming:
+        if _start(place, run, waiting, board):
+            return
+
+
+def _start(place: _Place, run: Run, waiting: deque[Run], board: Board) -> bool:
+    """Whether the run has been started; one that another process holds waits."""
+    now = look(run.path)
+    if now.state == "running":
+        if board.rows[run.name].shown != "held":
+            board.show(run, "held", now)
+        waiting.append(run)
+    elif now.state == "finished":  # by the process that held it
+        board.show(run, "finished", now)
+    else:
+        place.run, place.process = run, start(run, now, place.environment)
+        board.show(run, "running")
+        return True
+    return False
 
 
 def _ended(
     place: _Place,
     waiting: deque[Run],
     deaths: Counter[str],
-    options: SweepOptions,
+    options: LocalOptions,
     board: Board,
     *,
     stopping: bool,
 ) -> None:
-    run, process = place.run, place.process
+    run, process, pruned = place.run, place.process, place.pruned
     assert run is not None
     assert process is not None
-    place.run = place.process = None
+    place.run, place.process, place.pruned = None, None, ""
     after = outcome(run, process.returncode)
-    if after.state == "finished" or after.state == "failed":
+    if pruned and after.state == "interrupted":
+        RunDirectory(run.path).update_status("pruned", pruned)
+        after = look(run.path)
+    if after.state in ("finished", "failed", "pruned"):
         board.show(run, after.state, after)
         return
     deaths[run.name] += after.state == "interrupted"
     board.show(run, "interrupted", after)
     if not stopping and deaths[run.name] <= options.retries:
         waiting.appendleft(run)
+
+
+def _prune(places: Sequence[_Place], unpromising: Callable[[Run], str]) -> None:
+    for place in places:
+        if place.run is None or place.process is None or place.pruned:
+            continue
+        if reason := unpromising(place.run):
+            place.pruned = reason
+            stop(place.process)
 
 
 def _stop_all(places: Sequence[_Place], board: Board, *, at_once: bool) -> None:

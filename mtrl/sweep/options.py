@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import tyro
-from tyro.constructors import ConstructorRegistry
-
-from mtrl.options.command_words import gather, pairs_registry, yaml_value
-from mtrl.schema import ConfigError, build, read_yaml, user_path
+from mtrl.options.command_words import read_settings, show_help, spelled, yaml_value
+from mtrl.schema import ConfigError, build, read_yaml, types_of, user_path, with_values
 
 
 @dataclass(frozen=True)
-class SweepOptions:
-    """A grid of runs, and how to run it."""
+class LocalOptions:
+    """Runs of one configuration, and how this machine is divided among them."""
 
     config: str = ""
     """The configuration that all runs start from: a YAML file or a preset's name."""
@@ -24,6 +22,22 @@ class SweepOptions:
     """Runs are written to <root>/<name>/; the configuration's name if empty."""
     root: str = "runs"
     """Folder of all experiments. Of a cluster, one that every node sees under the same path."""
+    parallel: int | Literal["auto"] = "auto"
+    """Runs at a time, local engine; auto = as many as cpus_per_run and gpus_per_run allow."""
+    cpus_per_run: int = 2
+    """Cores that a run needs. Its simulation workers and learner threads, where they are auto."""
+    gpus_per_run: float | Literal["auto"] = "auto"
+    """Share of a GPU that a run needs, e.g. 0.25 for four runs on each GPU, or whole GPUs.
+    auto = 0.25 if there is one and learner.device allows it, else 0."""
+    retries: int = 2
+    """How often a run that was killed, or lost with its node, continues from its last checkpoint.
+    A run that failed by itself would fail again: it is reported."""
+
+
+@dataclass(frozen=True)
+class SweepOptions(LocalOptions):
+    """A grid of runs, and how to run it."""
+
     methods: tuple[str, ...] = ()
     """Multi-task optimisers, for agent.smto.name, or files that are laid over the configuration,
     e.g. kurin/pcgrad; the configuration's if empty."""
@@ -35,19 +49,9 @@ class SweepOptions:
     brackets."""
     engine: Literal["local", "ray"] = "local"
     """local: processes on this machine. ray: tasks on a Ray cluster (extra [cluster])."""
-    parallel: int | Literal["auto"] = "auto"
-    """Runs at a time, local engine; auto = as many as cpus_per_run and gpus_per_run allow."""
-    cpus_per_run: int = 2
-    """Cores that a run needs. Its simulation workers and learner threads, where they are auto."""
-    gpus_per_run: float | Literal["auto"] = "auto"
-    """Share of a GPU that a run needs, e.g. 0.25 for four runs on each GPU, or whole GPUs.
-    auto = 0.25 if there is one and learner.device allows it, else 0."""
     address: str = "local"
     """Ray cluster: local (started for this sweep), auto (the one this machine is part of),
     host:port or ray://host:port."""
-    retries: int = 2
-    """How often a run that was killed, or lost with its node, continues from its last checkpoint.
-    A run that failed by itself would fail again: it is reported."""
     retry_failed: bool = False
     """Resume runs that failed in an earlier call, too."""
     estimate: bool = True
@@ -59,7 +63,7 @@ class SweepOptions:
 def parse_options(arguments: list[str]) -> SweepOptions:
     """`SWEEP.yaml [--option ...]` or `CONFIG [--option ...]`: a sweep file has the key `config`.
 
-    Raises ConfigError for what a file holds; leaves with code 2 for a wrong command line.
+    Raises ConfigError for what a file or the command line cannot mean.
     """
     name, *rest = arguments if arguments[0] not in ("-h", "--help") else ("CONFIG", "--help")
     options = SweepOptions(config=name)
@@ -73,16 +77,27 @@ def parse_options(arguments: list[str]) -> SweepOptions:
             )  # a file next to the sweep's, or as everywhere
             if beside.is_file():
                 options = dataclasses.replace(options, config=str(beside))
-    given = tyro.cli(
-        SweepOptions,
-        default=options,
-        prog=f"mtrl sweep {name}",
-        args=gather(options, rest),
-        registry=_settings_as_pairs(),
-    )
-    options = dataclasses.replace(given, set=options.set | given.set)
+    if {"-h", "--help"} & set(rest):
+        show_help(options, f"mtrl sweep {name}", starts=False)
+    refuse_existing(rest)
+    kinds = types_of(SweepOptions) | {"set": tuple[str, ...]}
+    settings = read_settings(kinds, rest, f"mtrl sweep {name}")
+    on_top = _values(settings.pop("set", ()))
+    options = with_values(options, settings)
+    options = dataclasses.replace(options, set=options.set | on_top)
     _validate(options)
     return options
+
+
+def refuse_existing(words: Sequence[str]) -> None:
+    """ConfigError for options of `mtrl train` that say what becomes of a run that is there."""
+    allowed = {
+        "--resume-if-exists": "is always so: the same command continues what is there",
+        "--overwrite": "nothing is overwritten; give another --name, or move the directory away",
+    }
+    for word in words:
+        if (option := spelled(word)) in allowed:
+            raise ConfigError(option, True, allowed[option])
 
 
 def _lists(content: dict[str, Any]) -> dict[str, Any]:
@@ -102,28 +117,33 @@ def _lists(content: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
-def _settings_as_pairs() -> ConstructorRegistry:
+def _values(words: Sequence[str]) -> dict[str, list[Any]]:
     """key=value,value: what stands after the equals sign is a YAML list without its brackets.
 
     A key that stands twice has the values of both places.
     """
-
-    def parse(words: list[str]) -> dict[str, Any]:
-        settings: dict[str, Any] = {}
-        for word in words:
-            key, equals, text = word.partition("=")
-            if not (key and equals and text):
-                raise ValueError(f"{word!r} is not key=value or key=value,value")
-            try:
-                settings.setdefault(key, []).extend(yaml_value(f"[{text}]"))
-            except ValueError:
-                raise ValueError(f"{text!r} is not a list of YAML values") from None
-        return settings
-
-    return pairs_registry("KEY=VALUE,... ...", parse)
+    settings: dict[str, list[Any]] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not (key and equals and text):
+            raise ConfigError("set", word, "must be key=value or key=value,value")
+        try:
+            settings.setdefault(key, []).extend(yaml_value(f"[{text}]"))
+        except ValueError:
+            raise ConfigError(f"set {key}", text, "must be YAML values, with commas") from None
+    return settings
 
 
 def _validate(options: SweepOptions) -> None:
+    if options.parallel != "auto" and options.engine != "local":
+        allowed = "is for the local engine; Ray runs as many as cpus_per_run and gpus_per_run allow"
+        raise ConfigError("parallel", options.parallel, allowed)
+    check_local(options)
+
+
+def check_local(options: LocalOptions) -> None:
+    """ConfigError for what no machine can be asked to do."""
+
     def need(condition: bool, key: str, allowed: str) -> None:
         if not condition:
             raise ConfigError(key, getattr(options, key), allowed)
@@ -131,11 +151,6 @@ def _validate(options: SweepOptions) -> None:
     parallel, gpus = options.parallel, options.gpus_per_run
     need(bool(options.config), "config", "must be a configuration file or a preset's name")
     need(parallel == "auto" or parallel >= 1, "parallel", "must be auto or at least 1")
-    need(
-        parallel == "auto" or options.engine == "local",
-        "parallel",
-        "is for the local engine; Ray runs as many as cpus_per_run and gpus_per_run allow",
-    )
     need(options.cpus_per_run >= 1, "cpus_per_run", "must be at least 1")
     need(
         gpus == "auto" or (0 <= gpus <= 1) or (gpus < math.inf and gpus == int(gpus) > 0),

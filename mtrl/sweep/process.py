@@ -21,7 +21,7 @@ from mtrl.device.stop_signals import STOP_SIGNALS, handled
 from mtrl.run.state import read_json
 from mtrl.sweep.grid import Run
 
-State = Literal["new", "running", "interrupted", "finished", "failed", "broken"]
+State = Literal["new", "running", "interrupted", "finished", "failed", "pruned", "broken"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Outlook:
 
     state: State
     """new; running: a process holds it; interrupted: can be resumed; finished; failed: by itself;
-    broken: its config.yaml cannot be used."""
+    pruned: ended early by `mtrl tune`, can be resumed; broken: its config.yaml cannot be used."""
     reason: str = ""
     step: int = 0
     total: int = 0
@@ -56,7 +56,7 @@ def read_status(path: Path) -> Outlook:
     status = read_json(path / "status.json")
     state = status.get("status")
     return Outlook(
-        state if state in ("finished", "failed") else "interrupted",
+        state if state in ("finished", "failed", "pruned") else "interrupted",
         status.get("reason", ""),
         status.get("step", 0),
         status.get("total_steps", 0),
