@@ -85,7 +85,7 @@ def test_what_a_run_says(trained: mtrl.Run) -> None:
     every = trained.metrics()
     assert set(trained.metrics("eval/")) == {tag for tag in every if tag.startswith("eval/")}
     steps, values = every["eval/success_mean"]
-    assert steps.tolist() == [800, 1600]
+    assert steps.tolist() == [0, 800, 1600]
     assert values[-1] == trained.success_mean
 
 
