@@ -365,6 +365,9 @@ def test_time_left_is_not_foretold_by_a_warm_up() -> None:
     rows[0].shown = "finished"
     rows[0].outlook = Outlook("finished", step=10 * warmup, total=10 * warmup, seconds=3600.0)
     assert "about 3.0 h left" in board.summary()
+    more = Board((), parallel=1, total=6)
+    more.rows = board.rows
+    assert "about 5.0 h left" in more.summary(), "two are still to be added"
 
 
 # -- real runs ----------------------------------------------------------------------------------

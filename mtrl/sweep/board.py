@@ -48,8 +48,10 @@ class Row:
 class Board:
     """Use as a context manager around the engine."""
 
-    def __init__(self, runs: Sequence[Run], parallel: int | None = None) -> None:
-        """parallel: runs at a time, for the time left; None = as many as are seen running."""
+    def __init__(self, runs: Sequence[Run], parallel: int | None = None, total: int = 0) -> None:
+        """parallel: runs at a time, for the time left; None = as many as are seen running. total:
+        runs in the end, where others are added."""
+        self._total = total
         self.rows = {run.name: Row(run) for run in runs}
         self.console = open_console(errors=True)
         self._parallel = parallel
@@ -119,7 +121,8 @@ class Board:
             return None
         usual = sum(known) / len(known)
         left = [max((row.whole_s or usual) - row.outlook.seconds, 0.0) for row in running]
-        return self.count("waiting") * usual / (self._parallel or len(running)) + max(left)
+        waiting = self.count("waiting") + max(self._total - len(self.rows), 0)
+        return waiting * usual / (self._parallel or len(running)) + max(left)
 
     def table(self) -> Table:
         """What fits the terminal: running and failed runs first, then the others."""

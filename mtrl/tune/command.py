@@ -70,7 +70,7 @@ def tune_command(words: list[str]) -> int:
             prune_after=options.prune_after if options.prune else None,
         )
         _say(f"{options.trials} trials of {', '.join(space)}, in {folder}; local: {share}")
-        board = Board((), share.parallel)
+        board = Board((), share.parallel, options.trials)
         with StopRequest() as request, board:
             runs = study.runs(board, share.cores)
             run_local(runs, options, share, board, request, study.unpromising)
