@@ -21,6 +21,7 @@ from mtrl.schema import UsageError, types_of
 from mtrl.smto import available
 from mtrl.supervised.config import SupervisedConfig
 from mtrl.sweep.options import SweepOptions
+from mtrl.tune.command import TuneOptions
 
 SHELLS = ("bash", "zsh")
 RESUME = ("train.total_steps", "learner.device", "plugins")
@@ -67,6 +68,7 @@ def script(shell: str) -> str:
         "resume": {key: training[key] for key in RESUME},
         "supervised": types_of(SupervisedConfig) | types_of(Existing),
         "sweep": types_of(SweepOptions),
+        "tune": types_of(TuneOptions),
         "evaluate": types_of(EvaluateOptions),
         "export": types_of(ExportOptions),
         "pack": types_of(PackOptions),
@@ -75,7 +77,7 @@ def script(shell: str) -> str:
     names = list(presets())
     files = [name for name in names if not name.startswith(("supervised", "gama"))]
     first = {
-        **dict.fromkeys(("train", "bench", "sweep"), files),
+        **dict.fromkeys(("train", "bench", "sweep", "tune"), files),
         "supervised": [name for name in names if name not in files or name.startswith("kurin/")],
         "list": list(TOPICS),
         "completion": list(SHELLS),

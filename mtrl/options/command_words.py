@@ -22,7 +22,6 @@ from mtrl.schema import (
     UsageError,
     coerce,
     describe_type,
-    flatten,
     nearest,
     types_of,
     user_path,
@@ -185,28 +184,6 @@ def _value(key: str, words: list[str], kind: Any) -> Any:
     except ValueError as error:
         shown = words[0] if len(words) == 1 else " ".join(words)
         raise ConfigError(key, shown, str(error) or f"must be {describe_type(kind)}") from None
-
-
-def gather(default: Any, words: list[str]) -> list[str]:
-    """`--options a=1 --options=b=2` -> `--options a=1 b=2`, for lists and mappings of `default`.
-
-    argparse would silently keep only the last.
-    """
-    several = {key for key, value in flatten(default).items() if isinstance(value, tuple | dict)}
-    others: list[str] = []
-    gathered: dict[str, list[str]] = {}
-    target = others
-    for word in words:
-        option, equals, value = word.partition("=")
-        if option.startswith("--"):
-            key = option[2:].replace("-", "_")
-            if key in several:
-                target = gathered.setdefault(f"--{key}", [])
-                target += [value] if equals else []
-                continue
-            target = others
-        target.append(word)
-    return others + [word for option, values in gathered.items() for word in (option, *values)]
 
 
 def spelled(word: str) -> str:
