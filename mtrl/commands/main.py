@@ -156,7 +156,7 @@ def main(arguments: list[str] | None = None) -> None:
         _exit(130)
     except Exception as error:  # sorted there; unknown ones are raised again
         _report(error)
-    if code:
+    if code is not None:
         raise SystemExit(code)
 
 

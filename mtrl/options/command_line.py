@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from mtrl.config import Config
+from mtrl.config import Config, load_yaml
 from mtrl.options.command_words import Existing, read_words
 from mtrl.options.validation import validate
 from mtrl.schema import (
     ConfigError,
-    build,
     flatten,
     leaves,
     nearest,
@@ -59,13 +58,13 @@ def find_config(name: str) -> Path:
 
 def load_config(name: str, *more: str) -> Config:
     """Of a YAML file, and of others that are laid over it in this order."""
-    return load_as(Config, name, *more)
+    return load_with(load_yaml, name, *more)
 
 
-def load_as(kind: type[Kind], name: str, *more: str) -> Kind:
-    """`load_config`, of this kind of configuration."""
+def load_with(load: Callable[[Path], Kind], name: str, *more: str) -> Kind:
+    """`load_config`, of another kind of configuration, whose files `load` reads."""
     path = find_config(name)
-    config: Kind = build(kind, read_config(path))
+    config = load(path)
     if not config.name:
         config = dataclasses.replace(config, name=path.stem)
     for later in more:

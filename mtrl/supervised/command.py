@@ -15,7 +15,7 @@ from mtrl.supervised.config import SupervisedConfig, load_yaml, validate
 
 def load_config(name: str, *more: str) -> SupervisedConfig:
     """Of YAML files or presets; later ones are laid over the first."""
-    return command_line.load_as(SupervisedConfig, name, *more)
+    return command_line.load_with(load_yaml, name, *more)
 
 
 def with_overrides(
