@@ -30,7 +30,7 @@ from mtrl.networks.values import create_value
 from mtrl.replay import Batch
 from mtrl.run.earlier_checkpoints import upgraded
 from mtrl.run.kept import Kept
-from mtrl.smto import SMTO, RandomSMTO
+from mtrl.smto import RandomSMTO
 from mtrl.temperature import Temperature
 
 
@@ -247,16 +247,6 @@ class Agent:
 
     def _actor_loss(self, actor: Any, *args: Tensor) -> tuple[Tensor, Tensor]:
         return losses.actor_loss(actor, self.critic.network, self.value, *args)
-
-    def try_out(self, loss: Loss, smto: SMTO, batch: Batch, return_bound: Tensor | None) -> None:
-        """Make the direction of one loss with a method that is not the agent's own, and drop it."""
-        noise, alpha = torch.zeros_like(batch.actions), self.temperature.alpha()
-        if loss == "critic":
-            self.critic.direction(batch, noise, alpha, return_bound, smto=smto)
-        elif loss == "actor":
-            self.actor.direction(batch.observations, noise, alpha, smto=smto)
-        else:
-            self.temperature.direction(smto, torch.zeros_like(alpha))
 
     def compile(self, batch: Batch, return_bound: Tensor | None = None) -> None:
         """Compile what lies between a batch like this one and the optimisers; on CUDA, with the

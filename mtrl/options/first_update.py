@@ -19,6 +19,7 @@ from mtrl.networks import describe_network
 from mtrl.networks.registry import Body
 from mtrl.replay import Batch
 from mtrl.schema import ConfigError
+from mtrl.smto import SMTO
 from mtrl.smto.first_step import Unusable, checked, is_own
 
 LOSSES: tuple[Loss, ...] = ("critic", "actor", "temperature")
@@ -43,11 +44,22 @@ def check_first_update(
         for loss, smto in own.items():
             try:
                 with checked(smto):
-                    agent.try_out(loss, smto, batch, bound)
+                    _try_out(agent, loss, smto, batch, bound)
             except Unusable as error:
                 given = getattr(config.agent, f"{loss}_smto").name
                 key = "agent.smto.name" if given is None else f"agent.{loss}_smto.name"
                 raise _refused(key, config.smto_of(loss).name, error, loss) from None
+
+
+def _try_out(agent: Agent, loss: Loss, smto: SMTO, batch: Batch, bound: Tensor | None) -> None:
+    """Make the direction of one loss with a method that is not the agent's own, and drop it."""
+    noise, alpha = torch.zeros_like(batch.actions), agent.temperature.alpha()
+    if loss == "critic":
+        agent.critic.direction(batch, noise, alpha, bound, smto=smto)
+    elif loss == "actor":
+        agent.actor.direction(batch.observations, noise, alpha, smto=smto)
+    else:
+        agent.temperature.direction(smto, torch.zeros_like(alpha))
 
 
 def _check_network(config: Config, agent: Agent, batch: Batch) -> None:
