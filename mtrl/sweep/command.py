@@ -172,7 +172,7 @@ def _plan(
     options: SweepOptions, runs: Sequence[Run], states: dict[str, Outlook], engine: str
 ) -> None:
     config = runs[0].config
-    methods = list(dict.fromkeys(run.config.method for run in runs))
+    methods = list(options.methods or [config.method])
     seeds = list(dict.fromkeys(str(run.config.seed) for run in runs))
     factors = [f"{len(methods)} method(s)", f"{len(seeds)} seed(s)"]
     factors += [f"{len(v)} {key}" for key, v in options.set.items() if len(v) > 1]
