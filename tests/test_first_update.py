@@ -11,15 +11,15 @@ from test_cli import TOY, refused
 from torch import Tensor
 
 from mtrl.networks import registry
-from mtrl.smto import base as smto_base
-from mtrl.smto import create
+from mtrl.smto import SMTO, create
+from mtrl.smto import registry as smto_registry
 from mtrl.smto.first_step import Unusable, checked, is_own, wrong_with
 
 
 @pytest.fixture(autouse=True)
 def clean_registries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_NETWORKS", dict(registry._NETWORKS))
-    monkeypatch.setattr(smto_base, "_METHODS", dict(smto_base._METHODS))
+    monkeypatch.setattr(smto_registry, "_METHODS", dict(smto_registry._METHODS))
 
 
 METHOD = """
@@ -150,7 +150,7 @@ def test_what_is_ours_is_not_looked_at() -> None:
     assert not is_own(type(create("nash_mtl", 2, ema=0.5)))
     assert not is_own(registry.describe_network("moore").make)
 
-    class Mine(smto_base.SMTO):
+    class Mine(SMTO):
         def weights(self, *, losses: Tensor | None = None, gramian: Tensor | None = None) -> Tensor:
             return torch.ones(3)
 

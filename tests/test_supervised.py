@@ -191,7 +191,7 @@ def test_tasks_of_the_problems() -> None:
         ("", ["supervised needs a configuration"]),
         ("--seed 3", ["configuration first"]),
         ("supervised_digit", ["no such file or preset", "mean 'supervised_digits'"]),
-        ("toy", ["unknown key"]),
+        ("toy", ["is for `mtrl train`"]),
         ("supervised_digits --train.lr 0", ["train.lr = 0.0", "positive"]),
         ("supervised_digits --train.lr-decay 1.5", ["train.lr_decay = 1.5"]),
         ("supervised_digits --smto.name pcgrd", ["smto.name = 'pcgrd'", "mean 'pcgrad'"]),
