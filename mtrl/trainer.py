@@ -20,7 +20,7 @@ from mtrl.envs.vector import VectorEnv
 from mtrl.evaluation import Evaluated, Evaluation, Evaluator, UnderWay, goals_at
 from mtrl.gradients.schedule import reset_due, schedule, updates_due
 from mtrl.learner import Learner
-from mtrl.options.first_update import check_first_update
+from mtrl.options.first_update import check_first_update, has_own_network
 from mtrl.replay import ReplayBuffer
 from mtrl.reward_scale import create_scale
 from mtrl.run import checkpoint
@@ -263,8 +263,11 @@ class Trainer:
         self.timer.lap("log")
 
     def evaluate_untrained(self) -> None:
-        """What all learning is measured against; unless only the end is evaluated."""
-        if self.config.evaluation.every:
+        """What all learning is measured against; unless only the end is evaluated.
+
+        A user's own network does not act before it has been checked, at the first update.
+        """
+        if self.config.evaluation.every and not has_own_network(self.config):
             self._start_evaluation(final=False)
 
     def _start_evaluation(self, *, final: bool) -> None:

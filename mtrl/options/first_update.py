@@ -25,6 +25,11 @@ from mtrl.smto.first_step import Unusable, checked, is_own
 LOSSES: tuple[Loss, ...] = ("critic", "actor", "temperature")
 
 
+def has_own_network(config: Config) -> bool:
+    """Whether a user's own code makes the network, so that nobody knows yet what it gives."""
+    return is_own(describe_network(config.network.architecture).make)
+
+
 def check_first_update(
     config: Config, agent: Agent, sample: Callable[[], Batch], bound: Tensor | None
 ) -> None:
@@ -34,7 +39,7 @@ def check_first_update(
     """
     smtos = {loss: create_smto(config, loss, agent.device) for loss in LOSSES}  # not the run's
     own = {loss: smto for loss, smto in smtos.items() if is_own(type(smto))}
-    own_network = is_own(describe_network(config.network.architecture).make)
+    own_network = has_own_network(config)
     if not (own or own_network):
         return
     batch = sample()
