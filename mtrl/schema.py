@@ -79,7 +79,7 @@ def with_values(default: Any, settings: Mapping[str, Any]) -> Any:
 
     The one way in which configurations are laid over one another: files, command lines, sweeps and
     Python all come here. `options` belong to what their section names: new ones are added to those
-    of the same method, and those of another method are dropped. A key may go on into them
+    of the same method, and those of another method are dropped. A key may reach into them
     ("agent.smto.options.c"). ConfigError for a key or a value that is not allowed.
     """
     kinds = types_of(type(default))

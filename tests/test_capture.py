@@ -268,7 +268,7 @@ def test_captured_updates_equal_eager_ones_and_draw_fresh_noise(method: str) -> 
     assert captured._graph is not None
     torch.testing.assert_close(eager.parameters(), learner.parameters(), rtol=1e-3, atol=1e-4)
     for a, b in zip(eager.agent.generators, learner.agent.generators, strict=True):
-        assert torch.equal(a.get_state(), b.get_state()), "a resumed run goes on in the same stream"
+        assert torch.equal(a.get_state(), b.get_state()), "a resumed run continues the same stream"
     learner.scale_learning_rates(0.0)
     entropies = [captured()[3].clone() for _ in range(3)]
     assert not torch.equal(entropies[0], entropies[1])

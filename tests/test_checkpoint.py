@@ -148,7 +148,7 @@ def test_writer_writes_what_was_there_and_prunes(writer: checkpoint.Writer, tmp_
     for step in (1, 2, 3):
         weights.fill_(step)
         writer.save(checkpoint.step_path(tmp_path, step), {"step": step, "weights": weights})
-        weights.fill_(-1.0)  # training goes on
+        weights.fill_(-1.0)  # training continues
     writer.wait()
     assert [path.name for path in checkpoint.newest_first(tmp_path)] == [
         "step_000000000003.pt",

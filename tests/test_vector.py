@@ -230,7 +230,7 @@ def test_an_environments_exception_names_its_task_and_cause() -> None:
         assert "toy-north" in first_line
         assert "ZeroDivisionError" in first_line
         assert "toy-east" not in str(caught.value)
-        with pytest.raises(WorkerError, match="toy-north"):  # and not a hang, if one goes on
+        with pytest.raises(WorkerError, match="toy-north"):  # and not a hang, if one continues
             idle_steps(envs, 2)
     assert_dead_soon(processes)
 
