@@ -3,7 +3,7 @@
 On a GPU an operation on an [m, m] tensor takes 2 us whatever it computes, and a solve has hundreds
 of them. Here one program holds the matrix in registers, in float64, from the first iteration to the
 last. The iterations are those of the tensor code in `solvers.py` and `projection.py`, which is the
-reference; results differ by rounding only.
+reference, but `balance` stops when Newton's steps are rounding. Results differ by rounding only.
 """
 
 from mtrl.smto.kernels.eigen import eigen
