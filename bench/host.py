@@ -146,12 +146,12 @@ def measure(config: Config, envs: VectorEnv, steps: int) -> dict[str, float]:
         for owner, name, stage in (
             (trainer.collector, "act", "act"),
             (trainer.collector.transfer, "to_host", "to the host"),
-            (trainer, "_check_finite", "finite checks"),
+            (envs, "_check_finite", "finite checks"),
             (envs, "send", "send"),
             (trainer.collector.transfer, "to_device", "to the device"),
             (trainer.reward_scale, "observe", "reward scale"),
             (trainer.collector, "store", "store"),
-            (trainer, "_goals", "goals"),
+            (trainer.goals, "count", "goals"),
             (trainer.recent, "add", "episodes' ends"),
             (envs, "receive", "receive"),
         ):

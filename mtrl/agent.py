@@ -6,14 +6,11 @@ device: metrics come back as detached tensors.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from mtrl import losses
 from mtrl.config import Config, Loss
@@ -21,11 +18,9 @@ from mtrl.device.compiled import compiled
 from mtrl.gradients.buffer import Buffer
 from mtrl.gradients.objective import Objective, create_smto
 from mtrl.gradients.optimizer import Optimizer
+from mtrl.networks.actor_critic import ActorCritic
 from mtrl.networks.critic import move_target
 from mtrl.networks.exploration import Exploration
-from mtrl.networks.layers import TaskTable
-from mtrl.networks.make import make_encoder, make_networks
-from mtrl.networks.policy import DeterministicPolicy
 from mtrl.networks.values import create_value
 from mtrl.replay import Batch
 from mtrl.run.earlier_checkpoints import upgraded
@@ -53,22 +48,14 @@ class Agent:
     def __init__(
         self, config: Config, observation_dim: int, action_dim: int, device: torch.device
     ) -> None:
-        self.config, self.device, self._seed = config.agent, device, config.seed
+        self.config, self.device = config.agent, device
         self.num_tasks, self.action_dim = config.num_tasks, action_dim
         self.envs_per_task = config.train.envs_per_task
         self.value = create_value(config, device)
-        self.encoder = make_encoder(config, observation_dim).to(device)
-        self._new_networks = partial(
-            make_networks, config, self.encoder.output_dim, action_dim, self.value, device
-        )
-        actor, critic = self._new_networks(config.seed)
-        self.target_critic = copy.deepcopy(critic).requires_grad_(False)
-        self._move_target = move_target
-        self._table: TaskTable | None = critic.table
-        self._copy_codes()
-        self.policy = DeterministicPolicy(self.encoder, actor)
-
-        settings = config.agent
+        networks = ActorCritic(config, observation_dim, action_dim, self.value, device)
+        self.networks, self.encoder, self.policy = networks, networks.encoder, networks.policy
+        self.target_critic, self._move_target = networks.target_critic, move_target
+        settings, actor, critic = config.agent, networks.actor, networks.critic
         learning: dict[str, Any] = {
             "buffer": Buffer(),  # critic and actor take turns
             "chunk_size": settings.chunk_size,
@@ -105,8 +92,6 @@ class Agent:
         """What learns, by its loss: each has an SMTO and an optimiser."""
         self.moved = False
         """Whether the state loaded last is from another kind of device."""
-        self.gramians: dict[str, Tensor] = {}
-        """{loss: [task, task]} of the last update that was asked for them."""
         self._of_actor = torch.zeros(5, self.num_tasks, device=device)
         """Metrics of its last update: loss, entropy, value, weight, gradient norm."""
         # Separate streams: exploration must not depend on the number of updates.
@@ -115,10 +100,7 @@ class Agent:
         self.generator = torch.Generator(device).manual_seed(config.seed + 2)
         self._kept = Kept(
             {
-                "encoder": self.encoder,
-                "actor": actor,
-                "critic": critic,
-                "target_critic": self.target_critic,
+                **networks.named,
                 "value": self.value,
                 "noise": self.exploration,
                 **{f"{loss}_smto": part.smto for loss, part in self.parts.items()},
@@ -155,7 +137,7 @@ class Agent:
 
         return_bound [task]: upper clip of the Q targets, if target clipping is on.
         actor: False leaves out actor and temperature, whose metrics are the last update's then.
-        gramians: leave the Gramians of both losses in `self.gramians`; changes nothing else.
+        gramians: leave that of each loss in its objective's `gramian`; changes nothing else.
         """
         alpha = self.temperature.alpha()
         next_noise = _noise(batch.actions.shape, self.generator)
@@ -163,60 +145,33 @@ class Agent:
 
         critic = self.critic.step(batch, next_noise, alpha, return_bound, gramian=gramians)
         self.value.follow(critic.auxiliary, (self.critic.network, self.target_critic))
-        self._copy_codes()
-        if gramians and critic.gramian is not None:
-            self.gramians = {"critic": critic.gramian}
+        self.networks.copy_codes()
         if actor:
             self._update_actor(batch.observations, noise, alpha, gramians=gramians)
         self._move_target(self.target_critic, self.critic.network, self.config.tau)
 
-        actor_loss, entropy, value, actor_weight, actor_norm = self._of_actor.clone()
-        weights = critic.weights
-        none = torch.full_like(alpha, torch.nan)
-        critic_weight = none if weights is None else weights.float()
+        loss, entropy, value, weight, norm = self._of_actor.clone()
         return Metrics(
-            critic.losses,
-            actor_loss,
-            alpha,
-            entropy,
-            value,
-            critic_weight,
-            actor_weight,
-            critic.norm.expand_as(alpha),
-            actor_norm,
+            critic.losses, loss, alpha, entropy, value, critic.weights, weight, critic.norm, norm
         )
 
     def _update_actor(
         self, observations: Tensor, noise: Tensor, alpha: Tensor, *, gramians: bool
     ) -> None:
-        found = self.actor.step(observations, noise, alpha, gramian=gramians)
-        loss, log_prob, weights = found.losses, found.auxiliary, found.weights
+        actor = self.actor.step(observations, noise, alpha, gramian=gramians)
+        loss, log_prob = actor.losses, actor.auxiliary
         self.temperature.step(log_prob)
-        if gramians and found.gramian is not None:
-            self.gramians["actor"] = found.gramian
         value = alpha * log_prob - loss  # the Q in the loss
-        none = torch.full_like(alpha, torch.nan)
-        weight = none if weights is None else weights.float()
-        rows = [loss, -log_prob, value, weight, found.norm.expand_as(alpha)]
-        self._of_actor.copy_(torch.stack(rows))
-
-    def _copy_codes(self) -> None:
-        """The actor is given the task codes that the critic has learned."""
-        if self._table is not None:
-            self.encoder.codes.copy_(F.normalize(self._table.rows.detach()[0, :, 0], dim=-1))
+        self._of_actor.copy_(torch.stack([loss, -log_prob, value, actor.weights, actor.norm]))
 
     def reset(self, number: int) -> None:
         """Actor and critics start again from new weights, the optimisers without memory.
 
         In place. number: of the reset, 1, 2, ...: each draws other weights.
         """
-        actor, critic = self._new_networks(self._seed + 1_000_003 * number)
-        self.actor.network.load_state_dict(actor.state_dict())
-        for network in (self.critic.network, self.target_critic):
-            network.load_state_dict(critic.state_dict())
+        self.networks.renew(number)
         self.actor.optimizer.forget()
         self.critic.optimizer.forget()
-        self._copy_codes()
 
     def critic_inputs(
         self, batch: Batch, noise: Tensor, alpha: Tensor, return_bound: Tensor | None
@@ -283,10 +238,9 @@ class Agent:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises CheckpointError, before anything is changed, for the state of another agent."""
-        parts = self._kept.parts
-        networks = {name: parts[name] for name in ("actor", "critic", "target_critic")}
-        state = {"value": {}, "noise": {}} | upgraded(state, networks)  # absent in older ones
-        metrics = self._of_actor.clone()  # absent or fewer in older ones
+        # Older states lack value and noise, and have no or fewer metrics.
+        state = {"value": {}, "noise": {}} | upgraded(state, self.networks.named)
+        metrics = self._of_actor.clone()
         for row, before in zip(metrics, state.get("of_actor", ()), strict=False):
             row.copy_(before)
         self.moved = not self._kept.load_state_dict(state | {"of_actor": metrics})

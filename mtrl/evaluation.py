@@ -20,7 +20,15 @@ from rich.table import Table
 from mtrl.agent import Agent
 from mtrl.config import Config
 from mtrl.device.memory import snapshot
-from mtrl.envs.vector import IDLE, RESET, STEP, Step, VectorEnv, WorkerError, make_vector_env
+from mtrl.envs.vector import (
+    IDLE,
+    RESET,
+    STEP,
+    NonFiniteError,
+    VectorEnv,
+    WorkerError,
+    make_vector_env,
+)
 from mtrl.networks.policy import DeterministicPolicy
 
 Policy = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -88,7 +96,7 @@ def evaluate(
 ) -> Evaluation:
     """Run one episode per goal [task, episode]; tasks proceed through theirs independently.
 
-    Raises WorkerError, which names the task, also for an observation or reward that is not finite.
+    Raises WorkerError, which names the task, also where something is not finite.
     """
     m, episodes = goals.shape
     lanes = np.arange(m)
@@ -102,7 +110,6 @@ def evaluate(
         next_goals = np.where(commands == RESET, goals[lanes, current], -1)
         envs.command(commands, next_goals, actions)
         outcome = envs.receive()
-        _check_finite(outcome, envs.names)
         stepped = commands == STEP
         returns[lanes, current] += np.where(stepped, outcome.rewards, 0.0)
         success[lanes, current] |= stepped & outcome.success
@@ -114,17 +121,6 @@ def evaluate(
         commands[episode >= episodes] = IDLE
         actions = policy(outcome.observations)
     return Evaluation(success, returns)
-
-
-def _check_finite(outcome: Step, names: Sequence[str]) -> None:
-    for what, values in (
-        ("observation", outcome.observations),
-        ("reward", outcome.rewards[:, None]),
-    ):
-        finite = np.isfinite(values).all(1)
-        if not finite.all():
-            task = names[int(np.argmin(finite))]
-            raise WorkerError(f"non-finite {what} of task {task} in an evaluation")
 
 
 class Evaluated(NamedTuple):
@@ -172,7 +168,10 @@ class Evaluator:
     def _run(self, policy: Policy, envs: VectorEnv, goals: NDArray[np.int64]) -> Evaluated:
         started = time.monotonic()
         stop = self.config.evaluation.stop_at_success
-        result = evaluate(policy, envs, goals, stop_at_success=stop)
+        try:
+            result = evaluate(policy, envs, goals, stop_at_success=stop)
+        except NonFiniteError as error:
+            raise WorkerError(f"{error} in an evaluation") from None
         return Evaluated(result, time.monotonic() - started)
 
     def finished(self) -> tuple[UnderWay, Evaluated] | None:

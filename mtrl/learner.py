@@ -36,6 +36,8 @@ class Learner:
         self.samples = config.replay.batch_size // config.num_tasks
         """Of each task in a batch."""
         self.updates = 0
+        self.has_begun = False
+        """Whether the warm-up is over, in this process."""
         self.diagnostics = Diagnostics()
         self._compiling: Compilation | None = None
         self.captured: dict[tuple[bool, bool], CapturedUpdate] = {}
@@ -57,7 +59,10 @@ class Learner:
             else:
                 self._update(actor=actor, gramians=diagnostic)
             if diagnostic:
-                self.diagnostics.add(self.agent.gramians, self.agent.certificates())
+                gramians = {"critic": self.agent.critic.gramian}
+                if actor:
+                    gramians["actor"] = self.agent.actor.gramian
+                self.diagnostics.add(gramians, self.agent.certificates())
             self.timer.lap("update")
             self.updates += 1
             self.window.updates += 1
@@ -101,7 +106,7 @@ class Learner:
         """After the warm-up, when nothing is compiled any more."""
         if self._compiling is not None and self._compiling.failure:
             self.warn(f"torch.compile failed, continuing without: {self._compiling.failure}")
-        self._compiling = None
+        self._compiling, self.has_begun = None, True
         if self.config.learner.capture == "on":
             self._capture()
 

@@ -9,13 +9,12 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from mtrl.agent import Agent, Metrics
 from mtrl.collector import Collector
 from mtrl.config import Config
 from mtrl.device.memory import peak_memory_mib
-from mtrl.envs.goals import lane_goals
+from mtrl.envs.goals import LaneGoals
 from mtrl.envs.vector import VectorEnv
 from mtrl.evaluation import Evaluated, Evaluation, Evaluator, UnderWay, goals_at
 from mtrl.gradients.schedule import reset_due, schedule, updates_due
@@ -30,7 +29,7 @@ from mtrl.run.directory import RunDirectory, Status
 from mtrl.run.log_window import LogWindow
 from mtrl.run.recent_episodes import RecentEpisodes
 from mtrl.run.recorder import Recorder
-from mtrl.run.stopping import Stopped, TrainingError
+from mtrl.run.stopping import Stopped
 from mtrl.run.timing import StageTimer
 
 Event = Callable[[bool], object]
@@ -74,7 +73,10 @@ class Trainer:
         self.collector = Collector(self.agent, self.replay, observation_dim)
         self.total = config.whole_steps
         self.step = 0
-        self.episodes = np.zeros(config.num_envs, dtype=np.int64)
+        self.warmup = math.ceil(config.train.warmup_steps / config.num_envs) * config.num_envs
+        self.goals = LaneGoals(
+            config.seed, envs.names, config.train.envs_per_task, config.env.num_goals
+        )
         self.recent = RecentEpisodes(config.num_tasks, config.train.envs_per_task)
         self.best_success = -1.0
         self.last_success = math.nan
@@ -137,46 +139,38 @@ class Trainer:
     # -- the algorithm --------------------------------------------------------------------------
 
     def loop(self) -> None:
-        config, envs, collector = self.config, self.envs, self.collector
-        lap = self.timer.lap
-        n = config.num_envs
-        warmup = math.ceil(config.train.warmup_steps / n) * n
-        collector.begin(envs.reset(self._goals(self.episodes)))
-        next_goals = self._goals(self.episodes + 1)
-        learning = False
-
+        learner, envs, collector, lap = self.learner, self.envs, self.collector, self.timer.lap
+        collector.begin(envs.reset(self.goals.now))
         while not self.finished:
-            if self.step >= warmup and not learning:
-                learning = True
+            if self.step >= self.warmup and not learner.has_begun:
                 self._begin_learning()
-            actions = collector.act(random=not learning)
-            self._check_finite("action", actions)
-            envs.send(actions, next_goals)
+            envs.send(collector.act(random=not learner.has_begun), self.goals.next)
             lap("act")
-            if learning:  # on what is stored, while the workers simulate
-                updates = updates_due(config.agent, (self.step - warmup) // n)
-                self.learner.learn(updates, left=1.0 - self.step / self.total)
+            if learner.has_begun:  # on what is stored, while the workers simulate
+                learner.learn(self._updates_due(), left=1.0 - self.step / self.total)
             outcome = envs.receive()
             lap("simulate")
-            self._check_finite("observation", outcome.next_observations, outcome.observations)
-            self._check_finite("reward", outcome.rewards)
             collector.store(outcome)
             lap("store")
-            self.step += n
+            self.step += self.config.num_envs
+            self.goals.count(outcome.ended)
             self.recent.add(outcome)
-            done = outcome.ended
-            if done.any():
-                self.episodes += done
-                next_goals = self._goals(self.episodes + 1)
-            if self.step == warmup:
-                if config.network.observation_norm:
-                    self.agent.encoder.set_statistics(*self.replay.observation_statistics())
-                self.reward_scale.refresh()
+            if self.step == self.warmup:
+                self._measure_scales()
             self._reset_networks()
-            may_save = bool(done.all()) or not config.episodes_end_together
+            may_save = bool(outcome.ended.all()) or not self.config.episodes_end_together
             for event in self.events:
                 event(may_save)
         self.writer.wait()
+
+    def _updates_due(self) -> int:
+        return updates_due(self.config.agent, (self.step - self.warmup) // self.config.num_envs)
+
+    def _measure_scales(self) -> None:
+        """Of observations and rewards, from what the warm-up has seen."""
+        if self.config.network.observation_norm:
+            self.agent.encoder.set_statistics(*self.replay.observation_statistics())
+        self.reward_scale.refresh()
 
     def _reset_networks(self) -> None:
         last = self.step - self.config.num_envs
@@ -186,11 +180,6 @@ class Trainer:
             self.reward_scale.refresh()
 
     # -- around it ------------------------------------------------------------------------------
-
-    def _goals(self, episodes: NDArray[np.int64]) -> NDArray[np.int64]:
-        config = self.config
-        copies, count = config.train.envs_per_task, config.env.num_goals
-        return lane_goals(config.seed, self.envs.names, episodes, copies, count)
 
     def _log_if_due(self, _: bool) -> None:
         if self.crossed(self.config.logging.every) or self.finished:
@@ -217,16 +206,6 @@ class Trainer:
     def crossed(self, every: int) -> bool:
         """Whether the last vector step reached a multiple of so many steps; 0 = never."""
         return every > 0 and self.step // every > (self.step - self.config.num_envs) // every
-
-    def _check_finite(self, quantity: str, *arrays: NDArray[Any]) -> None:
-        """TrainingError, which names a task, unless all of these arrays [lane, ...] are."""
-        for values in arrays:
-            if np.isfinite(values).all():
-                continue
-            self.log()  # a non-finite loss is the cause, if there is one: it is named instead
-            lane = np.argwhere(~np.isfinite(values))[0, 0]
-            task = self.envs.names[lane]
-            raise TrainingError(f"non-finite {quantity} of task {task} at step {self.step}")
 
     def log(self) -> None:
         """Mean metrics since the last log; the one place where the loop waits for the device."""
@@ -342,7 +321,7 @@ class Trainer:
         evaluating = self.evaluator.under_way
         state = {
             "step": self.step,
-            "episodes": self.episodes.tolist(),
+            "episodes": self.goals.episodes.tolist(),
             **self.recent.state_dict(),
             "best_success": self.best_success,
             "last_success": self.last_success,
@@ -368,7 +347,7 @@ class Trainer:
         checkpoint.check_resumable(state, self.config.num_envs)
         self.agent.load_state_dict(state["agent"])
         self.step = state["step"]
-        self.episodes = np.array(state["episodes"], dtype=np.int64)
+        self.goals.start_at(np.array(state["episodes"], dtype=np.int64))
         self.recent.load_state_dict(state)
         self.best_success = state["best_success"]
         self.last_success = state["last_success"]

@@ -330,7 +330,7 @@ def test_a_restored_agent_continues_bitwise_with_every_kind_of_critic(name: str,
         first, second = (agent.update(make_batch(k), gramians=True) for agent in (one, two))
         assert all(torch.equal(a, b) for a, b in zip(first[:5], second[:5], strict=True))
         assert all(value.isfinite().all() for value in first[:5])
-    assert {*one.gramians} == {"critic", "actor"}
+    assert all(part.gramian.isfinite().all() for part in (one.critic, one.actor))
     for a, b in zip(one.target_critic.parameters(), two.target_critic.parameters(), strict=True):
         assert torch.equal(a, b)
 

@@ -14,12 +14,12 @@ from mtrl.commands.trained import check_checkpoint
 from mtrl.commands.videos import Videos
 from mtrl.config import Config, load_yaml
 from mtrl.device.setup import set_up_learner, settle
-from mtrl.envs.vector import VectorEnv
+from mtrl.envs.vector import NonFiniteError, VectorEnv
 from mtrl.evaluation import Evaluation
 from mtrl.run import checkpoint
 from mtrl.run.callbacks import Callback
 from mtrl.run.directory import RunDirectory
-from mtrl.run.stopping import outcome, signals
+from mtrl.run.stopping import TrainingError, outcome, signals
 from mtrl.trainer import Trainer
 
 
@@ -91,7 +91,11 @@ def train(
         trainer.status("running")
         if state is None:
             trainer.evaluate_untrained()
-        trainer.loop()
+        try:
+            trainer.loop()
+        except NonFiniteError as error:
+            trainer.log()  # a non-finite loss is the cause, if there is one: it is named instead
+            raise TrainingError(f"{error} at step {trainer.step}") from None
         result = trainer.final_evaluation()
         trainer.status("finished")
         return result

@@ -48,6 +48,27 @@ def lane_goals(
     return goals
 
 
+class LaneGoals:
+    """The goals of training: whose turn it is in every lane, as its episodes go by."""
+
+    def __init__(self, seed: int, names: Sequence[str], envs_per_task: int, num_goals: int) -> None:
+        """names [lane], task-major."""
+        self._goals = functools.partial(lane_goals, seed, names)
+        self._shape = envs_per_task, num_goals
+        self.start_at(np.zeros(len(names), dtype=np.int64))
+
+    def start_at(self, episodes: NDArray[np.int64]) -> None:
+        """episodes [lane]: those that have ended."""
+        self.episodes = episodes
+        self.now, self.next = (self._goals(episodes + k, *self._shape) for k in (0, 1))
+        """[lane] of the episode under way, and of the one after it."""
+
+    def count(self, ended: NDArray[np.bool_]) -> None:
+        """ended [lane]"""
+        if ended.any():
+            self.start_at(self.episodes + ended)
+
+
 class GoalOrder:
     """The goals of one environment used on its own: reset() after reset() in seeded order."""
 

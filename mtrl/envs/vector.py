@@ -46,6 +46,10 @@ class WorkerError(RuntimeError):
     """A simulation worker died, failed or hung; names its tasks."""
 
 
+class NonFiniteError(WorkerError):
+    """An action, observation or reward that is NaN or infinite; names its task."""
+
+
 class Step(NamedTuple):
     """Outcome of one step. Views into shared memory: valid until the next `send` or `reset`.
 
@@ -225,7 +229,7 @@ class VectorEnv:
         goals: Goals,
         actions: NDArray[np.float32] | None = None,
     ) -> None:
-        """IDLE, STEP or RESET, for each lane or for all.
+        """IDLE, STEP or RESET, for each lane or for all. Raises WorkerError.
 
         Goal -1: do not reset when an episode ends.
         """
@@ -235,6 +239,7 @@ class VectorEnv:
         self._shared["commands"][:] = commands
         self._shared["goals"][:] = goals
         if actions is not None:
+            self._check_finite("action", actions)
             self._shared["actions"][:] = actions
         for index, connection in enumerate(self._connections):
             try:
@@ -245,7 +250,16 @@ class VectorEnv:
     def receive(self) -> Step:
         """Wait for the step begun by `send` or `command`. Raises WorkerError."""
         self._receive(DONE)
-        return self._outcome
+        outcome = self._outcome
+        self._check_finite("observation", outcome.next_observations, outcome.observations)
+        self._check_finite("reward", outcome.rewards)
+        return outcome
+
+    def _check_finite(self, quantity: str, *arrays: NDArray[Any]) -> None:
+        for values in arrays:  # [lane, ...]
+            if not np.isfinite(values).all():
+                lane = np.argwhere(~np.isfinite(values))[0, 0]
+                raise NonFiniteError(f"non-finite {quantity} of task {self.names[lane]}")
 
     def worker_seconds(self) -> NDArray[np.float64]:
         """Time each worker has spent in its environments so far, [worker]."""

@@ -27,14 +27,15 @@ from mtrl.smto.registry import options_of
 
 
 class Step(NamedTuple):
-    """What is known of a step that was made; as in `Direction`, but for the norm."""
+    """What is known of a step that was made. Each [task], but for `auxiliary`."""
 
     losses: Tensor
     auxiliary: Tensor
-    weights: Tensor | None
-    gramian: Tensor | None
+    """What the loss gave beside it."""
+    weights: Tensor
+    """float32; NaN for a method without weights."""
     norm: Tensor
-    """Of the whole direction, before it is clipped."""
+    """Of the whole direction, before it is clipped, so the same for every task."""
 
 
 class Objective:
@@ -59,6 +60,9 @@ class Objective:
         self.gradients: Callable[..., Layers] = (
             layer_gradients if self.is_recorded else general_gradients
         )
+        m, device = smto.num_tasks, next(network.parameters()).device
+        self.gramian = torch.full((m, m), torch.nan, device=device)
+        """[task, task], of the last step that was asked for it."""
         self.layers: Callable[..., Layers] = lambda *given: self.gradients(
             task_loss, network, *inputs(*given)
         )
@@ -70,15 +74,20 @@ class Objective:
             self.plain = lambda *given: plain_direction(smto, task_loss, network, *inputs(*given))
 
     def step(self, *given: Any, gramian: bool = False) -> Step:
-        """gramian: give the Gramian whatever the method; changes nothing else."""
+        """gramian: leave the Gramian in `self.gramian`, whatever the method; changes nothing
+        else."""
         if self.plain is None or self.smto.needs != "losses":
             found = self.direction(*given, gramian=gramian)
         else:
             found = self.plain(*given)
             if gramian:
                 found = found._replace(gramian=self._gramian(*given))
+        if gramian and found.gramian is not None:
+            self.gramian.copy_(found.gramian)
         norm = self.optimizer.step(found.gradients, self.max_grad_norm)
-        return Step(found.losses, found.auxiliary, found.weights, found.gramian, norm)
+        none = torch.full_like(found.losses, torch.nan)
+        weights = none if found.weights is None else found.weights.float()
+        return Step(found.losses, found.auxiliary, weights, norm.expand_as(found.losses))
 
     def direction(self, *given: Any, gramian: bool = False, smto: SMTO | None = None) -> Direction:
         """smto: instead of the objective's own."""
