@@ -24,7 +24,16 @@ from numpy.typing import NDArray
 from mtrl.benchmarks import TOY
 from mtrl.envs import tasks, toy
 from mtrl.envs.toy import PointMass
-from mtrl.envs.vector import IDLE, RESET, STEP, Step, VectorEnv, WorkerError, balance
+from mtrl.envs.vector import (
+    IDLE,
+    RESET,
+    STEP,
+    NonFiniteError,
+    Step,
+    VectorEnv,
+    WorkerError,
+    balance,
+)
 
 Factory = Callable[[], gymnasium.Env]
 
@@ -34,6 +43,14 @@ class Failing(PointMass):
         if self._step == 2:
             raise ZeroDivisionError("the arm fell off")
         return super().step(action)
+
+
+class Overflowing(PointMass):
+    """Its third reward is infinite."""
+
+    def step(self, action: NDArray[np.float32]) -> Any:
+        observation, reward, *rest = super().step(action)
+        return observation, np.inf if self._step == 3 else reward, *rest
 
 
 class Unmakeable(PointMass):
@@ -117,6 +134,18 @@ def test_copies_of_a_task_share_a_worker_while_there_are_tasks_enough() -> None:
     costs = [3.0, 3.0, 1.0, 1.0, 2.0, 2.0]
     assert balance(costs, 2, copies=2) == [[0, 1], [2, 3, 4, 5]]
     assert balance(costs, 6, copies=2) == [[0], [1], [4], [5], [2], [3]]
+
+
+def test_what_is_not_finite_is_named_with_its_task() -> None:
+    factories = [*point_masses(9), functools.partial(Overflowing, TOY[1], num_goals=7, horizon=9)]
+    with vector(factories, 1) as envs:
+        envs.reset([0, 0])
+        bad = np.array([[0.0, np.nan], [0.0, 0.0]], np.float32)
+        with pytest.raises(NonFiniteError, match=f"^non-finite action of task {TOY[0]}$"):
+            envs.send(bad, [0, 0])
+        idle_steps(envs, 2)  # nothing was sent: the workers are as they were
+        with pytest.raises(NonFiniteError, match=f"^non-finite reward of task {TOY[1]}$"):
+            idle_steps(envs, 1)
 
 
 # ---------------------------------------------------------------- stepping
