@@ -1,6 +1,6 @@
 """Speed of the simulation: per task, and of the vector environments.
 
-    python bench/env.py --out docs/performance-env.md
+    python bench/env.py --csv docs/simulation.csv   # then bench/draw.py
     python bench/env.py --steps 0 --envs-per-task 8 32 --workers 16   # only our vector env
 
 Per task, microseconds: Meta-World's own step, ours, and the physics alone (five MuJoCo steps and
@@ -204,6 +204,7 @@ def main() -> None:
     parser.add_argument("--workers", nargs="+", type=int, help="default: 1 to the number of cores")
     parser.add_argument("--envs-per-task", nargs="+", type=int, default=[1])
     parser.add_argument("--out", type=Path, help="Markdown file to write")
+    parser.add_argument("--csv", type=Path, help="CSV file for the table of tasks")
     options = parser.parse_args()
 
     cores = len(os.sched_getaffinity(0))
@@ -215,7 +216,9 @@ def main() -> None:
     print(*parts, flush=True)
     if options.steps:
         print()
-        parts.append(str(task_table(options.tasks, options.reward_version, options.steps)))
+        table = task_table(options.tasks, options.reward_version, options.steps)
+        table.publish(None, options.csv)
+        parts.append(str(table))
     if options.vector_steps:
         print()
         workers = options.workers or range(1, cores + 1)

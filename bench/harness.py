@@ -33,6 +33,7 @@ def make_parser(file: str, doc: str, **common: Any) -> argparse.ArgumentParser:
     for name, default in common.items():
         parser.add_argument(f"--{name}", default=default, **COMMON[name])
     MarkedPlace.option(parser, f"bench/{Path(file).name}")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="CSV file for the table")
     return parser
 
 

@@ -193,7 +193,7 @@ def main() -> None:
         with VectorEnv(names, [Still] * lanes, OBSERVATION, ACTION, workers=workers) as envs:
             spent = measure(config, envs, options.steps)
         table.add(f"{lanes:,}", *(f"{spent.get(column, 0):,.0f}" for column in COLUMNS))
-    table.publish(options.markdown)
+    table.publish(options.markdown, options.csv)
 
 
 if __name__ == "__main__":

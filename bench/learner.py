@@ -3,7 +3,7 @@
     python bench/learner.py                          # MT10 and MT50, widths 400 and 1024
     python bench/learner.py --benchmarks MT10 --widths 400 --minutes 1
     python bench/learner.py --methods unitary pcgrad mgda --modes captured eager
-    python bench/learner.py --markdown docs/performance.md
+    python bench/learner.py --csv docs/learner.csv   # then bench/draw.py
 
 Full MT-SAC updates of 3 hidden layers on random data, 128 samples per task. `plain loop`: separate
 modules for both critics, one backward of the mean loss, torch.optim.Adam. `products`: nothing but
@@ -274,7 +274,7 @@ def main() -> None:
     widths = map(str, options.widths)
     order: list[tuple[str, ...]] = [*itertools.product(options.benchmarks, widths, names)]
     table.rows.sort(key=lambda cells: order.index(cells[:3]))
-    table.publish(options.markdown)
+    table.publish(options.markdown, options.csv)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def main() -> None:
         agents = [make_agent(method, m, device, architecture=network) for method in METHODS]
         ratios = [f"{ratio(agent, plain, batch, budget):.2f}" for agent in agents]
         table.add(f"`{network}`", f"{arithmetic(agents[0], batch) / plain_flop:.2f}", *ratios)
-    table.publish(options.markdown)
+    table.publish(options.markdown, options.csv)
 
 
 if __name__ == "__main__":

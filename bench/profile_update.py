@@ -97,7 +97,7 @@ def main() -> None:
             print(f"{name}: {reason}")
         else:
             add(name, update)
-    table.publish(options.markdown)
+    table.publish(options.markdown, options.csv)
 
 
 if __name__ == "__main__":

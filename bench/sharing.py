@@ -113,7 +113,7 @@ def main() -> None:
         table.add(str(count), "yes" if mps else "no", *rates, ratio)
     if not with_mps:
         print(f"\nWithout MPS: there is no {CONTROL} here.")
-    table.publish(options.markdown)
+    table.publish(options.markdown, options.csv)
 
 
 if __name__ == "__main__":

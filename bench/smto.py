@@ -2,7 +2,7 @@
 
     python bench/smto.py                            # all methods, m = 2, 10, 50
     python bench/smto.py --quick                    # a first look, less than a minute
-    python bench/smto.py --markdown docs/smto.md    # replace the table there
+    python bench/smto.py --csv docs/smto.csv        # then bench/draw.py
 
 An update is critic, actor, temperature and targets of the published network (3 x 400, twin
 critic), 128 samples per task, random data. Method and unitary take turns, so that a busy machine
@@ -122,7 +122,7 @@ def main() -> None:
         mine = [costs[method, m] for m in tasks]
         times = [f"{cost.median:.2f} ({cost.low:.2f}-{cost.high:.2f})" for cost in mine]
         table.add(f"`{method}`", needs, *times, *(f"{cost.memory:.0f}" for cost in mine))
-    table.publish(options.markdown)
+    table.publish(options.markdown, options.csv)
 
 
 if __name__ == "__main__":

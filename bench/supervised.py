@@ -149,7 +149,7 @@ def main() -> None:
             own = "" if case.space == "representation" else str(case.chunk_size)
             figures = f"{cost.ratio:.2f}", f"{cost.memory:.0f}"
             table.add(name, case.label, case.space, own, *figures)
-    table.publish(options.markdown)
+    table.publish(options.markdown, options.csv)
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def main() -> None:
     for engine, rows in seen.items():
         wall, outside, rate = map(statistics.median, zip(*rows, strict=True))
         table.add(engine, f"{wall:.1f}", f"{outside:.1f}", f"{rate:.0f}")
-    table.publish(options.markdown)
+    table.publish(options.markdown, options.csv)
 
 
 if __name__ == "__main__":

@@ -160,7 +160,7 @@ def main() -> None:
             label = "none: `unitary`'s mean" if case.label == "unitary" else f"`{case.label}`"
             cosines = f"{np.mean(found.cosines):.3f}", f"{min(found.cosines):.3f}"
             table.add(f"`{method}`", label, cost, f"{found.ratio:.1f}", *cosines)
-    table.publish(options.markdown)
+    table.publish(options.markdown, options.csv)
 
 
 if __name__ == "__main__":

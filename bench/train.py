@@ -75,7 +75,7 @@ def main() -> None:
                 torch.compiler.reset()  # or one process may compile only so many agents
                 chosen = with_values(config, {"agent.smto.name": method})
                 table.add(*cells(chosen, measure(chosen, envs, options.seconds, rare=False)))
-    table.publish(options.markdown)
+    table.publish(options.markdown, options.csv)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import shutil
+import struct
 import time
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
+import draw
 from device import peak_memory
 from harness import run, take_turns
 from mtrl.report.markdown import MarkedPlace, Table
@@ -46,9 +49,13 @@ def test_a_table_replaces_the_one_in_its_place(tmp_path: Path) -> None:
     table.add("1")
     for _ in range(2):
         table.publish(MarkedPlace("x", str(page)))
+    assert not (tmp_path / "page.csv").exists()
     lines = ["Said.", "", "| one | two | three |", "|---|---|---|", "| 1 | 2 | 3 |", "| 1 | | |"]
     rest = "\n".join(["a", "<!-- x: begin -->", *lines, "<!-- x: end -->", "b"])
     assert page.read_text() == rest + "\n<!-- y: begin -->\n"
+    table.add("`2`", "a, b")
+    table.publish(None, tmp_path / "new/page.csv")
+    assert (tmp_path / "new/page.csv").read_text() == 'one,two,three\n1,2,3\n1\n2,"a, b"\n'
     with pytest.raises(ValueError, match="needs the lines <!-- y: begin --> and <!-- y: end -->"):
         MarkedPlace("y", str(page))
 
@@ -75,6 +82,17 @@ def test_bad_input_is_one_line_before_the_work_begins(
         run(importlib.import_module(words[0]).main)
     assert caught.value.code == 2
     assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", draw.FIGURES)
+def test_the_figures_of_the_documentation_can_be_drawn_again(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = shutil.copy(REPOSITORY / f"docs/{name}.csv", tmp_path)
+    monkeypatch.setattr("sys.argv", ["draw.py", copied])
+    draw.main()
+    width, height = struct.unpack(">2I", (tmp_path / f"{name}.png").read_bytes()[16:24])
+    assert (width, height > 300) == (770, True)
 
 
 @pytest.mark.parametrize("page", ["networks", "performance", "smto", "supervised", "sweeps"])

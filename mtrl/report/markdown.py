@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 from pathlib import Path
 
 
@@ -21,9 +22,16 @@ class Table:
         self.rows.append(cells)
         print(self._line(cells), flush=True)
 
-    def publish(self, place: MarkedPlace | None) -> None:
+    def publish(self, place: MarkedPlace | None, file: Path | None = None) -> None:
+        """Into a page, into a CSV file."""
         if place:
             place.write(str(self))
+        if file:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with open(file, "w", newline="") as opened:
+                writer = csv.writer(opened, lineterminator="\n")
+                writer.writerow(self.columns)
+                writer.writerows([cell.replace("`", "") for cell in row] for row in self.rows)
 
     def __str__(self) -> str:
         return "\n".join([self._head, *map(self._line, self.rows)])
