@@ -95,7 +95,7 @@ def test_the_figures_of_the_documentation_can_be_drawn_again(
     assert (width, height > 300) == (770, True)
 
 
-@pytest.mark.parametrize("page", ["networks", "performance", "smto", "supervised", "sweeps"])
+@pytest.mark.parametrize("page", ["networks", "performance", "supervised", "sweeps"])
 def test_every_marked_place_in_the_documentation_is_of_a_script(page: str) -> None:
     text = (REPOSITORY / f"docs/{page}.md").read_text()
     names = [line[5:].split(":")[0] for line in text.splitlines() if line.endswith(": begin -->")]
