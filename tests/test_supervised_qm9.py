@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -28,6 +29,8 @@ from mtrl.supervised.problems import make_problem
 
 pytest.importorskip("torch_geometric", reason="QM9 needs torch-geometric: extra qm9")
 pytest.importorskip("rdkit", reason="QM9 needs rdkit: extra qm9")
+from torch_geometric.nn import NNConv
+
 from mtrl.supervised import molecule_network, qm9
 
 
@@ -206,6 +209,28 @@ def test_a_molecule_is_the_same_in_any_batch(folder: Path) -> None:
         alone = network(molecule_network.complete(split.inputs[np.array([i])]))
         for a, b in zip(together, alone, strict=True):
             torch.testing.assert_close(a[i : i + 1], b)
+
+
+def test_the_steps_share_the_matrices_of_the_edges(folder: Path) -> None:
+    """As with torch-geometric's own layer, which makes them again at every step."""
+    torch.manual_seed(0)
+    network = molecule_network.MessagePassing().double()
+    molecules = molecule_network.complete(qm9.load(folder, QM9_TARGETS).train.inputs[np.arange(6)])
+    molecules.x, molecules.edge_attr = molecules.x.double(), molecules.edge_attr.double()
+    plain = NNConv(64, 64, copy.deepcopy(network.message.nn), aggr="mean").double()
+    plain.load_state_dict(network.message.state_dict())
+    x = network.enter(molecules.x).relu()
+    state = x[None]
+    for _ in range(molecule_network.STEPS):
+        heard = plain(x, molecules.edge_index, molecules.edge_attr).relu()
+        x, state = network.memory(heard[None], state)
+        x = x[0]
+    z = network.leave(network.readout(x, molecules.batch)).relu()
+    torch.testing.assert_close(network(molecules), z)
+    gradients = torch.autograd.grad(z.sum(), list(plain.parameters()))
+    found = torch.autograd.grad(network(molecules).sum(), list(network.message.parameters()))
+    for a, b in zip(found, gradients, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_the_mean_absolute_error_is_in_the_targets_unit() -> None:

@@ -34,6 +34,16 @@ def complete(molecules: Data) -> Data:
     return Distance(norm=False)(molecules)
 
 
+class Message(NNConv):
+    """NNConv that is given the edges' matrices, so that the steps of a forward share them: their
+    network is most of the arithmetic."""
+
+    def message(self, x_j: Tensor, edge_attr: Tensor) -> Tensor:
+        """x_j [edge, in]; edge_attr [edge, in * out]"""
+        matrices = edge_attr.view(-1, self.in_channels_l, self.out_channels)
+        return (x_j[:, None] @ matrices)[:, 0]
+
+
 class MessagePassing(nn.Module):
     """A batch of complete molecules -> z [molecule, 64]."""
 
@@ -41,7 +51,7 @@ class MessagePassing(nn.Module):
         super().__init__()
         self.enter = nn.Linear(ATOM, WIDTH)
         of_edge = nn.Sequential(nn.Linear(BOND + 1, 128), nn.ReLU(), nn.Linear(128, WIDTH**2))
-        self.message = NNConv(WIDTH, WIDTH, of_edge, aggr="mean")
+        self.message = Message(WIDTH, WIDTH, of_edge, aggr="mean")
         self.memory = nn.GRU(WIDTH, WIDTH)
         self.readout = Set2Set(WIDTH, processing_steps=3)
         self.leave = nn.Linear(2 * WIDTH, WIDTH)
@@ -49,8 +59,9 @@ class MessagePassing(nn.Module):
     def forward(self, molecules: Data) -> Tensor:
         x = functional.relu(self.enter(molecules.x))
         state = x[None]
+        matrices = self.message.nn(molecules.edge_attr)
         for _ in range(STEPS):
-            heard = functional.relu(self.message(x, molecules.edge_index, molecules.edge_attr))
+            heard = functional.relu(self.message(x, molecules.edge_index, matrices))
             x, state = self.memory(heard[None], state)
             x = x[0]
         return functional.relu(self.leave(self.readout(x, molecules.batch)))
