@@ -258,10 +258,14 @@ def read_config(path: Path) -> Any:
         if isinstance(place, dict) and key in place:
             value = place.pop(key)
             if key == "preset" and value:
-                name = ".".join((*sections, key))
-                allowed = f"is a file now, to be named after this one: {value}/METHOD"
-                raise ConfigError(name, value, f"{allowed}; see `mtrl list presets`")
+                raise preset_is_a_file(".".join((*sections, key)), value)
     return content
+
+
+def preset_is_a_file(key: str, value: Any) -> ConfigError:
+    """What to say where earlier versions took a paper's name."""
+    allowed = f"is a file now, to be named after CONFIG: {value}/METHOD; see `mtrl list presets`"
+    return ConfigError(key, value, allowed)
 
 
 def dump_yaml(config: Any) -> str:

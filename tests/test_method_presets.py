@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-from mtrl.config import load_yaml
+from mtrl.config import Config, load_yaml
 from mtrl.options.command_line import laid_over, load_config, presets, with_overrides
 from mtrl.options.methods import check_methods
 from mtrl.options.validation import validate
@@ -105,6 +105,10 @@ def test_files_of_earlier_versions(tmp_path: Path) -> None:
     for load in (load_config, supervised.load_config):
         with pytest.raises(ConfigError, match=r"preset = 'kurin': is a file now.*kurin/METHOD"):
             load(str(path))
+    for words in (["--agent.smto.preset", "kurin"], ["--agent.smto.preset=kurin"]):
+        with pytest.raises(ConfigError, match=r"--agent.smto.preset = 'kurin': is a file now"):
+            with_overrides(Config(), "mtrl train", words)
+
 
 
 def test_gama_and_grassis_settings_read_by_hand() -> None:

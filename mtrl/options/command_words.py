@@ -23,6 +23,7 @@ from mtrl.schema import (
     coerce,
     describe_type,
     nearest,
+    preset_is_a_file,
     types_of,
     user_path,
     with_values,
@@ -132,11 +133,12 @@ def read_settings(
             raise ConfigError("word", word, "options begin with `--`")
         key, off = _key_of(option, kinds)
         if key is None:
+            value = value or (rest or [""])[0]
+            if option.endswith("smto.preset"):
+                raise preset_is_a_file(option, value)
             options = {f"--{known.replace('_', '-')}" for known in kinds}
             close = nearest(option.replace("_", "-"), options)
-            raise ConfigError(
-                option, value or (rest or [""])[0], f"unknown option{close}; see `{program} --help`"
-            )
+            raise ConfigError(option, value, f"unknown option{close}; see `{program} --help`")
         values = [value] if equals else []
         if off:
             values = ["false"]
