@@ -25,6 +25,7 @@ from mtrl.networks.critic import move_target
 from mtrl.networks.exploration import Exploration
 from mtrl.networks.layers import TaskTable
 from mtrl.networks.make import make_encoder, make_networks
+from mtrl.networks.paco import Divergence, leave_out
 from mtrl.networks.policy import DeterministicPolicy
 from mtrl.networks.values import create_value
 from mtrl.replay import Batch
@@ -64,6 +65,7 @@ class Agent:
         actor, critic = self._new_networks(config.seed)
         self.target_critic = copy.deepcopy(critic).requires_grad_(False)
         self._move_target = move_target
+        self._divergence = Divergence.of(actor, critic, self.target_critic)
         self._table: TaskTable | None = critic.table
         self._copy_codes()
         self.policy = DeterministicPolicy(self.encoder, actor)
@@ -166,9 +168,12 @@ class Agent:
         self._copy_codes()
         if gramians and critic.gramian is not None:
             self.gramians = {"critic": critic.gramian}
+        diverged = self._diverged(critic.losses)
         if actor:
-            self._update_actor(batch.observations, noise, alpha, gramians=gramians)
+            self._update_actor(batch.observations, noise, alpha, diverged, gramians=gramians)
         self._move_target(self.target_critic, self.critic.network, self.config.tau)
+        if self._divergence is not None and diverged is not None:
+            self._divergence.restart(diverged, self.generator)
 
         actor_loss, entropy, value, actor_weight, actor_norm = self._of_actor.clone()
         weights = critic.weights
@@ -187,9 +192,15 @@ class Agent:
         )
 
     def _update_actor(
-        self, observations: Tensor, noise: Tensor, alpha: Tensor, *, gramians: bool
+        self,
+        observations: Tensor,
+        noise: Tensor,
+        alpha: Tensor,
+        diverged: Tensor | None,
+        *,
+        gramians: bool,
     ) -> None:
-        found = self.actor.step(observations, noise, alpha, gramian=gramians)
+        found = self.actor.step(observations, noise, alpha, diverged, gramian=gramians)
         loss, log_prob, weights = found.losses, found.auxiliary, found.weights
         self.temperature.step(log_prob)
         if gramians and found.gramian is not None:
@@ -237,16 +248,31 @@ class Agent:
         return self.encoder(batch.observations), batch.actions, targets
 
     def actor_inputs(
-        self, observations: Tensor, noise: Tensor, alpha: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Inputs of the actor's loss; noise [task, sample, action]."""
-        return self.encoder(observations), noise, alpha[:, None]
+        self, observations: Tensor, noise: Tensor, alpha: Tensor, diverged: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """Inputs of the actor's loss; noise [task, sample, action]; diverged [task]: left out."""
+        inputs = self.encoder(observations), noise, alpha[:, None]
+        return inputs if diverged is None else (*inputs, diverged)
 
     def _critic_loss(self, critic: Any, *args: Tensor) -> tuple[Tensor, Tensor]:
-        return losses.critic_loss(critic, self.value, *args)
+        loss, summary = losses.critic_loss(critic, self.value, *args)
+        return leave_out(loss, self._diverged(loss)), summary
 
-    def _actor_loss(self, actor: Any, *args: Tensor) -> tuple[Tensor, Tensor]:
-        return losses.actor_loss(actor, self.critic.network, self.value, *args)
+    def _actor_loss(
+        self,
+        actor: Any,
+        inputs: Tensor,
+        noise: Tensor,
+        alpha: Tensor,
+        diverged: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        critic = self.critic.network
+        loss, log_prob = losses.actor_loss(actor, critic, self.value, inputs, noise, alpha)
+        return leave_out(loss, diverged), log_prob
+
+    def _diverged(self, critic_losses: Tensor) -> Tensor | None:
+        """Which tasks are to be left out [task]; None: this is not asked for."""
+        return None if self._divergence is None else critic_losses > self._divergence.limit
 
     def compile(self, batch: Batch, return_bound: Tensor | None = None) -> None:
         """Compile what lies between a batch like this one and the optimisers; on CUDA, with the
@@ -256,7 +282,7 @@ class Agent:
         """
         noise, alpha = torch.zeros_like(batch.actions), self.temperature.alpha()
         self.critic.compile(batch, noise, alpha, return_bound)
-        self.actor.compile(batch.observations, noise, alpha)
+        self.actor.compile(batch.observations, noise, alpha, self._diverged(alpha))
         if self.device.type == "cuda":  # many small kernels; a CPU is as fast without
             self.critic.optimizer.compile()
             self.actor.optimizer.compile()
