@@ -21,6 +21,7 @@ from mtrl.gradients.optimizer import Optimizer
 from mtrl.networks.actor_critic import ActorCritic
 from mtrl.networks.critic import move_target
 from mtrl.networks.exploration import Exploration
+from mtrl.networks.paco import leave_out
 from mtrl.networks.values import create_value
 from mtrl.replay import Batch
 from mtrl.run.earlier_checkpoints import upgraded
@@ -110,8 +111,6 @@ class Agent:
             {"exploration": self.exploration.generator, "generator": self.generator},
         )
 
-    # -- acting ---------------------------------------------------------------------------------
-
     @torch.no_grad()
     def act(self, observations: Tensor, *, deterministic: bool = False) -> Tensor:
         """Observations [task, ..., obs] on the device -> actions [task, ..., action] in [-1, 1]."""
@@ -122,8 +121,6 @@ class Agent:
         noise = self.exploration.noise(mean.shape)
         # As `sample_action`, without the log-probability.
         return torch.addcmul(mean, log_std.exp(), noise).tanh()
-
-    # -- learning -------------------------------------------------------------------------------
 
     def update(
         self,
@@ -140,25 +137,26 @@ class Agent:
         gramians: leave that of each loss in its objective's `gramian`; changes nothing else.
         """
         alpha = self.temperature.alpha()
-        next_noise = _noise(batch.actions.shape, self.generator)
-        noise = _noise(batch.actions.shape, self.generator)
+        next_noise, noise = (_noise(batch.actions.shape, self.generator) for _ in range(2))
 
         critic = self.critic.step(batch, next_noise, alpha, return_bound, gramian=gramians)
         self.value.follow(critic.auxiliary, (self.critic.network, self.target_critic))
         self.networks.copy_codes()
+        diverged = self.networks.diverged(critic.losses)
         if actor:
-            self._update_actor(batch.observations, noise, alpha, gramians=gramians)
+            self._update_actor(batch.observations, noise, alpha, diverged, gramian=gramians)
         self._move_target(self.target_critic, self.critic.network, self.config.tau)
+        self.networks.restart(diverged, self.generator)
 
         loss, entropy, value, weight, norm = self._of_actor.clone()
         return Metrics(
             critic.losses, loss, alpha, entropy, value, critic.weights, weight, critic.norm, norm
         )
 
-    def _update_actor(
-        self, observations: Tensor, noise: Tensor, alpha: Tensor, *, gramians: bool
-    ) -> None:
-        actor = self.actor.step(observations, noise, alpha, gramian=gramians)
+    def _update_actor(self, *given: Any, gramian: bool) -> None:
+        """given: as `actor_inputs` is."""
+        actor = self.actor.step(*given, gramian=gramian)
+        _, _, alpha, _ = given
         loss, log_prob = actor.losses, actor.auxiliary
         self.temperature.step(log_prob)
         value = alpha * log_prob - loss  # the Q in the loss
@@ -192,16 +190,19 @@ class Agent:
         return self.encoder(batch.observations), batch.actions, targets
 
     def actor_inputs(
-        self, observations: Tensor, noise: Tensor, alpha: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Inputs of the actor's loss; noise [task, sample, action]."""
-        return self.encoder(observations), noise, alpha[:, None]
+        self, observations: Tensor, noise: Tensor, alpha: Tensor, diverged: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """Inputs of the actor's loss; noise [task, sample, action]; diverged [task]: left out."""
+        inputs = self.encoder(observations), noise, alpha[:, None]
+        return inputs if diverged is None else (*inputs, diverged)
 
     def _critic_loss(self, critic: Any, *args: Tensor) -> tuple[Tensor, Tensor]:
-        return losses.critic_loss(critic, self.value, *args)
+        loss, summary = losses.critic_loss(critic, self.value, *args)
+        return leave_out(loss, self.networks.diverged(loss)), summary
 
     def _actor_loss(self, actor: Any, *args: Tensor) -> tuple[Tensor, Tensor]:
-        return losses.actor_loss(actor, self.critic.network, self.value, *args)
+        loss, log_prob = losses.actor_loss(actor, self.critic.network, self.value, *args[:3])
+        return leave_out(loss, *args[3:]), log_prob
 
     def compile(self, batch: Batch, return_bound: Tensor | None = None) -> None:
         """Compile what lies between a batch like this one and the optimisers; on CUDA, with the
@@ -211,13 +212,11 @@ class Agent:
         """
         noise, alpha = torch.zeros_like(batch.actions), self.temperature.alpha()
         self.critic.compile(batch, noise, alpha, return_bound)
-        self.actor.compile(batch.observations, noise, alpha)
+        self.actor.compile(batch.observations, noise, alpha, self.networks.diverged(alpha))
         if self.device.type == "cuda":  # many small kernels; a CPU is as fast without
             self.critic.optimizer.compile()
             self.actor.optimizer.compile()
             self._move_target = compiled(move_target)
-
-    # -- its parts --------------------------------------------------------------------------------
 
     @property
     def generators(self) -> list[torch.Generator]:

@@ -392,7 +392,10 @@ BAD = {
     ),
     "another's option": (
         "--network.architecture paco --network.options experts=3",
-        ["network.options.experts = 3", "network paco has no such option; it has: sets"],
+        [
+            "network.options.experts = 3",
+            "network paco has no such option; it has: sets, reset_above",
+        ],
     ),
     "no options": (
         "--network.options experts=3",

@@ -42,15 +42,17 @@ class Learner:
 
     def __init__(
         self, method: str = "unitary", device: torch.device = CPU, normalization: Any = "sample",
-        critic: Any = "scalar", n_step: int = 1, network: str = "shared", **settings: Any,
+        critic: Any = "scalar", n_step: int = 1, network: str = "shared",
+        options: Any = None, **settings: Any,
     ) -> None:  # fmt: skip
-        options = {"weights": [1.0, 2.0, 3.0]} if method == "fixed" else {}
+        """options: of the network."""
+        weights = {"weights": [1.0, 2.0, 3.0]} if method == "fixed" else {}
         config = Config(
             env=EnvConfig(tasks=TOY[:TASKS]),
             replay=ReplayConfig(reward_normalization=normalization),
-            network=NetworkConfig(network, width=8, depth=2, observation_norm=True),
+            network=NetworkConfig(network, options or {}, width=8, depth=2, observation_norm=True),
             critic=CriticConfig(kind=critic),
-            agent=AgentConfig(smto=SmtoConfig(method, options), target_clip=True, **settings),
+            agent=AgentConfig(smto=SmtoConfig(method, weights), target_clip=True, **settings),
         )
         self.agent = Agent(config, OBSERVATION, ACTION, device)
         scale = create_scale(config, ACTION, device)

@@ -110,7 +110,6 @@ def test_files_of_earlier_versions(tmp_path: Path) -> None:
             with_overrides(Config(), "mtrl train", words)
 
 
-
 def test_gama_and_grassis_settings_read_by_hand() -> None:
     famo = supervised.load_config("supervised_multi_mnist_cl_rr", "gama/multi_mnist_cl_rr/famo")
     assert (famo.train.lr, famo.smto.options) == (0.0025, {"decay": 1e-4})

@@ -47,7 +47,7 @@ RARE = (
     *("--agent.actor-every", 3, "--agent.noise-repeat", 4, "--agent.optimizer", "muon"),
     *("--agent.resets", 3, "--replay.reward-normalization", "mean_reward"),
     *("--critic.kind", "popart", "--network.task-encoding", "learned", "--checkpoint.keep", 9),
-    *("--network.architecture", "paco", "--network.options", "sets=2"),
+    *("--network.architecture", "paco", "--network.options", "sets=2", "reset_above=3"),
 )
 """What keeps state of its own, and that no preset has."""
 

@@ -77,8 +77,8 @@ def test_equal_gradients_come_back_unchanged(name, case):
     np.testing.assert_allclose(ours.numpy(), case.jacobian[0].numpy(), rtol=2e-6)
 
 
-IN_ORDER = {"fixed", "ldc_mtl"}
-"""Weights are given by task, or compare each task with the next one."""
+IN_ORDER = {"fixed", "ldc_mtl", "pcd"}
+"""Weights are given by task, compare each task with the next one, or prefer one task."""
 
 
 @pytest.mark.parametrize("name", sorted(set(ALL) - RANDOM - IN_ORDER))
@@ -119,7 +119,7 @@ def test_inputs_stay_as_they_are(name):
 
 STATEFUL = RANDOM | {
     "uw", "imtl_l", "imtl", "dwa", "famo", "gradnorm", "cdtt", "si", "autoscale", "gradvac",
-    "gls", "go4align", "ldc_mtl", "db_mtl", "excess_mtl", "modo",
+    "gls", "go4align", "ldc_mtl", "db_mtl", "excess_mtl", "modo", "pcd",
 }  # fmt: skip
 LOWER_BOUND_ALONE = {"si", "gls"}
 """Their state, which no loss has moved here."""
@@ -278,7 +278,7 @@ def test_a_missing_gramian_is_named(name):
         make(name, 2).weights(losses=torch.ones(2))
 
 
-@pytest.mark.parametrize("name", [*sorted(set(POSITIVE) - {"db_mtl"}), "stch"])
+@pytest.mark.parametrize("name", [*sorted(set(POSITIVE) - {"db_mtl"}), "stch", "pbi"])
 def test_missing_losses_are_named(name):
     with pytest.raises(ValueError, match="needs the losses"):
         make(name, 2).weights(gramian=torch.eye(2).double())
@@ -382,7 +382,7 @@ def test_aliases_create_the_same_method():
 def test_methods_are_listed_by_what_they_need():
     needs = [describe(name).needs for name in available()]
     assert needs == sorted(needs, key=["losses", "gramian", "jacobian"].index)
-    assert len(needs) == 36
+    assert len(needs) == 38
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from smto_cases import make, random_jacobian
-from torchjd.scalarization import GeometricMean
+from torchjd.scalarization import PBI, GeometricMean
 
 from mtrl.smto import create
 from mtrl.smto.grouping import clustered
@@ -224,12 +224,51 @@ def test_stch_goes_from_the_maximum_to_the_mean():
     np.testing.assert_allclose(flat, np.full(4, 0.25), rtol=5e-6)
 
 
+# -- boundary intersection ----------------------------------------------------------------------
+
+
+@given(losses=positive, theta=st.floats(0.0, 5.0))
+@settings(max_examples=20)
+def test_pbi_weights_are_the_gradient_of_torchjds_pbi(losses, theta):
+    m = len(losses)
+    preference, ideal = torch.arange(1.0, m + 1).double(), torch.full((m,), 0.5).double()
+    leaf = losses.clone().requires_grad_()
+    value = PBI(theta, preference, ideal)(leaf)
+    (expected,) = torch.autograd.grad(value, [leaf])
+    smto = create("pbi", m, theta=theta, preference=preference.tolist(), ideal=ideal.tolist())
+    expected = expected * preference.norm() / preference.sum()
+    np.testing.assert_allclose(smto.weights(losses=losses), expected, atol=1e-6)
+
+
+def test_pbi_with_equal_preferences_is_mean_and_deviation():
+    losses = torch.tensor([1.0, -2.0, 3.0, 6.0]).double()
+    weights = create("pbi", 4, theta=0.5).weights(losses=losses)
+    expected = (1.0 + 0.5 * (losses - losses.mean()) / losses.std(correction=0)) / 4
+    np.testing.assert_allclose(weights, expected, rtol=1e-9)
+    assert float(weights.sum()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_pbi_of_equal_losses_does_not_show_their_rounding(size):
+    rounding = 1.0 + 6e-8 * torch.tensor([1.0, -1.0, 0.0, 1.0]).double()
+    weights = create("pbi", 4).weights(losses=size * rounding)
+    np.testing.assert_allclose(weights, np.full(4, 0.25), rtol=1e-3)
+
+
+def test_pbi_keeps_all_weights_positive_by_default():
+    losses = torch.zeros(100).double()
+    losses[7] = 1e3
+    assert float(create("pbi", 100).weights(losses=losses).min()) > 0
+
+
 @pytest.mark.parametrize(
     ("name", "options", "match"),
     [
         ("stch", {"mu": 0.0}, "mu must be positive"),
         ("stch", {"preference": [1.0]}, "preference must be 2 positive numbers"),
         ("stch", {"ideal": [1.0, float("nan")]}, "ideal must be 2 finite numbers"),
+        ("pbi", {"theta": -1.0}, "theta must not be negative"),
+        ("pbi", {"preference": [1.0, 0.0]}, "preference must be 2 positive numbers"),
         ("dwa", {"temperature": -1.0}, "temperature must be positive"),
         ("dwa", {"window": 0}, "window must be at least 1"),
         ("famo", {"lr": 0.0}, "lr must be positive"),

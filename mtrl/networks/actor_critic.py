@@ -6,12 +6,13 @@ import copy
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtrl.config import Config
 from mtrl.networks.layers import TaskTable
 from mtrl.networks.make import make_encoder, make_networks
+from mtrl.networks.paco import Divergence
 from mtrl.networks.policy import DeterministicPolicy
 from mtrl.networks.values import Value
 
@@ -42,6 +43,7 @@ class ActorCritic:
             "target_critic": self.target_critic,
         }
         """By their keys in a checkpoint."""
+        self._divergence = Divergence.of(self.actor, self.critic, self.target_critic)
         self._table: TaskTable | None = self.critic.table
         self.copy_codes()
 
@@ -49,6 +51,15 @@ class ActorCritic:
         """The actor is given the task codes that the critic has learned."""
         if self._table is not None:
             self.encoder.codes.copy_(F.normalize(self._table.rows.detach()[0, :, 0], dim=-1))
+
+    def diverged(self, critic_losses: Tensor) -> Tensor | None:
+        """Tasks [task] to be left out of an update; None: these networks restart no task."""
+        return None if self._divergence is None else critic_losses > self._divergence.limit
+
+    def restart(self, diverged: Tensor | None, generator: torch.Generator) -> None:
+        """These tasks start again from the others."""
+        if self._divergence is not None and diverged is not None:
+            self._divergence.restart(diverged, generator)
 
     def renew(self, number: int) -> None:
         """New weights in place, other ones for each number 1, 2, ..."""

@@ -38,7 +38,9 @@ class Care(nn.Module):
     tell tasks apart and nothing else, which the run says.
 
     In the authors' code (mtrl, 2021) the actor uses the critics' encoders, which the critics alone
-    train; here actor and critics have their own.
+    train; here actor and critics have their own. There E_k has one hidden layer and gives 50
+    features, C has hidden layers of 100, 50, 50 and 50, A has two, and takes c_t as a constant; the
+    example for MT10 has four encoders.
     """
 
     embeddings: Tensor

@@ -19,8 +19,9 @@ class FiLM(nn.Module):
 
         h = relu((1 + G e_t + g) * N(x W + b) + (B e_t + c)),   N the LayerNorm, if there is one
 
-    Their generators give the scale itself or, as in their code, its distance from 1. The paper is
-    not about control, so it names no sizes for MT10 and MT50: rows of 32 here.
+    Their generators give the scale itself or, as in their training scripts, its distance from 1.
+    The paper is not about control, so it names no sizes for MT10 and MT50: rows of 32 here. The
+    FiLM encoder in CARE's code gives the scale itself, one number for a whole layer.
     """
 
     def __init__(self, shape: Shape, *, embedding: int = 32) -> None:

@@ -25,7 +25,8 @@ class Moore(nn.Module):
 
     Four experts for MT10 and six for MT50 (experts=6), of three layers of 400. Experts see no task
     code in the paper (`network.task_encoding=none`). Gram-Schmidt is the modified one here, which
-    loses less to rounding. Public code computes all tasks' heads and picks one.
+    loses less to rounding; the authors' code has the classical one. There a task's head is found by
+    a loop over the tasks, in a version for JAX by computing all heads.
     """
 
     def __init__(self, shape: Shape, *, experts: int = 4) -> None:

@@ -25,9 +25,11 @@ class SoftModules(nn.Module):
     `network.depth` is L, the number of layers of modules; `network.width` is that of f and of the
     routing. The paper's shallow network has L = 2 with two modules of 256 units, the deep one L = 4
     with four of 128, both for MT10 and MT50, and f of 400 units.
-    Its f sees no task code (`network.task_encoding=none`). The authors' code also weighs the
-    modules of the last layer; the paper's y, and ours, does not. Their balancing of the tasks'
-    losses by temperature is no part of the network and is left out.
+    Its f sees no task code (`network.task_encoding=none`). The authors' code differs from the
+    paper, and from ours: f has two layers, u is made of it before its last ReLU and passes two
+    layers of 256, routes depend on those of all layers before, after the softmax, and the modules
+    of the last layer are weighed too. Their balancing of the tasks' losses by temperature is no
+    part of the network and is left out.
     """
 
     def __init__(self, shape: Shape, *, modules: int = 2, module_width: int = 256) -> None:

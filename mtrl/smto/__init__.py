@@ -14,6 +14,7 @@ from mtrl.smto.imtl import IMTL, IMTLG
 from mtrl.smto.loss_balancing import (
     FAMO,
     IMTLL,
+    BoundaryIntersection,
     DynamicWeightAverage,
     GeometricLoss,
     ScaleInvariant,
@@ -22,6 +23,7 @@ from mtrl.smto.loss_balancing import (
 )
 from mtrl.smto.min_norm import CDTT, EDM, MGDA
 from mtrl.smto.nash import FairGrad, NashMTL
+from mtrl.smto.priority import PCD
 from mtrl.smto.projection import GradVac, PCGrad
 from mtrl.smto.random_weighting import RandomGradDrop, RLWDirichlet, RLWNormal
 from mtrl.smto.registry import Method, available, create, describe, register
@@ -40,9 +42,11 @@ __all__ = [
     "IMTLL",
     "LDCMTL",
     "MGDA",
+    "PCD",
     "SMTO",
     "AlignedMTL",
     "AutoScale",
+    "BoundaryIntersection",
     "CAGrad",
     "ConFIG",
     "DualProj",

@@ -298,7 +298,8 @@ class Averaged(SMTO):
     """Weights averaged over steps: ema times the last average, plus 1 - ema times the new weights.
 
     CR-MOGM (Zhou et al. 2022, Algorithm 1), with a constant ema; the first average is the first
-    weights. `create` makes a class of this one and a method, for the option `ema`.
+    weights (TorchJD: equal ones). `create` makes a class of this one and a method, for the option
+    `ema`.
     """
 
     compilable = False

@@ -18,7 +18,8 @@ class ConFIG(GramianSMTO):
     gradients' projections on it (the paper sums). u points where that of `imtl_g` does; its length
     is bounded, since it shrinks as gradients cancel. U^+ = U^T C^+ with C the matrix of cosines;
     eigenvalues that rounding cannot tell from zero count as zero, with a smooth transition, and so
-    does |u|^2 (the authors: a pseudo-inverse of U). A zero gradient gets weight 0.
+    does |u|^2 (the authors: least squares, or a pseudo-inverse of U). A zero gradient gets weight
+    0.
     """
 
     def solve(self, gramian: Tensor, losses: Tensor | None) -> Tensor:

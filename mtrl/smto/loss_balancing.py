@@ -11,6 +11,9 @@ from torch import Tensor
 from mtrl.smto.base import SMTO, LearnedSMTO
 from mtrl.smto.registry import register
 
+ROUNDING = 1e-5
+"""Of losses, relative: a hundred times float32's, so that it moves no weight by more than 1%."""
+
 
 @register("uw", "uncertainty_weighting")
 class UncertaintyWeighting(LearnedSMTO):
@@ -180,34 +183,19 @@ class FAMO(LearnedSMTO):
         self.has_begun = state["has_begun"]
 
 
-@register("stch", "smooth_tchebycheff")
-class SmoothTchebycheff(SMTO):
-    """Smooth Tchebycheff scalarisation (Lin et al. 2024, eq. 8): a smooth maximum of the losses.
-
-    Gradient weights of mu log sum_i exp(lambda_i (l_i - z_i) / mu): lambda softmax(lambda (l - z)
-    / mu). For mu -> 0 only the largest loss counts, for mu -> infinity all alike. mu has the unit
-    of the losses. preference: lambda [m], normalised to mean 1 (default: all 1, the weights then
-    sum to 1); ideal: z [m] (default 0). Losses of any sign; no warm-up and no logarithm of the
-    losses, which the authors' supervised code has.
-    """
+class _Scalarisation(SMTO):
+    """One number made of all losses, by a preference among the tasks and an ideal point."""
 
     needs = "losses"
     capturable = True
     preference: Tensor
+    """[m] mean 1."""
     ideal: Tensor
 
     def __init__(
-        self,
-        num_tasks: int,
-        *,
-        mu: float = 1.0,
-        preference: Sequence[float] = (),
-        ideal: Sequence[float] = (),
+        self, num_tasks: int, *, preference: Sequence[float] = (), ideal: Sequence[float] = ()
     ) -> None:
         super().__init__(num_tasks)
-        if not mu > 0:
-            raise ValueError(f"mu must be positive, not {mu}")
-        self.mu = mu
         weight = torch.as_tensor(preference or [1.0] * num_tasks, dtype=torch.float64)
         point = torch.as_tensor(ideal or [0.0] * num_tasks, dtype=torch.float64)
         if weight.shape != (num_tasks,) or not (weight.isfinite() & (weight > 0)).all():
@@ -217,6 +205,54 @@ class SmoothTchebycheff(SMTO):
         self.register_buffer("preference", weight / weight.mean(), persistent=False)
         self.register_buffer("ideal", point, persistent=False)
 
+
+@register("stch", "smooth_tchebycheff")
+class SmoothTchebycheff(_Scalarisation):
+    """Smooth Tchebycheff scalarisation (Lin et al. 2024, eq. 8): a smooth maximum of the losses.
+
+    Gradient weights of mu log sum_i exp(lambda_i (l_i - z_i) / mu): lambda softmax(lambda (l - z)
+    / mu). For mu -> 0 only the largest loss counts, for mu -> infinity all alike. mu has the unit
+    of the losses. preference: lambda [m], normalised to mean 1 (default: all 1, the weights then
+    sum to 1); ideal: z [m] (default 0). Losses of any sign; no warm-up and no logarithm of the
+    losses, which the authors' supervised code has.
+    """
+
+    def __init__(self, num_tasks: int, *, mu: float = 1.0, **options: Any) -> None:
+        super().__init__(num_tasks, **options)
+        if not mu > 0:
+            raise ValueError(f"mu must be positive, not {mu}")
+        self.mu = mu
+
     def weights(self, *, losses: Tensor | None = None, gramian: Tensor | None = None) -> Tensor:
         losses = self.observe(losses)
         return self.preference * (self.preference * (losses - self.ideal) / self.mu).softmax(0)
+
+
+@register("pbi", "boundary_intersection")
+class BoundaryIntersection(_Scalarisation):
+    """PBI (Zhang & Li 2007, MOEA/D): the mean of the losses, and how far they are from a line.
+
+    Gradient weights of d1 + theta d2, where d1 is the length of l - z along the line of the
+    preference and d2 its distance from it, over the sum of the line's unit vector: with equal
+    preferences (1 + theta (l_i - mean) / deviation) / m, which sum to 1. On the line they are the
+    preference's own. z: `ideal` [m] (default 0). Losses of any sign. Where theta is larger than
+    1 / (m - 1)^(1/2), tasks of small losses can get negative weights and lose what they learned:
+    our default of 0.1 is not, up to 100 tasks (the paper, which has few objectives and takes no
+    gradients: 5).
+    """
+
+    def __init__(self, num_tasks: int, *, theta: float = 0.1, **options: Any) -> None:
+        super().__init__(num_tasks, **options)
+        if not theta >= 0:
+            raise ValueError(f"theta must not be negative, but is {theta}")
+        self.theta = theta
+
+    def weights(self, *, losses: Tensor | None = None, gramian: Tensor | None = None) -> Tensor:
+        distance = self.observe(losses) - self.ideal
+        line = self.preference / self.preference.norm()
+        along = line @ distance
+        across = distance - along * line
+        # Losses on the line are off it by their rounding, whose direction means nothing.
+        blur = ROUNDING * distance.norm()
+        length = (across.square().sum() + blur.square()).sqrt().clamp(min=1e-300)
+        return (line + self.theta * across / length) / line.sum()

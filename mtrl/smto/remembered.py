@@ -101,10 +101,10 @@ class ExcessMTL(_RowWeights):
     """ExcessMTL (He et al. 2024, Algorithm 1): more weight for tasks far from convergence.
 
     The excess risk of task i is estimated by e_i = g_i^T H_i^-1 g_i, H_i the diagonal root of the
-    sum of its squared gradients (eqs. 6-7). Weights w, from 1/m, are multiplied by
-    exp(step_size e_i / (first e_i)) and normalised at every step but the first. The first e_i is
-    the first that is not zero (the paper: a mean over the first epochs; the authors' code: that of
-    the first step, as here). On the mean scale. Remembers m x P numbers.
+    sum of its squared gradients (eqs. 6-7). Weights w, from 1/m, are multiplied by exp(step_size
+    e_i / (first e_i)) and normalised at every step but the first. The first e_i is the first that
+    is not zero (the paper: a mean over the first epochs; the authors' code: that of the first step,
+    as here). On the mean scale (the authors: weights sum to m). Remembers m x P numbers.
     """
 
     log_weights: Tensor

@@ -37,7 +37,8 @@ class DualProj(GramianSMTO):
     The direction is the vector of {d: g_j . d >= 0 for all j} that is nearest to the mean gradient:
     GEM's projection, with all tasks as its memories. Where nothing conflicts with the mean, it is
     the mean. One quadratic program of size m by an interior point method, on cosines regularised as
-    in `upgrad`. Certificate: the largest conflict left, -g_j.d / (|g_j| max_i |g_i|).
+    in `upgrad`; its multipliers are at least 0 (GEM's code: 0.5, a margin). Certificate: the
+    largest conflict left, -g_j.d / (|g_j| max_i |g_i|).
     """
 
     def solve(self, gramian: Tensor, losses: Tensor | None) -> Tensor:
