@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import time
@@ -11,10 +12,11 @@ from dataclasses import dataclass
 
 from mtrl.config import Config
 from mtrl.run.directory import RunDirectory
+from mtrl.run.state import Standing, standing
 from mtrl.sweep.board import Board
-from mtrl.sweep.grid import Run
+from mtrl.sweep.grid import Trial
 from mtrl.sweep.options import LocalOptions
-from mtrl.sweep.process import StopRequest, look, outcome, start, stop
+from mtrl.sweep.process import CUT_OFF, StopRequest, outcome, start, stop
 
 POLL_S = 0.2
 REFRESH_S = 1.0
@@ -71,27 +73,27 @@ class _Place:
     """Room for one run at a time."""
 
     environment: dict[str, str]
-    run: Run | None = None
+    trial: Trial | None = None
     process: subprocess.Popen | None = None
     pruned: str = ""
     """Why its run was asked to end early."""
 
 
 def run_local(
-    runs: Iterable[Run],
+    trials: Iterable[Trial],
     options: LocalOptions,
     share: Share,
     board: Board,
     request: StopRequest,
-    unpromising: Callable[[Run], str] = lambda run: "",
+    unpromising: Callable[[Trial], str] = lambda trial: "",
 ) -> None:
     """Run all, as many at a time as there are places; the board has the outcomes.
 
-    runs: each is asked for when a place is free, so it may follow from how the earlier ones went.
+    trials: each is asked for when a place is free, so it may follow from how the earlier ones went.
     unpromising: why a running run is to end early; empty = it is not.
     """
-    coming = iter(runs)
-    waiting: deque[Run] = deque()
+    coming = iter(trials)
+    waiting: deque[Trial] = deque()
     deaths: Counter[str] = Counter()
     places = [
         _Place({"CUDA_VISIBLE_DEVICES": share.gpus[i]} if share.gpus else {})
@@ -125,63 +127,65 @@ def run_local(
                 stop(place.process, kill=True)
 
 
-def _start_next(place: _Place, waiting: deque[Run], coming: Iterator[Run], board: Board) -> None:
+def _start_next(
+    place: _Place, waiting: deque[Trial], coming: Iterator[Trial], board: Board
+) -> None:
     """The next run that no other process holds; those wait until they are free."""
     for _ in range(len(waiting)):
         if _start(place, waiting.popleft(), waiting, board):
             return
-    for run in coming:
-        if _start(place, run, waiting, board):
+    for trial in coming:
+        if _start(place, trial, waiting, board):
             return
 
 
-def _start(place: _Place, run: Run, waiting: deque[Run], board: Board) -> bool:
+def _start(place: _Place, trial: Trial, waiting: deque[Trial], board: Board) -> bool:
     """Whether the run has been started; one that another process holds waits."""
-    now = look(run.path)
+    now = standing(trial.path)
     if now.state == "running":
-        if board.rows[run.name].shown != "held":
-            board.show(run, "held", now)
-        waiting.append(run)
+        if not board.rows[trial.name].now.reason:
+            board.show(trial, Standing("waiting", "another process holds it"))
+        waiting.append(trial)
     elif now.state == "finished":  # by the process that held it
-        board.show(run, "finished", now)
+        board.show(trial, now)
     else:
-        place.run, place.process = run, start(run, now, place.environment)
-        board.show(run, "running")
+        place.trial, place.process = trial, start(trial, now, place.environment)
+        board.show(trial, dataclasses.replace(now, state="running", reason=""))
         return True
     return False
 
 
 def _ended(
     place: _Place,
-    waiting: deque[Run],
+    waiting: deque[Trial],
     deaths: Counter[str],
     options: LocalOptions,
     board: Board,
     *,
     stopping: bool,
 ) -> None:
-    run, process, pruned = place.run, place.process, place.pruned
-    assert run is not None
+    trial, process, pruned = place.trial, place.process, place.pruned
+    assert trial is not None
     assert process is not None
-    place.run, place.process, place.pruned = None, None, ""
-    after = outcome(run, process.returncode)
-    if pruned and after.state == "interrupted":
-        RunDirectory(run.path).update_status("pruned", pruned)
-        after = look(run.path)
-    if after.state in ("finished", "failed", "pruned"):
-        board.show(run, after.state, after)
-        return
-    deaths[run.name] += after.state == "interrupted"
-    board.show(run, "interrupted", after)
-    if not stopping and deaths[run.name] <= options.retries:
-        waiting.appendleft(run)
+    place.trial, place.process, place.pruned = None, None, ""
+    after = outcome(trial, process.returncode)
+    if pruned and after.state in CUT_OFF:
+        RunDirectory(trial.path).update_status("pruned", pruned)
+        after = standing(trial.path)
+    board.show(trial, after)
+    if after.state in CUT_OFF:
+        deaths[trial.name] += 1
+        if not stopping and deaths[trial.name] <= options.retries:
+            waiting.appendleft(trial)
+    elif after.state == "running":
+        waiting.append(trial)
 
 
-def _prune(places: Sequence[_Place], unpromising: Callable[[Run], str]) -> None:
+def _prune(places: Sequence[_Place], unpromising: Callable[[Trial], str]) -> None:
     for place in places:
-        if place.run is None or place.process is None or place.pruned:
+        if place.trial is None or place.process is None or place.pruned:
             continue
-        if reason := unpromising(place.run):
+        if reason := unpromising(place.trial):
             place.pruned = reason
             stop(place.process)
 

@@ -72,8 +72,8 @@ def tune_command(words: list[str]) -> int:
         _say(f"{options.trials} trials of {', '.join(space)}, in {folder}; local: {share}")
         board = Board((), share.parallel, options.trials)
         with StopRequest() as request, board:
-            runs = study.runs(board, share.cores)
-            run_local(runs, options, share, board, request, study.unpromising)
+            trials = study.trials(board, share.cores)
+            run_local(trials, options, share, board, request, study.unpromising)
             study.settle(board)
         return _conclude(study, board, request, folder)
 
@@ -102,12 +102,12 @@ def _conclude(study: Study, board: Board, request: StopRequest, folder: Path) ->
         table.add_column("trial")
         for name in ("success", *_short(list(best[0][2]))):
             table.add_column(name, justify="right", overflow="fold")
-        for run, success, chosen in best[:MOST_SHOWN]:
+        for trial, success, chosen in best[:MOST_SHOWN]:
             shown = (f"{v:.3g}" if isinstance(v, float) else str(v) for v in chosen.values())
-            table.add_row(run.name, f"{success:.3f}", *shown)
+            table.add_row(trial.name, f"{success:.3f}", *shown)
         open_console().print(table)
-        run, file = best[0][0], folder / "best.yaml"
-        config = dataclasses.replace(run.config, name=f"{folder.name}_best", run_dir="")
+        trial, file = best[0][0], folder / "best.yaml"
+        config = dataclasses.replace(trial.config, name=f"{folder.name}_best", run_dir="")
         write_atomically(file, dump_yaml(config))
         _say(f"best settings: {file}")
         _say(f"other seeds:   mtrl sweep {file} --seeds 1..5  # the best of many is optimistic")
@@ -115,8 +115,8 @@ def _conclude(study: Study, board: Board, request: StopRequest, folder: Path) ->
     if request.count:
         board.message("the same command continues")
         return 128 + request.signum
-    if board.count("interrupted"):
-        board.message("the same command continues the interrupted trials")
+    if board.count("stopped", "died"):
+        board.message("the same command continues the trials that stopped or died")
         return 1
     return 0 if best else 1
 
