@@ -9,7 +9,9 @@ import re
 import signal
 import statistics
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +35,9 @@ from mtrl.run.state import Standing, standing
 from mtrl.schema import ConfigError, flatten
 from mtrl.sweep.board import Board
 from mtrl.sweep.grid import Trial, expand, find_stored, parse_seeds, refuse_changes
-from mtrl.sweep.local import divide
+from mtrl.sweep.local import Share, divide, run_local
 from mtrl.sweep.options import SweepOptions, parse_options
-from mtrl.sweep.process import outcome
+from mtrl.sweep.process import StopRequest, attempt, outcome
 
 TOY = str(REPOSITORY / "configs/toy.yaml")
 LONG = "train.total_steps=40_000"  # too short to be compiled
@@ -336,6 +338,50 @@ def test_what_a_directory_says(tmp_path: Path) -> None:
     for state in ("finished", "failed", "stopped", "pruned"):
         (run.path / "status.json").write_text(json.dumps({"status": state, "reason": "r"}))
         assert standing(run.path).state == state
+
+
+@contextmanager
+def held(trial: Trial) -> Iterator[None]:
+    """As by another process."""
+    with open(trial.path / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_run_that_another_process_holds_is_waited_for(stopped: bool, tmp_path: Path) -> None:
+    """And reported as that process leaves it, or left alone if the sweep is stopped meanwhile."""
+    trial = stored_run(tmp_path, status="running", step=400)
+    told: list[Standing] = []
+    requests: list[int] = []
+    with ThreadPoolExecutor() as pool, held(trial):
+        after = pool.submit(attempt, trial, stopping=lambda: len(requests), tell=told.append)
+        wait_for(lambda: bool(told), 60, "a word")
+        if stopped:
+            requests.append(1)
+            assert after.result(60) == Standing("waiting", "another process holds it")
+        failed = {"status": "failed", "reason": "disk full", "step": 800}
+        (trial.path / "status.json").write_text(json.dumps(failed))
+    assert told == [Standing("waiting", "another process holds it")]
+    if not stopped:
+        assert after.result(60) == Standing("failed", "disk full", step=800)
+    assert not trial.log_file.exists(), "nothing was started"
+
+
+def test_what_another_process_holds_takes_no_place(tmp_path: Path) -> None:
+    first = stored_run(tmp_path, "--seeds", "1", status="running")
+    second = stored_run(tmp_path, "--seeds", "2", status="finished", success_mean=0.5)
+    board = Board([first, second])
+    with ThreadPoolExecutor() as pool, held(first):
+        options = (SweepOptions(config=TOY), Share(1, 1), board, StopRequest())
+        engine = pool.submit(run_local, [first, second], *options)
+        wait_for(lambda: board.count("finished") == 1, 60, "the second run")
+        assert board.rows[second.name].now.success == 0.5
+        wait_for(lambda: bool(board.rows[first.name].now.reason), 60, "the first run's turn")
+        assert board.count("waiting") == 1
+        (first.path / "status.json").write_text(json.dumps({"status": "finished"}))
+    engine.result()
+    assert board.count("finished") == 2
 
 
 def test_division_of_a_machine() -> None:

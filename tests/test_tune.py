@@ -10,10 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from conftest import ENVIRONMENT, REPOSITORY, Mtrl, tiny_settings, wait_for
 from test_cli import refused
-from test_sweep import LONG, TOY, has_checkpoint
+from test_sweep import LONG, TOY, has_checkpoint, pid_of
 
 from mtrl.config import load_yaml
 from mtrl.options.command_line import load_config
@@ -208,6 +209,26 @@ def test_a_run_that_is_pruned_says_so_and_is_no_failure(
     assert (read.state, read.status["reason"]) == ("pruned", "below the others")
     assert 0 < read.step < read.total_steps
     assert "pruned" in run_mtrl("runs", tmp_path).stdout
+
+
+def test_an_error_of_the_engine_leaves_no_run_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in ENVIRONMENT.items():
+        monkeypatch.setenv(key, value)
+    line = [TOY, "--root", str(tmp_path), "--set", *tiny_settings(LONG)]
+    (trial,) = expand(parse_options(line))
+    trial.write_config()
+
+    def fail(trial: Trial) -> str:
+        if has_checkpoint(trial.path)():
+            raise OSError("the journal cannot be written")
+        return ""
+
+    with StopRequest() as request, pytest.raises(OSError, match="journal"):
+        run_local([trial], SweepOptions(config=TOY), Share(1, 1), Board([trial]), request, fail)
+    assert not psutil.pid_exists(pid_of(trial.path))
+    assert read_run(trial.path).state == "died"
 
 
 def test_a_killed_study_continues(run_mtrl: Mtrl, tmp_path: Path) -> None:

@@ -16,11 +16,9 @@ from mtrl.run.console import open_console, say
 from mtrl.run.state import COLOURS, Standing, State, last_said
 from mtrl.run.timing import duration
 from mtrl.sweep.grid import Trial
+from mtrl.sweep.process import YET_TO_BEGIN
 
 HEARTBEAT_S = 60.0  # between two lines of counts where there is no terminal
-
-
-YET_TO_BEGIN = Standing("waiting")
 
 
 @dataclass
@@ -54,7 +52,7 @@ class Board:
 
     def __enter__(self) -> Board:
         if self.console.is_terminal:
-            # No refresh thread: the process stays free of threads while it starts others.
+            # No refresh thread: what is shown changes in the engine's loop alone.
             self._live = Live(console=self.console, auto_refresh=False)
             self._live.start()
         return self
@@ -76,6 +74,8 @@ class Board:
     def show(self, trial: Trial, now: Standing) -> None:
         """A run changes."""
         row = self.rows[trial.name]
+        if now == row.now:
+            return
         row.now = now
         if self._live is None or now.state == "failed":
             reason = f": {now.reason}" if now.reason else ""

@@ -1,24 +1,22 @@
-"""The local engine: a pool of processes on this machine."""
+"""The local engine: as many threads on this machine as runs at a time, each with its process."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import subprocess
 import time
-from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from queue import SimpleQueue
 
 from mtrl.config import Config
 from mtrl.run.directory import RunDirectory
-from mtrl.run.state import Standing, standing
+from mtrl.run.state import Standing, is_held, standing
 from mtrl.sweep.board import Board
 from mtrl.sweep.grid import Trial
 from mtrl.sweep.options import LocalOptions
-from mtrl.sweep.process import CUT_OFF, StopRequest, outcome, start, stop
+from mtrl.sweep.process import CUT_OFF, POLL_S, StopRequest, attempt
 
-POLL_S = 0.2
 REFRESH_S = 1.0
 
 
@@ -69,14 +67,14 @@ def divide(options: LocalOptions, cores: int, gpus: Sequence[str]) -> Share:
 
 
 @dataclass
-class _Place:
-    """Room for one run at a time."""
+class _Job:
+    """A run in its place."""
 
-    environment: dict[str, str]
-    trial: Trial | None = None
-    process: subprocess.Popen | None = None
+    trial: Trial
+    place: dict[str, str]
+    """Its environment variables."""
     pruned: str = ""
-    """Why its run was asked to end early."""
+    """Why it was asked to end early."""
 
 
 def run_local(
@@ -87,112 +85,72 @@ def run_local(
     request: StopRequest,
     unpromising: Callable[[Trial], str] = lambda trial: "",
 ) -> None:
-    """Run all, as many at a time as there are places; the board has the outcomes.
+    """Run all, each in a thread that waits for its process; the board has the outcomes.
 
     trials: each is asked for when a place is free, so it may follow from how the earlier ones went.
-    unpromising: why a running run is to end early; empty = it is not.
+    unpromising: why a running one is to end early; empty = it is not.
     """
-    coming = iter(trials)
-    waiting: deque[Trial] = deque()
-    deaths: Counter[str] = Counter()
-    places = [
-        _Place({"CUDA_VISIBLE_DEVICES": share.gpus[i]} if share.gpus else {})
-        for i in range(share.parallel)
-    ]
+    news: SimpleQueue[tuple[Trial, Standing]] = SimpleQueue()
+
+    def work(job: _Job) -> Standing:
+        return attempt(
+            job.trial,
+            retries=options.retries,
+            environment=job.place,
+            stopping=lambda: max(request.count, bool(job.pruned)),
+            tell=lambda now: news.put((job.trial, now)),
+        )
+
+    coming = _free_ones_first(trials)
+    places = [{"CUDA_VISIBLE_DEVICES": gpus} for gpus in share.gpus] or [{}] * share.parallel
+    jobs: dict[Future[Standing], _Job] = {}
     obeyed = 0
     refreshed = 0.0
-    try:
-        while True:
-            if request.count > obeyed:
-                obeyed = request.count
-                waiting.clear()
-                coming = iter(())
-                _stop_all(places, board, at_once=obeyed > 1)
-            for place in places:
-                if place.process is not None and place.process.poll() is not None:
-                    _ended(place, waiting, deaths, options, board, stopping=obeyed > 0)
-                if place.process is None:
-                    _start_next(place, waiting, coming, board)
-            busy = any(place.process is not None for place in places)
-            if not busy and not waiting:
-                return
-            if time.monotonic() - refreshed > REFRESH_S:
-                refreshed = time.monotonic()
-                board.refresh()
-                _prune(places, unpromising)
-            time.sleep(POLL_S)
-    finally:
-        for place in places:
-            if place.process is not None:
-                stop(place.process, kill=True)
+    with ThreadPoolExecutor(share.parallel) as pool:
+        try:
+            while True:
+                if request.count > obeyed:
+                    obeyed = request.count
+                    gently = "at their next episode end, then saving; again = at once"
+                    how = "at once" if obeyed > 1 else gently
+                    board.message(f"stopping {len(jobs)} run(s) {how}")
+                while places and not obeyed and (trial := next(coming, None)) is not None:
+                    job = _Job(trial, places.pop(0))
+                    jobs[pool.submit(work, job)] = job
+                if not jobs:
+                    return
+                ended, _ = wait(jobs, POLL_S, FIRST_COMPLETED)
+                while not news.empty():
+                    board.show(*news.get())
+                for future in ended:
+                    job = jobs.pop(future)
+                    places.append(job.place)
+                    board.show(job.trial, _after(job, future.result()))
+                if time.monotonic() - refreshed > REFRESH_S:
+                    refreshed = time.monotonic()
+                    board.refresh()
+                    for job in jobs.values():
+                        running = board.rows[job.trial.name].now.state == "running"
+                        if running and not job.pruned:
+                            job.pruned = unpromising(job.trial)
+        except BaseException:
+            request.count = 2  # no run is left behind
+            raise
 
 
-def _start_next(
-    place: _Place, waiting: deque[Trial], coming: Iterator[Trial], board: Board
-) -> None:
-    """The next run that no other process holds; those wait until they are free."""
-    for _ in range(len(waiting)):
-        if _start(place, waiting.popleft(), waiting, board):
-            return
-    for trial in coming:
-        if _start(place, trial, waiting, board):
-            return
+def _free_ones_first(trials: Iterable[Trial]) -> Iterator[Trial]:
+    """Those that another process holds now come last."""
+    held = []
+    for trial in trials:
+        if is_held(trial.path):
+            held.append(trial)
+        else:
+            yield trial
+    yield from held
 
 
-def _start(place: _Place, trial: Trial, waiting: deque[Trial], board: Board) -> bool:
-    """Whether the run has been started; one that another process holds waits."""
-    now = standing(trial.path)
-    if now.state == "running":
-        if not board.rows[trial.name].now.reason:
-            board.show(trial, Standing("waiting", "another process holds it"))
-        waiting.append(trial)
-    elif now.state == "finished":  # by the process that held it
-        board.show(trial, now)
-    else:
-        place.trial, place.process = trial, start(trial, now, place.environment)
-        board.show(trial, dataclasses.replace(now, state="running", reason=""))
-        return True
-    return False
-
-
-def _ended(
-    place: _Place,
-    waiting: deque[Trial],
-    deaths: Counter[str],
-    options: LocalOptions,
-    board: Board,
-    *,
-    stopping: bool,
-) -> None:
-    trial, process, pruned = place.trial, place.process, place.pruned
-    assert trial is not None
-    assert process is not None
-    place.trial, place.process, place.pruned = None, None, ""
-    after = outcome(trial, process.returncode)
-    if pruned and after.state in CUT_OFF:
-        RunDirectory(trial.path).update_status("pruned", pruned)
-        after = standing(trial.path)
-    board.show(trial, after)
-    if after.state in CUT_OFF:
-        deaths[trial.name] += 1
-        if not stopping and deaths[trial.name] <= options.retries:
-            waiting.appendleft(trial)
-    elif after.state == "running":
-        waiting.append(trial)
-
-
-def _prune(places: Sequence[_Place], unpromising: Callable[[Trial], str]) -> None:
-    for place in places:
-        if place.trial is None or place.process is None or place.pruned:
-            continue
-        if reason := unpromising(place.trial):
-            place.pruned = reason
-            stop(place.process)
-
-
-def _stop_all(places: Sequence[_Place], board: Board, *, at_once: bool) -> None:
-    running = [place.process for place in places if place.process is not None]
-    how = "at once" if at_once else "at their next episode end, then saving; again = at once"
-    board.message(f"stopping {len(running)} run(s) {how}")
-    for process in running:
-        stop(process, kill=at_once)
+def _after(job: _Job, after: Standing) -> Standing:
+    if job.pruned and after.state in CUT_OFF:
+        RunDirectory(job.trial.path).update_status("pruned", job.pruned)
+        return standing(job.trial.path)
+    return after

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from mtrl.device.stop_signals import STOP_SIGNALS, handled
@@ -21,6 +22,9 @@ from mtrl.sweep.grid import Trial
 
 CUT_OFF: tuple[State, ...] = ("stopped", "died")
 """Ended from outside: such a run continues from its last checkpoint."""
+YET_TO_BEGIN = Standing("waiting")
+HELD = Standing("waiting", "another process holds it")
+POLL_S = 0.2
 
 
 def start(
@@ -78,27 +82,56 @@ def stop(process: subprocess.Popen, *, kill: bool = False) -> None:
             process.terminate()
 
 
-def attempt(trial: Trial, retry_failed: bool = False) -> Standing:
-    """Train or resume until the process ends; -> where the run stands then.
+def attempt(
+    trial: Trial,
+    *,
+    retries: int = 0,
+    environment: dict[str, str] | None = None,
+    stopping: Callable[[], int] = lambda: 0,
+    tell: Callable[[Standing], None] = lambda now: None,
+) -> Standing:
+    """Train or resume, and again up to `retries` times if something outside ends the process.
 
     Waits while another process holds the run: one that was left alone may still be saving.
+    stopping: 0; 1 = at the run's next episode end; 2 = at once. tell: hears of what happens
+    meanwhile. -> Where the run stands then.
     """
-    while True:
-        while (now := standing(trial.path)).state == "running":
-            time.sleep(0.5)
-        if now.state == "finished" or (now.state == "failed" and not retry_failed):
+    now = YET_TO_BEGIN
+    while not stopping():
+        found = standing(trial.path)
+        if found.state == "running":
+            if now != HELD:
+                now = HELD
+                tell(now)
+            time.sleep(POLL_S)
+            continue
+        if found.state == "finished" or (found.state == "failed" and now == HELD):
+            return found
+        process = start(trial, found, environment)
+        tell(dataclasses.replace(found, state="running", reason=""))
+        now = outcome(trial, _wait(process, stopping))
+        if now.state in CUT_OFF and retries and not stopping():
+            retries -= 1
+            tell(now)
+        elif now.state != "running":
             return now
-        process = start(trial, now)
-        try:
-            while process.poll() is None:  # not wait(): Ray's cancellation cannot interrupt that
-                time.sleep(0.5)
-        except BaseException:  # the engine asks us to end
-            stop(process)
-            process.wait()
-            raise
-        after = outcome(trial, process.returncode)
-        if after.state != "running":
-            return after
+    return now
+
+
+def _wait(process: subprocess.Popen, stopping: Callable[[], int]) -> int:
+    """For its end, and stop it where that is asked for; -> its exit code."""
+    obeyed = 0
+    try:
+        while (code := process.poll()) is None:  # not wait(): Ray cannot interrupt that
+            if (asked := stopping()) > obeyed:
+                obeyed = asked
+                stop(process, kill=asked > 1)
+            time.sleep(POLL_S)
+    except BaseException:  # Ray cancels its task
+        stop(process)
+        process.wait()
+        raise
+    return code
 
 
 class StopRequest:

@@ -1,8 +1,9 @@
 """The Ray engine: each run is a task with its cores and its share of a GPU.
 
 Ray places the tasks, and retries those whose worker or node is lost; a retried task resumes the
-run from its last checkpoint. Runs are written to a folder that all nodes share. Tasks end with the
-driver, and the runs with their tasks (mtrl.commands.child): a driver started again continues.
+run from its last checkpoint. Where only the run's process was killed, the task itself resumes it.
+Runs are written to a folder that all nodes share. Tasks end with the driver, and the runs with
+their tasks (mtrl.commands.child): a driver started again continues.
 """
 
 from __future__ import annotations
@@ -21,14 +22,10 @@ from mtrl.schema import ConfigError
 from mtrl.sweep.board import Board
 from mtrl.sweep.grid import Trial
 from mtrl.sweep.options import SweepOptions
-from mtrl.sweep.process import CUT_OFF, StopRequest, attempt
+from mtrl.sweep.process import StopRequest, attempt
 
 REFRESH_S = 1.0
 OBJECT_STORE_BYTES = 80 * 2**20  # little more than the least that Ray accepts
-
-
-class RunKilled(RuntimeError):
-    """Something ended the run's process from outside; Ray then retries the task."""
 
 
 def import_ray() -> Any:
@@ -92,18 +89,15 @@ def fits(nodes: Sequence[dict[str, float]], share: tuple[float, float]) -> bool:
     return any(node.get("CPU", 0) >= share[0] and node.get("GPU", 0) >= share[1] for node in nodes)
 
 
-def run_task(trial: Trial, retry_failed: bool) -> Standing:
-    """What a Ray worker does: the run, to its end. Raises RunKilled."""
+def run_task(trial: Trial, retries: int) -> Standing:
+    """What a Ray worker does: the run, to its end."""
     # Ray cancels a task by Python's SIGINT. It reaches no worker of a node that was started with
     # `&` in a script, as SIGINT is ignored there.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if not trial.config_file.is_file():
         where = f"{platform.node()} does not see {trial.config_file}"
         return Standing("failed", f"{where}: --root must be a folder that all nodes share")
-    after = attempt(trial, retry_failed)
-    if after.state in CUT_OFF:
-        raise RunKilled(after.reason)
-    return after
+    return attempt(trial, retries=retries)
 
 
 def run_ray(
@@ -116,14 +110,9 @@ def run_ray(
 ) -> None:
     """Run all on the cluster; the board has the outcomes."""
     cpus, gpus = share
-    task = ray.remote(
-        num_cpus=cpus,
-        num_gpus=gpus,
-        max_retries=options.retries,
-        retry_exceptions=[RunKilled],
-    )(run_task)
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=options.retries)(run_task)
     before = {trial.name: _said(trial) for trial in trials}
-    pending = {task.remote(trial, options.retry_failed): trial for trial in trials}
+    pending = {task.remote(trial, options.retries): trial for trial in trials}
     obeyed = 0
     while pending:
         if request.count > obeyed:
@@ -161,8 +150,6 @@ def _result(ray: Any, reference: Any, trial: Trial) -> Standing:
         return after
     except ray.exceptions.TaskCancelledError:
         reason, state = "stopped by this sweep", "stopped"
-    except RunKilled as error:
-        reason, state = f"{error}, and no retries are left", "died"
     except ray.exceptions.RayTaskError as error:
         reason, state = str(error.cause or error).strip().split("\n")[-1], "failed"
     except ray.exceptions.RayError as error:  # the worker or its node is lost
