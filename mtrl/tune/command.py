@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from rich.table import Table
 
@@ -15,7 +15,7 @@ from mtrl.files.atomic import write_atomically
 from mtrl.options.command_line import load_config
 from mtrl.options.command_words import HELP, read_words
 from mtrl.run.console import open_console
-from mtrl.schema import ConfigError, UsageError, dump_yaml, user_path
+from mtrl.schema import ConfigError, UsageError, at_least, dump_yaml, user_path
 from mtrl.sweep.board import Board
 from mtrl.sweep.grid import ELSEWHERE, configure
 from mtrl.sweep.local import divide, run_local, visible_gpus
@@ -36,13 +36,13 @@ class TuneOptions(LocalOptions):
     """Trials are written to <root>/<name>/; the configuration's name and `_tune` if empty."""
     space: str = ""
     """A YAML file: the settings to search, each with its bounds or choices (docs/tune.md)."""
-    trials: int = 20
+    trials: Annotated[int, at_least(1)] = 20
     """Trials of the study, with those of earlier calls."""
     set: dict[str, Any] = field(default_factory=dict)
     """Settings of all trials, e.g. train.total_steps=200_000."""
     prune: bool = True
     """End a trial whose evaluations stay below the median of the finished trials at that step."""
-    prune_after: int = 5
+    prune_after: Annotated[int, at_least(1)] = 5
     """Finished trials before the first one is pruned."""
 
 
@@ -87,9 +87,6 @@ def _parse(arguments: list[str]) -> TuneOptions:
         raise ConfigError("space", options.space, "needs a file: --space SPACE.yaml (docs/tune.md)")
     for key in NOT_SET.keys() & options.set.keys():
         raise ConfigError(f"set {key}", options.set[key], NOT_SET[key])
-    for key, least in (("trials", 1), ("prune_after", 1)):
-        if (value := getattr(options, key)) < least:
-            raise ConfigError(key, value, f"must be at least {least}")
     check_local(options)
     return options
 
