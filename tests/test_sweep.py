@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -330,8 +331,11 @@ def test_what_a_directory_says(tmp_path: Path) -> None:
     assert standing(run.path).state == "died", "no process holds it"
     killed = outcome(run, -signal.SIGKILL)
     assert (killed.state, killed.reason) == ("died", "ended by SIGKILL")
-    assert outcome(run, 128 + signal.SIGTERM).state == "stopped"
-    assert outcome(run, 128 + signal.SIGHUP).state == "stopped"
+    assert outcome(run, -signal.SIGTERM).state == "died", "before it could say anything"
+    new = dataclasses.replace(run, name="new")
+    assert outcome(new, 128 + signal.SIGTERM).state == "stopped"
+    assert outcome(new, 128 + signal.SIGHUP).state == "stopped"
+    assert outcome(new, -signal.SIGKILL).state == "died"
     run.log_file.write_text("some warning\nmtrl: learner.device = 'cuda': not here\n")
     refused = outcome(run, 2)
     assert (refused.state, refused.reason) == ("failed", "learner.device = 'cuda': not here")

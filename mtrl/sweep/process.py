@@ -56,7 +56,8 @@ def outcome(trial: Trial, code: int) -> Standing:
         return after
     signum = -code if code < 0 else code - 128
     if signum in STOP_SIGNALS or code < 0:
-        state: State = "stopped" if signum in STOP_SIGNALS else "died"
+        unsaid: State = "stopped" if signum in STOP_SIGNALS else "died"
+        state = after.state if after.state in CUT_OFF else unsaid
         reason = f"ended by {signal.Signals(signum).name}"
         return dataclasses.replace(after, state=state, reason=reason)
     if after.state == "failed" and after.reason:
