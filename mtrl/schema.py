@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import math
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +33,66 @@ class ConfigError(ValueError):
 
 class UsageError(ValueError):
     """A wrong command line, in one line."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a field's numbers may be, said beside its type: `Annotated[float, within("[0, 1)")]`.
+
+    Words that the type allows beside numbers (auto, None) are allowed.
+    """
+
+    allowed: str
+    holds: Callable[[float], bool]
+
+    def check(self, key: str, value: Any, kind: Any) -> None:
+        """kind: the field's type. ConfigError unless all numbers of the value are within."""
+        several = isinstance(value, tuple)
+        numbers = value if several else (value,)
+        if all(self.holds(n) for n in numbers if isinstance(n, int | float)):
+            return
+        words: list[str] = []
+        for option in typing.get_args(kind):
+            if option is type(None):
+                words.append("None")
+            elif typing.get_origin(option) is Literal:
+                words += typing.get_args(option)
+        allowed = " or ".join((*words, self.allowed))
+        raise ConfigError(key, value, f"{'all must' if several else 'must'} be {allowed}")
+
+
+POSITIVE = Bound("positive and finite", lambda n: 0 < n < math.inf)
+OFF_OR_POSITIVE = Bound("zero (off) or positive", lambda n: n >= 0)
+ZERO_OR_POSITIVE = Bound("zero or positive", lambda n: n >= 0)
+NOT_NEGATIVE = Bound("zero or positive, and finite", lambda n: 0 <= n < math.inf)
+
+
+def at_least(low: float, allowed: str = "") -> Bound:
+    return Bound(allowed or f"at least {low}", lambda n: n >= low)
+
+
+def between(low: float, high: float) -> Bound:
+    """Ends included."""
+    return Bound(f"between {low} and {high}", lambda n: low <= n <= high)
+
+
+def within(interval: str) -> Bound:
+    """[0, 1), (0, 1], ...: a round bracket leaves its end out."""
+    low, high = map(float, interval[1:-1].split(","))
+    ends = {low: interval[0] == "[", high: interval[-1] == "]"}
+    return Bound(f"in {interval}", lambda n: low < n < high or ends.get(n, False))
+
+
+def check_bounds(options: Any, prefix: str = "") -> None:
+    """ConfigError for the first number that is outside the bound beside its field."""
+    kinds = typing.get_type_hints(type(options), include_extras=True)
+    for item in dataclasses.fields(options):
+        key, value, kind = prefix + item.name, getattr(options, item.name), kinds[item.name]
+        if dataclasses.is_dataclass(value):
+            check_bounds(value, f"{key}.")
+        for bound in getattr(kind, "__metadata__", ()):
+            if isinstance(bound, Bound):
+                bound.check(key, value, kind.__origin__)
 
 
 def user_path(text: str | Path) -> Path:

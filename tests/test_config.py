@@ -4,6 +4,8 @@ import dataclasses
 import math
 import re
 import textwrap
+import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ from hypothesis import strategies as st
 from mtrl.config import Config, load_yaml
 from mtrl.files import yaml12
 from mtrl.options.validation import validate
-from mtrl.schema import ConfigError, dump_yaml, flatten
+from mtrl.schema import ConfigError, dump_yaml, flatten, types_of, with_values
+from mtrl.supervised.config import SupervisedConfig
+from mtrl.supervised.config import validate as validate_supervised
 
 PRESETS = [
     path
@@ -365,3 +369,34 @@ def test_every_option_is_explained(help_text: str) -> None:
     for key in flatten(Config()):
         words = explained[key].split("(default:")[0].split()
         assert len(words) >= 3, f"{key} has no help: {explained[key]!r}"
+
+
+@pytest.mark.parametrize(
+    ("config", "check"), [(Config(), validate), (SupervisedConfig(), validate_supervised)]
+)
+def test_every_number_is_bounded(config: Any, check: Callable[[Any], None]) -> None:
+    """None takes -1 or NaN, but for the logarithms' bounds."""
+    check(config)
+    for key, kind in types_of(type(config)).items():
+        kinds = {kind, *typing.get_args(kind)}
+        if not kinds & {int, float} or ".log_std_" in key:
+            continue
+        for number in (-1, math.nan)[: 1 + (float in kinds)]:
+            value = (number, 0.5) if kind == tuple[float, float] else number
+            with pytest.raises(ConfigError, match=rf"^{re.escape(key)} = .*must ([a-z]+ )*be"):
+                check(with_values(config, {key: value}))
+
+
+def test_what_is_allowed_is_said_with_the_words_beside_numbers() -> None:
+    for key, value, allowed in (
+        ("env.workers", 0, "0: must be auto or at least 1"),
+        ("critic.width", 0, "0: must be None or at least 1"),
+        ("agent.betas", (0.9, 1.0), "(0.9, 1.0): all must be in [0, 1)"),
+        ("agent.lr_decay", 1.5, "1.5: must be in [0, 1]"),
+        ("agent.actor_lr", math.inf, "inf: must be positive and finite"),
+        ("agent.tau", 0.0, "0.0: must be in (0, 1]"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            validate(with_values(Config(), {key: value}))
+        assert str(caught.value) == f"{key} = {allowed}"
+    validate(with_values(Config(), {"agent.gamma": 0.0, "agent.tau": 1.0, "agent.lr_decay": 1.0}))

@@ -16,8 +16,9 @@ from mtrl.run.console import open_console
 from mtrl.run.dashboard import REINFORCEMENT_LEARNING
 from mtrl.run.directory import RunDirectory
 from mtrl.run.recorder import Recorder
+from mtrl.run.state import Standing
 from mtrl.sweep.board import Board
-from mtrl.sweep.grid import Run, expand
+from mtrl.sweep.grid import Trial, expand
 from mtrl.sweep.options import parse_options
 
 NAMES = ["a[b]", "[red]c[/red]", "[/]d", ":bug:e", r"f\[g]"]
@@ -35,10 +36,10 @@ def test_names_in_tables_and_captions(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_names_in_a_sweep(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (run,) = expand(parse_options([str(REPOSITORY / "configs/toy.yaml"), "--root", str(tmp_path)]))
-    board = Board([Run(name, tmp_path, run.config) for name in NAMES])
+    board = Board([Trial(name, tmp_path, run.config) for name in NAMES])
     board.console.print(board.table())
     for row in board.rows.values():
-        board.show(row.run, "running")
+        board.show(row.trial, Standing("running"))
     shown = capsys.readouterr().err
     assert all(f" {name} " in shown and f"\n{name}: running" in shown for name in NAMES)
 

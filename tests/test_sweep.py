@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -9,7 +10,9 @@ import re
 import signal
 import statistics
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +32,13 @@ from conftest import (
 from mtrl.commands import main as cli
 from mtrl.config import load_yaml
 from mtrl.run import checkpoint
+from mtrl.run.state import Standing, standing
 from mtrl.schema import ConfigError, flatten
 from mtrl.sweep.board import Board
-from mtrl.sweep.grid import Run, expand, find_stored, parse_seeds, refuse_changes
-from mtrl.sweep.local import divide
+from mtrl.sweep.grid import Trial, expand, find_stored, parse_seeds, refuse_changes
+from mtrl.sweep.local import Share, divide, run_local
 from mtrl.sweep.options import SweepOptions, parse_options
-from mtrl.sweep.process import Outlook, look, outcome, read_status
+from mtrl.sweep.process import StopRequest, attempt, outcome
 
 TOY = str(REPOSITORY / "configs/toy.yaml")
 LONG = "train.total_steps=40_000"  # too short to be compiled
@@ -244,7 +248,7 @@ def test_dry_run_shows_the_grid_and_starts_nothing(
 # -- directories --------------------------------------------------------------------------------
 
 
-def stored_run(root: Path, *words: str, **status: Any) -> Run:
+def stored_run(root: Path, *words: str, **status: Any) -> Trial:
     """A run's directory as `mtrl train` leaves it."""
     (run,) = expand(parse_options([TOY, "--root", str(root), *words]))
     run.write_config()
@@ -276,7 +280,7 @@ def test_a_grown_grid_finds_its_runs_by_their_settings(tmp_path: Path) -> None:
         "moved",
         "agent.actor_l2=0.001/unitary/seed_1",
     ]
-    assert [look(run.path).state for run in found] == ["finished"] * 3 + ["new"]
+    assert [standing(run.path).state for run in found] == ["finished"] * 3 + ["waiting"]
     assert [run.config.agent.actor_l2 for run in found] == [1e-4, 0.0, 3e-4, 1e-3]
     assert broken == {}
     (second,) = find_stored(expand(parse_options([TOY, "--root", str(tmp_path), "--seeds", "2"])))[
@@ -319,22 +323,69 @@ def test_changed_configuration_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_what_a_directory_says(tmp_path: Path) -> None:
     run = stored_run(tmp_path, status="running", step=400, total_steps=1600, elapsed_s=2.0)
-    assert look(tmp_path / "nothing").state == "new"
+    assert standing(tmp_path / "nothing").state == "waiting"
     with open(run.path / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert look(run.path).state == "running"
-        assert look(run.path).step == 400
-    assert look(run.path).state == "interrupted", "no process holds it"
+        assert standing(run.path).state == "running"
+        assert standing(run.path).step == 400
+    assert standing(run.path).state == "died", "no process holds it"
     killed = outcome(run, -signal.SIGKILL)
-    assert (killed.state, killed.reason) == ("interrupted", "ended by SIGKILL")
-    assert outcome(run, 128 + signal.SIGTERM).state == "interrupted"
-    assert outcome(run, 128 + signal.SIGHUP).state == "interrupted"
+    assert (killed.state, killed.reason) == ("died", "ended by SIGKILL")
+    assert outcome(run, -signal.SIGTERM).state == "died", "before it could say anything"
+    new = dataclasses.replace(run, name="new")
+    assert outcome(new, 128 + signal.SIGTERM).state == "stopped"
+    assert outcome(new, 128 + signal.SIGHUP).state == "stopped"
+    assert outcome(new, -signal.SIGKILL).state == "died"
     run.log_file.write_text("some warning\nmtrl: learner.device = 'cuda': not here\n")
     refused = outcome(run, 2)
     assert (refused.state, refused.reason) == ("failed", "learner.device = 'cuda': not here")
-    for state in ("finished", "failed"):
+    for state in ("finished", "failed", "stopped", "pruned"):
         (run.path / "status.json").write_text(json.dumps({"status": state, "reason": "r"}))
-        assert look(run.path).state == state
+        assert standing(run.path).state == state
+
+
+@contextmanager
+def held(trial: Trial) -> Iterator[None]:
+    """As by another process."""
+    with open(trial.path / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_run_that_another_process_holds_is_waited_for(stopped: bool, tmp_path: Path) -> None:
+    """And reported as that process leaves it, or left alone if the sweep is stopped meanwhile."""
+    trial = stored_run(tmp_path, status="running", step=400)
+    told: list[Standing] = []
+    requests: list[int] = []
+    with ThreadPoolExecutor() as pool, held(trial):
+        after = pool.submit(attempt, trial, stopping=lambda: len(requests), tell=told.append)
+        wait_for(lambda: bool(told), 60, "a word")
+        if stopped:
+            requests.append(1)
+            assert after.result(60) == Standing("waiting", "another process holds it")
+        failed = {"status": "failed", "reason": "disk full", "step": 800}
+        (trial.path / "status.json").write_text(json.dumps(failed))
+    assert told == [Standing("waiting", "another process holds it")]
+    if not stopped:
+        assert after.result(60) == Standing("failed", "disk full", step=800)
+    assert not trial.log_file.exists(), "nothing was started"
+
+
+def test_what_another_process_holds_takes_no_place(tmp_path: Path) -> None:
+    first = stored_run(tmp_path, "--seeds", "1", status="running")
+    second = stored_run(tmp_path, "--seeds", "2", status="finished", success_mean=0.5)
+    board = Board([first, second])
+    with ThreadPoolExecutor() as pool, held(first):
+        options = (SweepOptions(config=TOY), Share(1, 1), board, StopRequest())
+        engine = pool.submit(run_local, [first, second], *options)
+        wait_for(lambda: board.count("finished") == 1, 60, "the second run")
+        assert board.rows[second.name].now.success == 0.5
+        wait_for(lambda: bool(board.rows[first.name].now.reason), 60, "the first run's turn")
+        assert board.count("waiting") == 1
+        (first.path / "status.json").write_text(json.dumps({"status": "finished"}))
+    engine.result()
+    assert board.count("finished") == 2
 
 
 def test_division_of_a_machine() -> None:
@@ -359,11 +410,9 @@ def test_time_left_is_not_foretold_by_a_warm_up() -> None:
     warmup = runs[0].config.train.warmup_steps
     board = Board(runs, parallel=1)
     rows = list(board.rows.values())
-    rows[1].shown = "running"
-    rows[1].outlook = Outlook("running", step=warmup, total=10 * warmup, seconds=1.0)
+    rows[1].now = Standing("running", step=warmup, total=10 * warmup, seconds=1.0)
     assert "left" not in board.summary()
-    rows[0].shown = "finished"
-    rows[0].outlook = Outlook("finished", step=10 * warmup, total=10 * warmup, seconds=3600.0)
+    rows[0].now = Standing("finished", step=10 * warmup, total=10 * warmup, seconds=3600.0)
     assert "about 3.0 h left" in board.summary()
     more = Board((), parallel=1, total=6)
     more.rows = board.rows
@@ -417,7 +466,7 @@ def test_killed_run_and_killed_driver_lose_nothing(
         victim = pid_of(first)
         os.kill(victim, signal.SIGKILL)
         wait_for(
-            lambda: look(first).state == "running" and pid_of(first) != victim,
+            lambda: standing(first).state == "running" and pid_of(first) != victim,
             300,
             "the killed run going on",
         )
@@ -426,17 +475,17 @@ def test_killed_run_and_killed_driver_lose_nothing(
         _, errors = driver.communicate(timeout=60)
     finally:
         driver.kill()
-    assert "pcgrad/seed_1: interrupted: ended by SIGKILL" in errors
+    assert "pcgrad/seed_1: died: ended by SIGKILL" in errors
     _, alive = psutil.wait_procs(runs, timeout=60)
     assert alive == [], "runs end with their sweep"
-    assert any(look(folder / name).state != "finished" for name in names(*map(str, grid)))
+    assert any(standing(folder / name).state != "finished" for name in names(*map(str, grid)))
 
     code, shown = sweep(*grid)
     assert code == 0, shown
     assert "6 finished" in shown
     table = re.findall(r"^ (pcgrad|unitary) +3 of 3 +(\S+) +(\S+)", shown, re.MULTILINE)
     for method, mean, deviation in table:
-        statuses = [read_status(folder / method / f"seed_{seed}") for seed in (1, 2, 3)]
+        statuses = [standing(folder / method / f"seed_{seed}") for seed in (1, 2, 3)]
         success = [status.success or 0.0 for status in statuses]
         assert (mean, deviation) == (
             f"{statistics.mean(success):.3f}",
@@ -504,10 +553,11 @@ def test_ctrl_c_stops_at_the_next_checkpoint_and_twice_at_once(
     code, shown = sweep("--seeds", "1", "2", "--parallel", 1, "--set", LONG)
     thread.join()
     assert code == 128 + signal.SIGINT
-    assert "1 interrupted" in shown
+    ended = "stopped" if presses == 1 else "died"
+    assert f"1 {ended}" in shown
     assert "1 waiting" in shown
     assert not (tmp_path / "toy/unitary/seed_2").exists()
-    assert look(run).state == "interrupted"
+    assert standing(run).state == ended
     status = json.loads((run / "status.json").read_text())
     latest, _ = checkpoint.load_latest(run / "checkpoints")
     if presses == 1:

@@ -24,8 +24,8 @@ from conftest import (
 
 from mtrl.commands import main as cli
 from mtrl.run import checkpoint
+from mtrl.run.state import standing
 from mtrl.sweep.options import SweepOptions
-from mtrl.sweep.process import look
 from mtrl.sweep.ray_engine import fits, share
 
 pytest.importorskip("ray", reason="ray is not installed: pip install 'ray[client]'")
@@ -117,7 +117,7 @@ def test_killed_worker_is_recovered(
     assert "resumed at step" in log
     assert differences(final_state(first), final_state(reference)) == []
     assert evaluations(first) == evaluations(reference)
-    assert look(second).state == "finished"
+    assert standing(second).state == "finished"
 
 
 def test_ctrl_c_stops_the_runs_at_their_next_checkpoint(
@@ -135,7 +135,7 @@ def test_ctrl_c_stops_the_runs_at_their_next_checkpoint(
     code, shown = sweep("--seeds", "1", "--set", "train.total_steps=40_000")
     thread.join()
     assert code == 128 + signal.SIGINT
-    assert "1 interrupted" in shown
+    assert "1 stopped" in shown
     status = json.loads((run / "status.json").read_text())
     assert status["status"] == "stopped"
     assert "SIGTERM" in status["reason"]

@@ -10,20 +10,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from conftest import ENVIRONMENT, REPOSITORY, Mtrl, tiny_settings, wait_for
 from test_cli import refused
-from test_sweep import LONG, TOY, has_checkpoint
+from test_sweep import LONG, TOY, has_checkpoint, pid_of
 
 from mtrl.config import load_yaml
 from mtrl.options.command_line import load_config
 from mtrl.run.directory import RunDirectory
-from mtrl.run.state import find_runs, read_run
+from mtrl.run.state import Standing, find_runs, read_run
 from mtrl.sweep.board import Board
-from mtrl.sweep.grid import Run, expand
+from mtrl.sweep.grid import Trial, expand
 from mtrl.sweep.local import Share, run_local
 from mtrl.sweep.options import SweepOptions, parse_options
-from mtrl.sweep.process import Outlook, StopRequest
+from mtrl.sweep.process import StopRequest
 from mtrl.tune.space import read_space
 from mtrl.tune.study import OBJECTIVE, Study
 
@@ -113,7 +114,7 @@ def study(tmp_path: Path) -> Callable[..., Study]:
     return make
 
 
-def went(run: Run, status: str, *success: float) -> None:
+def went(run: Trial, status: str, *success: float) -> None:
     """The run's directory, as after evaluations at steps 100, 200, ..."""
     RunDirectory(run.path).make()
     (run.path / "config.yaml").write_text(run.config_file.read_text())
@@ -128,12 +129,12 @@ def test_a_trial_below_the_median_is_pruned_and_a_second_call_knows_it_all(
     study: Callable[..., Study], tmp_path: Path
 ) -> None:
     first, board = study(), Board(())
-    runs = first.runs(board, cores=1)
+    runs = first.trials(board, cores=1)
     for success in (0.4, 0.8):
         run = next(runs)
         went(run, "finished", 0.1, success)
         assert first.unpromising(run) == "", "two are to finish first"
-        board.show(run, "finished", Outlook("finished", success=success))
+        board.show(run, Standing("finished", success=success))
     good, bad, broken = next(runs), next(runs), next(runs)
     went(good, "running", 0.1, 0.7)
     went(bad, "running", 0.1, 0.5)
@@ -147,15 +148,15 @@ def test_a_trial_below_the_median_is_pruned_and_a_second_call_knows_it_all(
 
     # Killed here: Optuna has been told of neither.
     second, board = study(), Board(())
-    assert next(second.runs(board, cores=1)).name == good.name
+    assert next(second.trials(board, cores=1)).name == good.name
     states = [trial.state.name for trial in second._study.trials]
     assert states == ["COMPLETE", "COMPLETE", "RUNNING", "RUNNING", "RUNNING"]
-    assert {name: row.shown for name, row in board.rows.items()} == {
+    assert {name: row.now.state for name, row in board.rows.items()} == {
         "trial_000": "finished",
         "trial_001": "finished",
         "trial_002": "waiting",
     }
-    again = list(zip(range(2), second.runs(board, cores=1), strict=False))
+    again = list(zip(range(2), second.trials(board, cores=1), strict=False))
     assert [run.name for _, run in again] == ["trial_002", "trial_005"]
     states = [trial.state.name for trial in second._study.trials]
     assert states[:5] == ["COMPLETE", "COMPLETE", "RUNNING", "PRUNED", "FAIL"]
@@ -171,9 +172,9 @@ def test_a_trial_below_the_median_is_pruned_and_a_second_call_knows_it_all(
 
 def test_calls_of_one_study_suggest_different_trials(study: Callable[..., Study]) -> None:
     """The first ones are random: a second call must not draw the first call's again."""
-    one = next(study().runs(Board(()), cores=1)).config.agent.actor_lr
+    one = next(study().trials(Board(()), cores=1)).config.agent.actor_lr
     later = study()
-    runs = later.runs(Board(()), cores=1)
+    runs = later.trials(Board(()), cores=1)
     assert next(runs).config.agent.actor_lr == one, "it is still open"
     assert next(runs).config.agent.actor_lr != one
 
@@ -203,11 +204,31 @@ def test_a_run_that_is_pruned_says_so_and_is_no_failure(
             request,
             lambda run: "below the others" if has_checkpoint(run.path)() else "",
         )
-    assert board.rows[run.name].shown == "pruned"
+    assert board.rows[run.name].now.state == "pruned"
     read = read_run(run.path)
     assert (read.state, read.status["reason"]) == ("pruned", "below the others")
     assert 0 < read.step < read.total_steps
     assert "pruned" in run_mtrl("runs", tmp_path).stdout
+
+
+def test_an_error_of_the_engine_leaves_no_run_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in ENVIRONMENT.items():
+        monkeypatch.setenv(key, value)
+    line = [TOY, "--root", str(tmp_path), "--set", *tiny_settings(LONG)]
+    (trial,) = expand(parse_options(line))
+    trial.write_config()
+
+    def fail(trial: Trial) -> str:
+        if has_checkpoint(trial.path)():
+            raise OSError("the journal cannot be written")
+        return ""
+
+    with StopRequest() as request, pytest.raises(OSError, match="journal"):
+        run_local([trial], SweepOptions(config=TOY), Share(1, 1), Board([trial]), request, fail)
+    assert not psutil.pid_exists(pid_of(trial.path))
+    assert read_run(trial.path).state == "died"
 
 
 def test_a_killed_study_continues(run_mtrl: Mtrl, tmp_path: Path) -> None:

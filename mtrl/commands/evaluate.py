@@ -7,13 +7,14 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
 from mtrl.config import Camera, Config
 from mtrl.options.command_words import read_options
 from mtrl.run.console import open_console
-from mtrl.schema import ConfigError
+from mtrl.schema import ConfigError, at_least, check_bounds
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class EvaluateOptions:
     """A run directory, or one of its checkpoint files."""
     checkpoint: str = "best"
     """best (highest mean success while training), latest, or a checkpoint file."""
-    episodes_per_task: int = 50
+    episodes_per_task: Annotated[int, at_least(1)] = 50
     """Episodes per task, each with a goal of its own; at most the run's env.num_goals are run."""
     json: bool = False
     """Print JSON to standard output instead of a table."""
@@ -44,8 +45,7 @@ class EvaluateOptions:
 
 def evaluate_command(words: list[str]) -> None:
     options = read_options(EvaluateOptions, "mtrl evaluate", words, bare="run")
-    if options.episodes_per_task < 1:
-        raise ConfigError("episodes_per_task", options.episodes_per_task, "must be at least 1")
+    check_bounds(options)
 
     from mtrl.commands.trained import open_trained, with_plugins
     from mtrl.commands.videos import check_rendering, record

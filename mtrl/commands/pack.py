@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -18,7 +19,7 @@ from mtrl.files import yaml12
 from mtrl.files.atomic import replaced, write_atomically
 from mtrl.options.command_words import read_options
 from mtrl.run.state import find_runs, read_json, read_metrics, read_stored
-from mtrl.schema import ConfigError
+from mtrl.schema import ConfigError, at_least, check_bounds
 
 EVALUATIONS = ("eval/", "test/")
 DIGITS = 5
@@ -32,14 +33,13 @@ class PackOptions:
     """Run directories, or folders that hold some."""
     out: Path = Path("results")
     """Folder to write to; runs keep their paths below the folder that was given."""
-    intervals: int = 20
+    intervals: Annotated[int, at_least(1)] = 20
     """Equal parts of a run; of measurements other than evaluations, the mean over each is kept."""
 
 
 def pack_command(words: list[str]) -> None:
     options = read_options(PackOptions, "mtrl pack", words, bare="runs")
-    if options.intervals < 1:
-        raise ConfigError("intervals", options.intervals, "must be at least 1")
+    check_bounds(options)
     for root in options.runs:
         for run in find_runs([root]):
             place = run.relative_to(root)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from mtrl.run.state import Run, find_runs, read_run
+from mtrl.run.state import COLOURS, Run, find_runs, read_run
 from mtrl.run.timing import duration
 from mtrl.schema import ConfigError, user_path
 
@@ -14,14 +14,9 @@ mtrl runs [DIR]
 
 Table of the runs below DIR (default: runs): status, steps made, mean success in the last and in
 the best evaluation, steps per second over the whole run, time since the last sign of life.
-A run that says it is running while no process holds it is shown as `died`; `mtrl resume` continues
-it. A run whose config.yaml cannot be used is `broken`; why is said below the table.
+A run is `died` if its process is gone without a last word; `mtrl resume` continues it. A run whose
+config.yaml cannot be used is `broken`; why is said below the table.
 """
-COLOURS = {
-    "finished": "green",
-    "running": "cyan",
-    **dict.fromkeys(("failed", "died", "broken"), "red"),
-}
 
 
 def runs_command(arguments: list[str]) -> None:
@@ -45,27 +40,25 @@ def runs_command(arguments: list[str]) -> None:
     runs = [read_run(path) for path in find_runs([root])]
     for run in runs:
         shown = run.path.relative_to(root) if run.path != root else run.path
-        state = Text(run.state, COLOURS.get(run.state, "yellow"))
+        state = Text(run.state, COLOURS[run.state])
         table.add_row(str(shown), state, *_cells(run))
     console = open_console()
     if not console.is_terminal:  # a line per run, for grep
         console = open_console(width=500)
     console.print(table)
     for run in runs:
-        if run.broken:
-            say(console, f"{run.path} is broken: {run.broken}")
+        if run.state == "broken":
+            say(console, f"{run.path} is broken: {run.now.reason}")
 
 
 def _cells(run: Run) -> list[str]:
-    status = run.status
-    elapsed = status.get("elapsed_s") or 0.0
-    success, best = status.get("success_mean"), status.get("best_success_mean")
+    now, best = run.now, run.status.get("best_success_mean")
     return [
-        f"{run.step:,}",
-        f"{run.step / run.total_steps:.0%}" if run.total_steps else "-",
-        "-" if success is None else f"{success:.3f}",
-        "-" if success is None or best is None else f"{best:.3f}",
-        f"{run.step / elapsed:,.0f}" if elapsed else "-",
+        f"{now.step:,}",
+        f"{now.step / now.total:.0%}" if now.total else "-",
+        "-" if now.success is None else f"{now.success:.3f}",
+        "-" if now.success is None or best is None else f"{best:.3f}",
+        f"{now.step / now.seconds:,.0f}" if now.seconds else "-",
         duration(time.time() - _last_sign(run.path)),
     ]
 

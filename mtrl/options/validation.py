@@ -11,7 +11,7 @@ from mtrl.config import Config, TrainConfig
 from mtrl.envs import gym_tasks
 from mtrl.envs import tasks as env_tasks
 from mtrl.run.sinks import check_sinks
-from mtrl.schema import ConfigError, flatten, nearest
+from mtrl.schema import ConfigError, check_bounds, flatten, nearest
 
 
 def check_gym_tasks(config: Config) -> None:
@@ -55,7 +55,11 @@ def check_video(config: Config, prefix: str = "") -> None:
 
 
 def validate(config: Config) -> None:
-    """Raise ConfigError at the first impossible value."""
+    """Raise ConfigError at the first impossible value.
+
+    Bounds of single numbers stand beside their fields; here is what depends on more than one.
+    """
+    check_bounds(config)
     env, train, replay, agent = config.env, config.train, config.replay, config.agent
     values = flatten(config)
 
@@ -89,14 +93,10 @@ def validate(config: Config) -> None:
     if gym:
         need(config.protocol == "none", "protocol", "must be none with Gymnasium tasks")
         check_gym_tasks(config)
-    need(env.workers == "auto" or env.workers >= 1, "env.workers", "must be auto or at least 1")
     need(1 <= env.horizon <= 500 or gym, "env.horizon", "must be between 1 and 500")
     need(env.horizon >= 1, "env.horizon", "must be at least 1")
-    need(1 <= env.num_goals <= 50, "env.num_goals", "must be between 1 and 50")
 
     m, n = config.num_tasks, config.num_envs
-    need(train.total_steps >= 1, "train.total_steps", "must be at least 1")
-    need(train.envs_per_task >= 1, "train.envs_per_task", "must be at least 1")
     need(
         n <= train.warmup_steps,
         "train.warmup_steps",
@@ -114,40 +114,16 @@ def validate(config: Config) -> None:
         f"e.g. {max(1, round(replay.batch_size / m)) * m}",
     )
     need(replay.capacity >= n, "replay.capacity", f"must be at least one per environment ({n})")
-    need(0 < replay.ema_alpha <= 1, "replay.ema_alpha", "must be in (0, 1]")
-    for key in ("network.width", "network.depth", "checkpoint.keep", "logging.every"):
-        need(values[key] >= 1, key, "must be at least 1")
-    for key in ("evaluation.episodes_per_task", "evaluation.final_episodes_per_task"):
-        need(values[key] >= 1, key, "must be at least 1")
     need(
         config.network.log_std_min < config.network.log_std_max,
         "network.log_std_min",
         f"must be below network.log_std_max = {config.network.log_std_max}",
     )
-    critic = config.critic
-    for key in ("critic.width", "critic.depth"):
-        need(values[key] is None or values[key] >= 1, key, "must be None or at least 1")
-    need(0 < critic.popart_rate <= 1, "critic.popart_rate", "must be in (0, 1]")
-    need(critic.members >= 1, "critic.members", "must be at least 1")
-    need(critic.bins >= 2, "critic.bins", "must be at least 2")
-    need(0 < critic.support < float("inf"), "critic.support", "must be positive and finite")
     need(
         1 <= agent.n_step <= env.horizon,
         "agent.n_step",
         f"must be in 1..{env.horizon}, the horizon",
     )
-    need(0 <= agent.gamma < 1, "agent.gamma", "must be in [0, 1)")
-    need(0 < agent.tau <= 1, "agent.tau", "must be in (0, 1]")
-    for key in ("agent.actor_lr", "agent.critic_lr", "agent.initial_temperature"):
-        need(0 < values[key] < float("inf"), key, "must be positive and finite")
-    for key in (
-        "agent.temperature_lr",
-        "agent.actor_l2",
-        "agent.weight_decay",
-        "agent.target_entropy_scale",
-    ):
-        need(0 <= values[key] < float("inf"), key, "must be zero or positive, and finite")
-    need(all(0 <= beta < 1 for beta in agent.betas), "agent.betas", "both must be in [0, 1)")
     need(
         agent.weight_decay == 0 or agent.optimizer in ("adamw", "muon"),
         "agent.weight_decay",
@@ -158,30 +134,7 @@ def validate(config: Config) -> None:
         "agent.actor_l2",
         f"is for adam and sgd; {agent.optimizer} has agent.weight_decay",
     )
-    need(1 <= agent.noise_repeat <= 1000, "agent.noise_repeat", "must be in 1..1000")
-    need(agent.actor_every >= 1, "agent.actor_every", "must be at least 1")
-    need(agent.resets >= 0, "agent.resets", "must be zero or positive")
-    need(0 <= agent.lr_decay <= 1, "agent.lr_decay", "must be in [0, 1]")
-    need(
-        agent.max_grad_norm is None or agent.max_grad_norm > 0,
-        "agent.max_grad_norm",
-        "must be None or positive",
-    )
-    need(0 < agent.updates_per_step <= 1000, "agent.updates_per_step", "must be in (0, 1000]")
-    need(agent.warmup_updates >= 0, "agent.warmup_updates", "must be zero or positive")
-    need(
-        config.learner.threads == "auto" or config.learner.threads >= 1,
-        "learner.threads",
-        "must be auto or at least 1",
-    )
     check_video(config, "train.")
-    for key in ("evaluation.every", "diagnostics.every", "train.video_every"):
-        need(values[key] >= 0, key, "must be zero (off) or positive")
-    need(
-        agent.chunk_size is None or agent.chunk_size >= 1,
-        "agent.chunk_size",
-        "must be None (all at once) or at least 1",
-    )
     episode = config.episode_steps
     every = config.checkpoint.every
     need(

@@ -179,7 +179,7 @@ def _weaknesses(groups: Sequence[Group]) -> list[str]:
         broken = [run for run in group.runs if run.state in ("failed", "died")]
         open_runs = len(group.runs) - len(group.finished) - len(broken)
         if broken:
-            reasons = sorted({str(run.status.get("reason")) for run in broken} - {"", "None"})
+            reasons = sorted({run.now.reason for run in broken} - {""})
             effect = "The numbers are those of the survivors, which flatters the method."
             warnings.append(
                 f"{group.label}: {len(broken)} of {len(group.runs)} runs failed or died"

@@ -251,7 +251,7 @@ class Section:
                         float(means[best]),
                         int(steps[best]) if len(steps) else "no evaluation yet",
                         run.protocol,
-                        run.status.get("reason", ""),
+                        run.now.reason,
                     )
                 )
         columns = (

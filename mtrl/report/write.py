@@ -54,11 +54,11 @@ def write_report(options: ReportOptions) -> Path:
         raise ConfigError("figure-width", options.figure_width, allowed)
     asked = [path.expanduser() for path in options.runs]
     every = [read_run(path, (f"{options.metric}/", *TAGS)) for path in find_runs(asked)]
-    broken = [run for run in every if run.broken]
-    runs = [run for run in every if not run.broken]
+    broken = [run for run in every if run.state == "broken"]
+    runs = [run for run in every if run.state != "broken"]
     if not runs:
         shown = ", ".join(map(str, asked))
-        raise ConfigError("RUNS", shown, f"holds broken runs only: {broken[0].broken}")
+        raise ConfigError("RUNS", shown, f"holds broken runs only: {broken[0].now.reason}")
     _check_metric(runs, options.metric)
     baseline = options.baseline or DEFAULT_BASELINE
     found = benchmarks(runs, options.metric, baseline)

@@ -18,16 +18,13 @@ import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from mtrl.config import Config, load_yaml
 from mtrl.files.atomic import is_leftover, sweep_up, write_atomically
+from mtrl.run.state import Status, read_json
 from mtrl.schema import ConfigError, dump_yaml, read_yaml
 
-if TYPE_CHECKING:
-    pass
-
-Status = Literal["running", "finished", "stopped", "failed", "pruned"]
 Loaded = TypeVar("Loaded")
 EVENTS = "events.out.tfevents."
 """How TensorBoard's files begin."""
@@ -214,7 +211,7 @@ class RunDirectory:
 
     @property
     def is_finished(self) -> bool:
-        return self._read_status().get("status") == "finished"
+        return read_json(self.status_file).get("status") == "finished"
 
     def video_folder(self, step: int) -> Path:
         return self.path / "videos" / f"step_{step:012d}"
@@ -228,27 +225,8 @@ class RunDirectory:
     def update_status(self, status: Status, reason: str) -> None:
         """Change status and reason; keep the progress last written. Never hides another error."""
         with contextlib.suppress(OSError, ValueError):
-            self.write_status(**(self._read_status() | {"status": status, "reason": reason}))
-
-    def _read_status(self) -> dict[str, Any]:
-        """What the run last said; empty if nothing that can be read."""
-        try:
-            content = json.loads(self.status_file.read_text())
-        except (OSError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}
-
-
-def is_held(path: Path) -> bool:
-    """Whether a process, on this machine or a sharer of its file system, holds the run's lock."""
-    try:
-        with open(path / ".lock") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two readers do not collide
-    except FileNotFoundError:
-        return False
-    except OSError:  # held; or the file system has no locks, then status.json is believed
-        return True
-    return False
+            content = read_json(self.status_file)
+            self.write_status(**(content | {"status": status, "reason": reason}))
 
 
 def environment() -> dict[str, Any]:

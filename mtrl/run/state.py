@@ -1,4 +1,4 @@
-"""Runs as they lie on disk: found, read, and listed by `mtrl runs`.
+"""Runs as they lie on disk: where they stand, found, read, and listed by `mtrl runs`.
 
 Knows the files of a run directory, nothing of what was trained: settings are a flat mapping, and
 measurements are series by tag.
@@ -6,6 +6,8 @@ measurements are series by tag.
 
 from __future__ import annotations
 
+import dataclasses
+import fcntl
 import gzip
 import json
 import os
@@ -13,18 +15,44 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrl.run.directory import is_held
 from mtrl.schema import ConfigError, read_config, user_path
 
 # Where a configuration says it, the first that is there.
 METHOD_KEYS = ("agent.smto.name", "smto.name", "method")
 BENCHMARK_KEYS = ("env.benchmark", "benchmark", "problem", "name")
 RUN_FILES = ("metrics.jsonl", "status.json", "environment.json", ".lock")
+
+Status = Literal[
+    "running",  # a process holds it
+    "finished",  # it came to its end
+    "stopped",  # ended early by a signal or a callback
+    "failed",  # ended by an error
+    "pruned",  # ended early by `mtrl tune`
+]
+"""What a run says of itself in status.json."""
+State = Literal[
+    Status,
+    "waiting",  # planned by a sweep: yet to be started, or continued
+    "died",  # its process is gone without a last word: killed, or a power cut
+    "broken",  # its config.yaml cannot be used
+]
+"""Where a run stands. A run that is stopped, died or pruned continues from its last checkpoint."""
+COLOURS: dict[State, str] = {
+    "running": "cyan",
+    "failed": "red",
+    "broken": "red",
+    "died": "red",
+    "stopped": "yellow",
+    "waiting": "",
+    "pruned": "yellow",
+    "finished": "green",
+}
+"""On the console, in the order of a sweep's table."""
 
 
 class Series(NamedTuple):
@@ -37,23 +65,75 @@ class Series(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Standing:
+    """Where a run stands, and how far it came."""
+
+    state: State
+    reason: str = ""
+    """Why it ended before its time; empty if it did not."""
+    step: int = 0
+    total: int = 0
+    success: float | None = None
+    """Mean success of the last evaluation."""
+    seconds: float = 0.0
+    """Time spent up to `step`."""
+
+
+def standing(path: Path, broken: str = "") -> Standing:
+    """Where the run in this directory stands; broken: why its config.yaml cannot be used."""
+    said = last_said(path)
+    if broken:
+        return dataclasses.replace(said, state="broken", reason=broken)
+    if is_held(path):
+        return dataclasses.replace(said, state="running")
+    if not (path / "config.yaml").is_file():
+        return Standing("waiting")
+    return dataclasses.replace(said, state="died") if said.state == "running" else said
+
+
+def last_said(path: Path) -> Standing:
+    """What the run last said of itself; a process that was killed, or is new, is `running`."""
+    status = read_json(path / "status.json")
+    return Standing(
+        status["status"] if status.get("status") in get_args(Status) else "running",
+        str(status.get("reason") or ""),
+        int(status.get("step") or 0),
+        int(status.get("total_steps") or 0),
+        status.get("success_mean"),
+        float(status.get("elapsed_s") or 0.0),
+    )
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process, on this machine or a sharer of its file system, holds the run's lock."""
+    try:
+        with open(path / ".lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two readers do not collide
+    except BlockingIOError:
+        return True
+    except OSError:  # no such file, or no locks there: then no run can be made or continued there
+        return False
+    return False
+
+
+@dataclass(frozen=True)
 class Run:
     """One run directory, finished or not."""
 
     path: Path
     config: Mapping[str, Any]
-    """Flat: {"train.total_steps": 1000, ...}; empty values are left out."""
+    """Flat: {"train.total_steps": 1000, ...}; empty values are left out, and all if broken."""
     status: Mapping[str, Any]
     """status.json, or empty."""
-    state: str
-    """finished, stopped, failed, running, starting; pruned: ended early by `mtrl tune`; died: said
-    to be running, but no process holds it; broken: its config.yaml cannot be used."""
+    now: Standing
     environment: Mapping[str, Any]
     """environment.json, or empty."""
     series: Mapping[str, Series] = field(default_factory=dict)
     """By tag; only the tags that were asked for."""
-    broken: str = ""
-    """Why config.yaml cannot be used."""
+
+    @property
+    def state(self) -> State:
+        return self.now.state
 
     @property
     def method(self) -> str:
@@ -82,11 +162,11 @@ class Run:
 
     @property
     def step(self) -> int:
-        return int(self.status.get("step") or 0)
+        return self.now.step
 
     @property
     def total_steps(self) -> int:
-        return int(self.status.get("total_steps") or 0)
+        return self.now.total
 
     @property
     def finished(self) -> bool:
@@ -95,8 +175,7 @@ class Run:
     @property
     def success_mean(self) -> float:
         """Of the last evaluation; NaN before the first."""
-        success = self.status.get("success_mean")
-        return float("nan") if success is None else float(success)
+        return float("nan") if self.now.success is None else self.now.success
 
     @property
     def success(self) -> dict[str, float]:
@@ -160,11 +239,8 @@ def read_run(path: Path, prefixes: tuple[str, ...] = ()) -> Run:
     try:
         config = _read_settings(path / "config.yaml")
     except ConfigError as error:
-        return Run(path, {}, status, "broken", environment, series, str(error))
-    state = str(status.get("status", "starting"))
-    if state in ("running", "starting") and not is_held(path):
-        state = "died"
-    return Run(path, config, status, state, environment, series)
+        return Run(path, {}, status, standing(path, str(error)), environment, series)
+    return Run(path, config, status, standing(path), environment, series)
 
 
 def read_stored(path: Path) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from mtrl.device.stop_signals import handled
-from mtrl.run.directory import RunDirectory, Status
+from mtrl.run.directory import RunDirectory
+from mtrl.run.state import Status
 
 
 class TrainingError(RuntimeError):

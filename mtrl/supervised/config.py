@@ -6,13 +6,25 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from mtrl import config as shared
 from mtrl.options.methods import check_method
 from mtrl.options.validation import check_seed
 from mtrl.run.sinks import check_sinks
-from mtrl.schema import ConfigError, build, flatten, read_config, user_path
+from mtrl.schema import (
+    NOT_NEGATIVE,
+    OFF_OR_POSITIVE,
+    POSITIVE,
+    ConfigError,
+    at_least,
+    build,
+    check_bounds,
+    flatten,
+    read_config,
+    user_path,
+    within,
+)
 from mtrl.smto import describe
 from mtrl.supervised import methods
 
@@ -50,17 +62,17 @@ Z_METHODS = ("mgda", "imtl", "imtl_g", "graddrop", "graddrop_random")
 class TrainConfig:
     """Adam, its regularisation and its length."""
 
-    epochs: int = 100
+    epochs: Annotated[int, at_least(1)] = 100
     """Passes over the training split."""
-    batch_size: int = 256
+    batch_size: Annotated[int, at_least(1)] = 256
     """Samples per iteration; the incomplete batch at an epoch's end is left out."""
-    lr: float = 1e-3
+    lr: Annotated[float, POSITIVE] = 1e-3
     """Adam step size of encoder and heads."""
-    lr_decay: float = 1.0
+    lr_decay: Annotated[float, within("(0, 1]")] = 1.0
     """The step size is multiplied by this after every epoch (Kurin et al.: 0.95); 1 = constant."""
-    lr_decay_every: int = 1
+    lr_decay_every: Annotated[int, at_least(1)] = 1
     """Epochs from one such multiplication to the next (NYUv2's papers: 100, by 0.5)."""
-    l2: float = 0.0
+    l2: Annotated[float, NOT_NEGATIVE] = 0.0
     """l2 regularisation: Adam's coupled weight decay. It meets the MEAN of the task losses: a
     published strength for their sum is to be divided by the number of tasks."""
     augment: bool = False
@@ -72,7 +84,7 @@ class TrainConfig:
 class NetworkConfig:
     """The published network of the problem."""
 
-    dropout: float | Literal["published"] = "published"
+    dropout: Annotated[float | Literal["published"], within("[0, 1)")] = "published"
     """Rate of every dropout layer; 0 = none (the ablation of Kurin et al., 5.1).
     published: theirs, 0.5 (CelebA: 0.25 after the stem)."""
     encoder: Literal["resnet50", "resnet18", "segnet", "segnet_mtan"] = "resnet50"
@@ -95,7 +107,7 @@ class SmtoConfig:
     gradient_space: Literal["auto", "parameters", "representation"] = "auto"
     """Task gradients on the shared parameters, or on the last shared activation z, followed by one
     backward of the encoder; auto = as published (z for MGDA, IMTL, GradDrop)."""
-    chunk_size: int = 1
+    chunk_size: Annotated[int, at_least(1)] = 1
     """Tasks per backward pass of the encoder, in parameter space. More saves launches (small
     networks on a GPU) and costs memory: their activation gradients exist at once."""
     gradient_samples: int = 0
@@ -110,9 +122,9 @@ class RotoGradConfig:
     enabled: bool = False
     """Rotate the shared representation for each task, and give the task gradients there equal
     magnitudes. With the method unitary: RotoGrad as published."""
-    lr: float = 0.1
+    lr: Annotated[float, POSITIVE] = 0.1
     """Step size of the rotations' own Adam, in units of train.lr; follows train.lr_decay."""
-    size: int = 0
+    size: Annotated[int, at_least(0, "zero (all) or positive")] = 0
     """Channels of the representation that are rotated, the first ones; 0 = all. A rotation takes
     4 * size^2 * 4 bytes for each task, and size^3 operations."""
 
@@ -121,7 +133,7 @@ class RotoGradConfig:
 class CheckpointConfig(shared.CheckpointConfig):
     """Checkpoints."""
 
-    every: int = 1
+    every: Annotated[int, at_least(1)] = 1
     """Epochs between checkpoints; the last epoch and a signal save too."""
 
 
@@ -129,7 +141,7 @@ class CheckpointConfig(shared.CheckpointConfig):
 class LoggingConfig(shared.LoggingConfig):
     """metrics.jsonl, TensorBoard and console."""
 
-    every: int = 100
+    every: Annotated[int, at_least(1)] = 100
     """Iterations between two log lines (losses, weights, speed)."""
 
 
@@ -137,7 +149,7 @@ class LoggingConfig(shared.LoggingConfig):
 class DiagnosticsConfig(shared.DiagnosticsConfig):
     """Gradient conflict metrics on the shared parameters."""
 
-    every: int = 100
+    every: Annotated[int, OFF_OR_POSITIVE] = 100
     """Iterations between two looks at all task gradients, whatever the method (both papers: 100);
     0 = off. A look costs one backward of the encoder per task."""
 
@@ -243,32 +255,19 @@ def load_yaml(path: Path) -> SupervisedConfig:
 
 def validate(config: SupervisedConfig) -> None:
     """Raise ConfigError at the first impossible value."""
+    check_bounds(config)
     values = flatten(config)
 
     def need(condition: bool, key: str, allowed: str) -> None:
         if not condition:
             raise ConfigError(key, values[key], allowed)
 
-    for key in (
-        "train.epochs", "train.batch_size", "train.lr_decay_every", "smto.chunk_size",
-        "checkpoint.every",
-        "checkpoint.keep", "logging.every",
-    ):  # fmt: skip
-        need(values[key] >= 1, key, "must be at least 1")
-    need(0 < config.train.lr < float("inf"), "train.lr", "must be positive and finite")
-    need(0 < config.train.lr_decay <= 1, "train.lr_decay", "must be in (0, 1]")
-    need(0 <= config.train.l2 < float("inf"), "train.l2", "must be zero or positive, and finite")
     need(
         not config.train.augment or config.is_dense,
         "train.augment",
         "is for cityscapes and nyuv2 alone; the others were published without",
     )
-    need(config.diagnostics.every >= 0, "diagnostics.every", "must be zero (off) or positive")
     check_seed(config.seed)
-    threads = config.learner.threads
-    need(threads == "auto" or threads >= 1, "learner.threads", "must be auto or at least 1")
-    need(0 < config.rotograd.lr < float("inf"), "rotograd.lr", "must be positive and finite")
-    need(config.rotograd.size >= 0, "rotograd.size", "must be zero (all) or positive")
     _check_network(config, need)
     check_method(
         config.smto.name,
@@ -289,7 +288,6 @@ Need = Callable[[bool, str, str], None]
 
 def _check_network(config: SupervisedConfig, need: Need) -> None:
     rate = config.network.dropout
-    need(rate == "published" or 0 <= rate < 1, "network.dropout", "must be published or in [0, 1)")
     segnet = config.is_dense and config.network.encoder.startswith("segnet")
     need(
         rate == "published" or not (segnet or config.problem == "qm9"),

@@ -24,8 +24,9 @@ from mtrl.gradients.diagnostics import Diagnostics
 from mtrl.run import checkpoint
 from mtrl.run.checkpoint import CheckpointError
 from mtrl.run.dashboard import Dashboard
-from mtrl.run.directory import RunDirectory, Status
+from mtrl.run.directory import RunDirectory
 from mtrl.run.recorder import Recorder
+from mtrl.run.state import Status
 from mtrl.run.stopping import Stopped, TrainingError, outcome, signals
 from mtrl.schema import ConfigError, user_path
 from mtrl.supervised.auto_lambda import HELD_OUT

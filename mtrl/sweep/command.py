@@ -13,13 +13,14 @@ from rich.table import Table
 from mtrl.options.command_line import load_config
 from mtrl.options.command_words import HELP
 from mtrl.run.console import open_console, say
+from mtrl.run.state import Standing, standing
 from mtrl.schema import ConfigError, UsageError
 from mtrl.sweep.board import Board, Row
 from mtrl.sweep.estimate import EstimateError, estimate_hours
-from mtrl.sweep.grid import Run, distinct, expand, find_stored
+from mtrl.sweep.grid import Trial, distinct, expand, find_stored
 from mtrl.sweep.local import Share, divide, run_local, visible_gpus
 from mtrl.sweep.options import SweepOptions, parse_options
-from mtrl.sweep.process import Outlook, StopRequest, look
+from mtrl.sweep.process import StopRequest
 
 MOST_SHOWN = 20  # seeds or values in a line of the plan
 
@@ -38,21 +39,18 @@ def sweep_command(words: list[str]) -> int:
         import_ray()
     values = distinct(load_config(options.config), options.set)
     options = dataclasses.replace(options, set=values)
-    runs, broken = find_stored(expand(options))
+    trials, broken = find_stored(expand(options))
     for name, reason in broken.items():
         _say(f"{name} is broken and left alone: {reason}")
-    states = {
-        run.name: Outlook("broken", broken[run.name]) if run.name in broken else look(run.path)
-        for run in runs
-    }
-    to_do = [run for run in runs if _wants_work(states[run.name], options)]
+    states = {trial.name: standing(trial.path, broken.get(trial.name, "")) for trial in trials}
+    to_do = [trial for trial in trials if _wants_work(states[trial.name], options)]
     if options.engine == "ray":
-        return _on_ray(options, runs, to_do, states)
-    share = divide(options, len(os.sched_getaffinity(0)), visible_gpus(runs[0].config))
-    return _locally(options, runs, to_do, states, share)
+        return _on_ray(options, trials, to_do, states)
+    share = divide(options, len(os.sched_getaffinity(0)), visible_gpus(trials[0].config))
+    return _locally(options, trials, to_do, states, share)
 
 
-def _wants_work(now: Outlook, options: SweepOptions) -> bool:
+def _wants_work(now: Standing, options: SweepOptions) -> bool:
     if now.state in ("finished", "broken"):
         return False
     return now.state != "failed" or options.retry_failed
@@ -60,19 +58,19 @@ def _wants_work(now: Outlook, options: SweepOptions) -> bool:
 
 def _locally(
     options: SweepOptions,
-    runs: Sequence[Run],
-    to_do: Sequence[Run],
-    states: dict[str, Outlook],
+    trials: Sequence[Trial],
+    to_do: Sequence[Trial],
+    states: dict[str, Standing],
     share: Share,
 ) -> int:
-    to_do = [run.with_cores(share.cores) for run in to_do]
-    _plan(options, runs, states, f"local: {share}")
+    to_do = [trial.with_cores(share.cores) for trial in to_do]
+    _plan(options, trials, states, f"local: {share}")
     parallel = min(share.parallel, len(to_do))
     _estimate(options, to_do, parallel)
     if options.dry_run:
         return 0
     return _run(
-        Board(runs, parallel),
+        Board(trials, parallel),
         to_do,
         states,
         lambda board, request: run_local(to_do, options, share, board, request),
@@ -81,30 +79,30 @@ def _locally(
 
 def _on_ray(
     options: SweepOptions,
-    runs: Sequence[Run],
-    to_do: Sequence[Run],
-    states: dict[str, Outlook],
+    trials: Sequence[Trial],
+    to_do: Sequence[Trial],
+    states: dict[str, Standing],
 ) -> int:
     from mtrl.sweep import ray_engine
 
-    to_do = [run.with_cores(options.cpus_per_run) for run in to_do]
+    to_do = [trial.with_cores(options.cpus_per_run) for trial in to_do]
     if options.dry_run:
-        _plan(options, runs, states, f"ray at {options.address}")
+        _plan(options, trials, states, f"ray at {options.address}")
         _estimate(options, to_do, None)
         return 0
     with ray_engine.connected(options) as ray:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        share = ray_engine.share(nodes, options, runs[0].config.learner.device)
+        share = ray_engine.share(nodes, options, trials[0].config.learner.device)
         where = f"ray at {options.address}: {len(nodes)} node(s)"
         where += ", {:g} core(s) and {:g} GPUs a run".format(*share)
         if not ray_engine.fits(nodes, share):
             if options.address == "local":
                 raise ConfigError("cpus_per_run, gpus_per_run", share, f"not here: {nodes[0]}")
             where += "; NO NODE HAS AS MUCH, runs wait for one that joins"
-        _plan(options, runs, states, where)
+        _plan(options, trials, states, where)
         _estimate(options, to_do, None)
         return _run(
-            Board(runs),
+            Board(trials),
             to_do,
             states,
             lambda board, request: ray_engine.run_ray(ray, to_do, options, share, board, request),
@@ -113,51 +111,48 @@ def _on_ray(
 
 def _run(
     board: Board,
-    to_do: Sequence[Run],
-    states: dict[str, Outlook],
+    to_do: Sequence[Trial],
+    states: dict[str, Standing],
     engine: Callable[[Board, StopRequest], None],
 ) -> int:
-    for run in to_do:
-        if states[run.name].state == "new":
-            run.write_config()
+    for trial in to_do:
+        if states[trial.name].state == "waiting":
+            trial.write_config()
     with StopRequest() as request, board:
-        for name, row in board.rows.items():
-            now = states[name]
-            if now.state in ("finished", "failed", "broken") and all(
-                run.name != name for run in to_do
-            ):
-                row.shown, row.outlook = now.state, now
+        for name in states.keys() - {trial.name for trial in to_do}:
+            board.rows[name].now = states[name]
         engine(board, request)
     return _conclude(board, request)
 
 
 def _conclude(board: Board, request: StopRequest) -> int:
     for row in board.rows.values():
-        if row.shown == "failed":
-            board.message(f"{row.run.name} failed: {row.outlook.reason} (see {row.run.log_file})")
+        if row.now.state == "failed":
+            trial, reason = row.trial, row.now.reason
+            board.message(f"{trial.name} failed: {reason} (see {trial.log_file})")
     board.message(board.summary())
     if board.count("finished"):
         open_console().print(_means(list(board.rows.values())))
-        folder = next(iter(board.rows.values())).run.folder
+        folder = next(iter(board.rows.values())).trial.folder
         _say(f"figures, intervals and tests: mtrl report {folder}")
     if board.count("finished") == len(board.rows):
         return 0
     if board.count("failed"):
         board.message("the same command with --retry-failed tries failed runs again")
-    if board.count("waiting", "held", "interrupted"):
+    if board.count("waiting", "stopped", "died"):
         board.message("the same command continues the others")
     return 128 + request.signum if request.count else 1
 
 
 def _means(rows: Sequence[Row]) -> Table:
     """Success over the seeds of each method, as the final evaluations have it."""
-    labels = dict.fromkeys(row.run.label for row in rows)
+    labels = dict.fromkeys(row.trial.label for row in rows)
     table = Table(title="success in the final evaluation, over seeds", box=None)
     for column in ("method", "finished", "mean", "standard deviation"):
         table.add_column(column, justify="left" if column == "method" else "right")
     for label in labels:
-        own = [row for row in rows if row.run.label == label]
-        ended = [row.outlook.success for row in own if row.shown == "finished"]
+        own = [row for row in rows if row.trial.label == label]
+        ended = [row.now.success for row in own if row.now.state == "finished"]
         known = [success for success in ended if success is not None]
         table.add_row(
             label,
@@ -169,16 +164,16 @@ def _means(rows: Sequence[Row]) -> Table:
 
 
 def _plan(
-    options: SweepOptions, runs: Sequence[Run], states: dict[str, Outlook], engine: str
+    options: SweepOptions, trials: Sequence[Trial], states: dict[str, Standing], engine: str
 ) -> None:
-    config = runs[0].config
+    config = trials[0].config
     methods = list(options.methods or [config.method])
-    seeds = list(dict.fromkeys(str(run.config.seed) for run in runs))
+    seeds = list(dict.fromkeys(str(trial.config.seed) for trial in trials))
     factors = [f"{len(methods)} method(s)", f"{len(seeds)} seed(s)"]
     factors += [f"{len(v)} {key}" for key, v in options.set.items() if len(v) > 1]
-    now = Counter(state.state for state in states.values())
+    now = Counter(each.state for each in states.values())
     lines = {
-        f"{len(runs)} runs": f"{' x '.join(factors)}, in {runs[0].folder}",
+        f"{len(trials)} runs": f"{' x '.join(factors)}, in {trials[0].folder}",
         "methods": _shorten(methods),
         "seeds": f"{_shorten(seeds)}: each draws its own networks, exploration and goals; "
         "with one seed, every method meets the same goals",
@@ -193,7 +188,7 @@ def _plan(
         _say(f"{key:<{width}}  {text}")
 
 
-def _estimate(options: SweepOptions, to_do: Sequence[Run], parallel: int | None) -> None:
+def _estimate(options: SweepOptions, to_do: Sequence[Trial], parallel: int | None) -> None:
     """Say how long it takes; parallel None: that is for the cluster to decide."""
     if not (options.estimate and to_do):
         return

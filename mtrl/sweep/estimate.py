@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 from mtrl.config import Config
-from mtrl.run.state import read_metrics
-from mtrl.sweep.grid import Run
-from mtrl.sweep.process import Outlook, last_line, start, stop
+from mtrl.run.state import Standing, read_metrics
+from mtrl.sweep.grid import Trial
+from mtrl.sweep.process import last_line, start, stop
 
 WINDOW = 10  # vector steps of one log line
 ENOUGH_S = 5.0
@@ -47,11 +47,11 @@ def estimate_hours(config: Config) -> float:
     )
     with tempfile.TemporaryDirectory(prefix="mtrl-estimate-") as folder:
         path = Path(folder, "run")
-        run = Run("run", Path(folder), dataclasses.replace(short, run_dir=str(path)))
-        run.write_config()
-        process = start(run, Outlook("new"))
+        trial = Trial("run", Path(folder), dataclasses.replace(short, run_dir=str(path)))
+        trial.write_config()
+        process = start(trial, Standing("waiting"))
         try:
-            simulation, training = _speeds(run, process)
+            simulation, training = _speeds(trial, process)
         finally:
             stop(process, kill=True)
             process.wait()
@@ -62,25 +62,25 @@ def estimate_hours(config: Config) -> float:
     return (config.train.total_steps / training + steps / simulation) / 3600
 
 
-def _speeds(run: Run, process: subprocess.Popen) -> tuple[float, float]:
+def _speeds(trial: Trial, process: subprocess.Popen) -> tuple[float, float]:
     """Environment steps per second without and with updates."""
     deadline = time.monotonic() + TIMEOUT_S
     while True:
         over = process.poll() is not None or time.monotonic() > deadline
         simulating: list[float] = []
         updating: list[float] = []
-        for line in read_metrics(run.path / "metrics.jsonl"):
+        for line in read_metrics(trial.path / "metrics.jsonl"):
             if "time/updates_per_s" not in line:
                 continue
             speeds = updating if line["time/updates_per_s"] else simulating
             speeds.append(line["time/env_steps_per_s"])
         measured = updating[1:]  # the first line pays for warming up
-        seconds = sum(WINDOW * run.config.num_envs / speed for speed in measured)
+        seconds = sum(WINDOW * trial.config.num_envs / speed for speed in measured)
         if measured and (over or seconds > ENOUGH_S):
             return _harmonic_mean(simulating or measured), _harmonic_mean(measured)
         if over:
             why = f"no update in {TIMEOUT_S:.0f} s" if process.poll() is None else ""
-            raise EstimateError(why or last_line(run.log_file))
+            raise EstimateError(why or last_line(trial.log_file))
         time.sleep(0.2)
 
 

@@ -1,4 +1,4 @@
-"""Methods x settings x seeds -> runs: a configuration and a directory of its own for each."""
+"""Methods x settings x seeds -> trials: a configuration and a directory of its own for each."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from mtrl.config import Config, load_yaml
+from mtrl.files.atomic import write_atomically
 from mtrl.options.command_line import MAY_DIFFER, laid_over, load_config
 from mtrl.options.methods import check_methods
 from mtrl.options.plugins import load_plugins
 from mtrl.options.validation import LARGEST_SEED, validate
-from mtrl.run.directory import write_atomically
-from mtrl.run.state import read_json, read_stored, runs_below
+from mtrl.run.state import last_said, read_stored, runs_below
 from mtrl.schema import ConfigError, build, dump_yaml, flatten, user_path, with_values
 from mtrl.sweep.options import SweepOptions
 
@@ -36,8 +36,8 @@ ELSEWHERE = {
 
 
 @dataclass(frozen=True)
-class Run:
-    """One run of the sweep."""
+class Trial:
+    """One run of the sweep as it is planned, whether its directory holds it already or not."""
 
     name: str
     """Path below the sweep's folder, e.g. pcgrad/seed_1."""
@@ -67,7 +67,7 @@ class Run:
         self.config_file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.config_file, dump_yaml(self.config))
 
-    def with_cores(self, cores: int) -> Run:
+    def with_cores(self, cores: int) -> Trial:
         """Workers and threads of this run's share of the machine, where they are `auto`.
 
         Written down, so that the run's config.yaml gives bitwise identical results on any machine.
@@ -102,8 +102,8 @@ def parse_seeds(words: Sequence[str]) -> list[int]:
     return seeds
 
 
-def expand(options: SweepOptions) -> list[Run]:
-    """All runs, seed by seed, so that every method has its first seed early.
+def expand(options: SweepOptions) -> list[Trial]:
+    """All trials, seed by seed, so that every method has its first seed early.
 
     Raises ConfigError for an impossible grid; its runs are then all refused.
     """
@@ -112,7 +112,7 @@ def expand(options: SweepOptions) -> list[Run]:
     methods = [(word, _with_method(base, word)) for word in options.methods] or [("", base)]
     folder = (user_path(options.root) / (options.name or base.name)).resolve()
     values = distinct(base, options.set)
-    runs: dict[str, Run] = {}
+    trials: dict[str, Trial] = {}
     known: set[str] = set()
     for seed, settings, (method, start) in itertools.product(seeds, combinations(values), methods):
         config = configure(start, settings | {"seed": seed})
@@ -120,7 +120,7 @@ def expand(options: SweepOptions) -> list[Run]:
         shown = _folder(method) if _is_file(method) else config.method
         label = "/".join((*_directory(varied), shown))
         name = f"{label}/seed_{seed}"
-        if name in runs:
+        if name in trials:
             raise ConfigError(
                 "methods and set", name, "two runs of the grid would share this directory"
             )
@@ -130,8 +130,8 @@ def expand(options: SweepOptions) -> list[Run]:
         settled = json.dumps(settings_of(config), sort_keys=True, default=str)
         if settled not in known:  # a method's file may say what the configuration says
             known.add(settled)
-            runs[name] = Run(name, folder, config, label)
-    return list(runs.values())
+            trials[name] = Trial(name, folder, config, label)
+    return list(trials.values())
 
 
 def distinct(base: Config, settings: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
@@ -225,23 +225,23 @@ def _changed(wanted: Mapping[str, Any], stored: Mapping[str, Any]) -> str | None
     return next((key for key, value, before in pairs if value not in (before, "auto")), None)
 
 
-def refuse_changes(run: Run) -> None:
+def refuse_changes(trial: Trial) -> None:
     """ConfigError if the run's directory holds a run of another configuration."""
-    stored_file = run.path / "config.yaml"
+    stored_file = trial.path / "config.yaml"
     if not stored_file.is_file():
         return
-    wanted, stored = settings_of(run.config), settings_of(load_yaml(stored_file))
+    wanted, stored = settings_of(trial.config), settings_of(load_yaml(stored_file))
     if (key := _changed(wanted, stored)) is not None:
         raise ConfigError(
             key,
             wanted[key],
-            f"{run.path} was started with {stored[key]!r}; give the sweep another --name or "
+            f"{trial.path} was started with {stored[key]!r}; give the sweep another --name or "
             "move that directory away",
         )
 
 
-def find_stored(runs: Sequence[Run]) -> tuple[list[Run], dict[str, str]]:
-    """The runs, each at the directory that holds it already, wherever below the sweep's folder.
+def find_stored(trials: Sequence[Trial]) -> tuple[list[Trial], dict[str, str]]:
+    """The trials, each at the directory that holds its run already, wherever below the folder.
 
     They are recognised by the values of their settings: folders are named after the settings that
     vary, which are others once the grid has grown. Second: {directory below the folder: why its
@@ -249,16 +249,16 @@ def find_stored(runs: Sequence[Run]) -> tuple[list[Run], dict[str, str]]:
 
     Raises ConfigError where a directory of the grid holds a run of another configuration.
     """
-    stored = _Stored(runs[0].folder)
+    stored = _Stored(trials[0].folder)
     found = []
-    for run in runs:
-        if (path := stored.find(run)) is not None:
-            config = dataclasses.replace(run.config, run_dir=str(path))
-            name = str(path.relative_to(run.folder))
-            run = dataclasses.replace(run, name=name, config=config)
-        elif run.path not in stored.broken:
-            refuse_changes(run)
-        found.append(run)
+    for trial in trials:
+        if (path := stored.find(trial)) is not None:
+            config = dataclasses.replace(trial.config, run_dir=str(path))
+            name = str(path.relative_to(trial.folder))
+            trial = dataclasses.replace(trial, name=name, config=config)
+        elif trial.path not in stored.broken:
+            refuse_changes(trial)
+        found.append(trial)
     return found, {str(path.relative_to(stored.folder)): r for path, r in stored.broken.items()}
 
 
@@ -272,10 +272,10 @@ class _Stored:
         self._read: dict[Path, dict[str, Any]] = {}
         self._taken: set[Path] = set()
 
-    def find(self, run: Run) -> Path | None:
-        """Where the run is: in its own directory, or else where it came furthest."""
-        wanted = settings_of(run.config)
-        for path in itertools.chain([run.path], self._by_progress()):
+    def find(self, trial: Trial) -> Path | None:
+        """Where its run is: in its own directory, or else where it came furthest."""
+        wanted = settings_of(trial.config)
+        for path in itertools.chain([trial.path], self._by_progress()):
             if path not in self._taken:
                 stored = self._settings(path)
                 if stored and _changed(wanted, stored) is None:
@@ -302,7 +302,7 @@ class _Stored:
     @functools.cached_property
     def _all(self) -> list[Path]:
         def order(path: Path) -> tuple[bool, int, Path]:
-            status = read_json(path / "status.json")
-            return (status.get("status") != "finished", -int(status.get("step") or 0), path)
+            said = last_said(path)
+            return (said.state != "finished", -said.step, path)
 
         return sorted(runs_below(self.folder), key=order)

@@ -1,22 +1,22 @@
-"""The local engine: a pool of processes on this machine."""
+"""The local engine: as many threads on this machine as runs at a time, each with its process."""
 
 from __future__ import annotations
 
 import os
-import subprocess
 import time
-from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from queue import SimpleQueue
 
 from mtrl.config import Config
 from mtrl.run.directory import RunDirectory
+from mtrl.run.state import Standing, is_held, standing
 from mtrl.sweep.board import Board
-from mtrl.sweep.grid import Run
+from mtrl.sweep.grid import Trial
 from mtrl.sweep.options import LocalOptions
-from mtrl.sweep.process import StopRequest, look, outcome, start, stop
+from mtrl.sweep.process import CUT_OFF, POLL_S, StopRequest, attempt
 
-POLL_S = 0.2
 REFRESH_S = 1.0
 
 
@@ -67,128 +67,90 @@ def divide(options: LocalOptions, cores: int, gpus: Sequence[str]) -> Share:
 
 
 @dataclass
-class _Place:
-    """Room for one run at a time."""
+class _Job:
+    """A run in its place."""
 
-    environment: dict[str, str]
-    run: Run | None = None
-    process: subprocess.Popen | None = None
+    trial: Trial
+    place: dict[str, str]
+    """Its environment variables."""
     pruned: str = ""
-    """Why its run was asked to end early."""
+    """Why it was asked to end early."""
 
 
 def run_local(
-    runs: Iterable[Run],
+    trials: Iterable[Trial],
     options: LocalOptions,
     share: Share,
     board: Board,
     request: StopRequest,
-    unpromising: Callable[[Run], str] = lambda run: "",
+    unpromising: Callable[[Trial], str] = lambda trial: "",
 ) -> None:
-    """Run all, as many at a time as there are places; the board has the outcomes.
+    """Run all, each in a thread that waits for its process; the board has the outcomes.
 
-    runs: each is asked for when a place is free, so it may follow from how the earlier ones went.
-    unpromising: why a running run is to end early; empty = it is not.
+    trials: each is asked for when a place is free, so it may follow from how the earlier ones went.
+    unpromising: why a running one is to end early; empty = it is not.
     """
-    coming = iter(runs)
-    waiting: deque[Run] = deque()
-    deaths: Counter[str] = Counter()
-    places = [
-        _Place({"CUDA_VISIBLE_DEVICES": share.gpus[i]} if share.gpus else {})
-        for i in range(share.parallel)
-    ]
+    news: SimpleQueue[tuple[Trial, Standing]] = SimpleQueue()
+
+    def work(job: _Job) -> Standing:
+        return attempt(
+            job.trial,
+            retries=options.retries,
+            environment=job.place,
+            stopping=lambda: max(request.count, bool(job.pruned)),
+            tell=lambda now: news.put((job.trial, now)),
+        )
+
+    coming = _free_ones_first(trials)
+    places = [{"CUDA_VISIBLE_DEVICES": gpus} for gpus in share.gpus] or [{}] * share.parallel
+    jobs: dict[Future[Standing], _Job] = {}
     obeyed = 0
     refreshed = 0.0
-    try:
-        while True:
-            if request.count > obeyed:
-                obeyed = request.count
-                waiting.clear()
-                coming = iter(())
-                _stop_all(places, board, at_once=obeyed > 1)
-            for place in places:
-                if place.process is not None and place.process.poll() is not None:
-                    _ended(place, waiting, deaths, options, board, stopping=obeyed > 0)
-                if place.process is None:
-                    _start_next(place, waiting, coming, board)
-            busy = any(place.process is not None for place in places)
-            if not busy and not waiting:
-                return
-            if time.monotonic() - refreshed > REFRESH_S:
-                refreshed = time.monotonic()
-                board.refresh()
-                _prune(places, unpromising)
-            time.sleep(POLL_S)
-    finally:
-        for place in places:
-            if place.process is not None:
-                stop(place.process, kill=True)
+    with ThreadPoolExecutor(share.parallel) as pool:
+        try:
+            while True:
+                if request.count > obeyed:
+                    obeyed = request.count
+                    gently = "at their next episode end, then saving; again = at once"
+                    how = "at once" if obeyed > 1 else gently
+                    board.message(f"stopping {len(jobs)} run(s) {how}")
+                while places and not obeyed and (trial := next(coming, None)) is not None:
+                    job = _Job(trial, places.pop(0))
+                    jobs[pool.submit(work, job)] = job
+                if not jobs:
+                    return
+                ended, _ = wait(jobs, POLL_S, FIRST_COMPLETED)
+                while not news.empty():
+                    board.show(*news.get())
+                for future in ended:
+                    job = jobs.pop(future)
+                    places.append(job.place)
+                    board.show(job.trial, _after(job, future.result()))
+                if time.monotonic() - refreshed > REFRESH_S:
+                    refreshed = time.monotonic()
+                    board.refresh()
+                    for job in jobs.values():
+                        running = board.rows[job.trial.name].now.state == "running"
+                        if running and not job.pruned:
+                            job.pruned = unpromising(job.trial)
+        except BaseException:
+            request.count = 2  # no run is left behind
+            raise
 
 
-def _start_next(place: _Place, waiting: deque[Run], coming: Iterator[Run], board: Board) -> None:
-    """The next run that no other process holds; those wait until they are free."""
-    for _ in range(len(waiting)):
-        if _start(place, waiting.popleft(), waiting, board):
-            return
-    for run in coming:
-        if _start(place, run, waiting, board):
-            return
+def _free_ones_first(trials: Iterable[Trial]) -> Iterator[Trial]:
+    """Those that another process holds now come last."""
+    held = []
+    for trial in trials:
+        if is_held(trial.path):
+            held.append(trial)
+        else:
+            yield trial
+    yield from held
 
 
-def _start(place: _Place, run: Run, waiting: deque[Run], board: Board) -> bool:
-    """Whether the run has been started; one that another process holds waits."""
-    now = look(run.path)
-    if now.state == "running":
-        if board.rows[run.name].shown != "held":
-            board.show(run, "held", now)
-        waiting.append(run)
-    elif now.state == "finished":  # by the process that held it
-        board.show(run, "finished", now)
-    else:
-        place.run, place.process = run, start(run, now, place.environment)
-        board.show(run, "running")
-        return True
-    return False
-
-
-def _ended(
-    place: _Place,
-    waiting: deque[Run],
-    deaths: Counter[str],
-    options: LocalOptions,
-    board: Board,
-    *,
-    stopping: bool,
-) -> None:
-    run, process, pruned = place.run, place.process, place.pruned
-    assert run is not None
-    assert process is not None
-    place.run, place.process, place.pruned = None, None, ""
-    after = outcome(run, process.returncode)
-    if pruned and after.state == "interrupted":
-        RunDirectory(run.path).update_status("pruned", pruned)
-        after = look(run.path)
-    if after.state in ("finished", "failed", "pruned"):
-        board.show(run, after.state, after)
-        return
-    deaths[run.name] += after.state == "interrupted"
-    board.show(run, "interrupted", after)
-    if not stopping and deaths[run.name] <= options.retries:
-        waiting.appendleft(run)
-
-
-def _prune(places: Sequence[_Place], unpromising: Callable[[Run], str]) -> None:
-    for place in places:
-        if place.run is None or place.process is None or place.pruned:
-            continue
-        if reason := unpromising(place.run):
-            place.pruned = reason
-            stop(place.process)
-
-
-def _stop_all(places: Sequence[_Place], board: Board, *, at_once: bool) -> None:
-    running = [place.process for place in places if place.process is not None]
-    how = "at once" if at_once else "at their next episode end, then saving; again = at once"
-    board.message(f"stopping {len(running)} run(s) {how}")
-    for process in running:
-        stop(process, kill=at_once)
+def _after(job: _Job, after: Standing) -> Standing:
+    if job.pruned and after.state in CUT_OFF:
+        RunDirectory(job.trial.path).update_status("pruned", job.pruned)
+        return standing(job.trial.path)
+    return after

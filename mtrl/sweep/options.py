@@ -6,10 +6,20 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from mtrl.options.command_words import read_settings, show_help, spelled, yaml_value
-from mtrl.schema import ConfigError, build, read_yaml, types_of, user_path, with_values
+from mtrl.schema import (
+    ZERO_OR_POSITIVE,
+    ConfigError,
+    at_least,
+    build,
+    check_bounds,
+    read_yaml,
+    types_of,
+    user_path,
+    with_values,
+)
 
 
 @dataclass(frozen=True)
@@ -22,14 +32,14 @@ class LocalOptions:
     """Runs are written to <root>/<name>/; the configuration's name if empty."""
     root: str = "runs"
     """Folder of all experiments. Of a cluster, one that every node sees under the same path."""
-    parallel: int | Literal["auto"] = "auto"
+    parallel: Annotated[int | Literal["auto"], at_least(1)] = "auto"
     """Runs at a time, local engine; auto = as many as cpus_per_run and gpus_per_run allow."""
-    cpus_per_run: int = 2
+    cpus_per_run: Annotated[int, at_least(1)] = 2
     """Cores that a run needs. Its simulation workers and learner threads, where they are auto."""
     gpus_per_run: float | Literal["auto"] = "auto"
     """Share of a GPU that a run needs, e.g. 0.25 for four runs on each GPU, or whole GPUs.
     auto = 0.25 if there is one and learner.device allows it, else 0."""
-    retries: int = 2
+    retries: Annotated[int, ZERO_OR_POSITIVE] = 2
     """How often a run that was killed, or lost with its node, continues from its last checkpoint.
     A run that failed by itself would fail again: it is reported."""
 
@@ -143,18 +153,10 @@ def _validate(options: SweepOptions) -> None:
 
 def check_local(options: LocalOptions) -> None:
     """ConfigError for what no machine can be asked to do."""
-
-    def need(condition: bool, key: str, allowed: str) -> None:
-        if not condition:
-            raise ConfigError(key, getattr(options, key), allowed)
-
-    parallel, gpus = options.parallel, options.gpus_per_run
-    need(bool(options.config), "config", "must be a configuration file or a preset's name")
-    need(parallel == "auto" or parallel >= 1, "parallel", "must be auto or at least 1")
-    need(options.cpus_per_run >= 1, "cpus_per_run", "must be at least 1")
-    need(
-        gpus == "auto" or (0 <= gpus <= 1) or (gpus < math.inf and gpus == int(gpus) > 0),
-        "gpus_per_run",
-        "must be auto, between 0 and 1, or a whole number",
-    )
-    need(options.retries >= 0, "retries", "must be zero or positive")
+    check_bounds(options)
+    if not options.config:
+        raise ConfigError("config", "", "must be a configuration file or a preset's name")
+    gpus = options.gpus_per_run
+    if gpus != "auto" and not (0 <= gpus <= 1 or (gpus < math.inf and gpus == int(gpus) > 0)):
+        allowed = "must be auto, between 0 and 1, or a whole number"
+        raise ConfigError("gpus_per_run", gpus, allowed)

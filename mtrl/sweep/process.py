@@ -1,4 +1,4 @@
-"""A run as a process: what its directory says, how it is started, and how it ended.
+"""A run as a process: how it is started, waited for and stopped, and how it ended.
 
 The directory is the only record: engines keep none of their own, so a sweep can be stopped in any
 way and called again.
@@ -7,81 +7,35 @@ way and called again.
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import dataclasses
 import os
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 from mtrl.device.stop_signals import STOP_SIGNALS, handled
-from mtrl.run.state import read_json
-from mtrl.sweep.grid import Run
+from mtrl.run.state import Standing, State, standing
+from mtrl.sweep.grid import Trial
 
-State = Literal["new", "running", "interrupted", "finished", "failed", "pruned", "broken"]
-
-
-@dataclass(frozen=True)
-class Outlook:
-    """Where a run stands."""
-
-    state: State
-    """new; running: a process holds it; interrupted: can be resumed; finished; failed: by itself;
-    pruned: ended early by `mtrl tune`, can be resumed; broken: its config.yaml cannot be used."""
-    reason: str = ""
-    step: int = 0
-    total: int = 0
-    success: float | None = None
-    """Mean success of the last evaluation."""
-    seconds: float = 0.0
-    """Time spent up to `step`."""
+CUT_OFF: tuple[State, ...] = ("stopped", "died")
+"""Ended from outside: such a run continues from its last checkpoint."""
+YET_TO_BEGIN = Standing("waiting")
+HELD = Standing("waiting", "another process holds it")
+POLL_S = 0.2
 
 
-def look(path: Path) -> Outlook:
-    """Where the run in this directory stands."""
-    outlook = read_status(path)
-    if _is_locked(path):
-        return Outlook(**(vars(outlook) | {"state": "running"}))
-    if not (path / "config.yaml").is_file():
-        return Outlook("new")
-    return outlook
-
-
-def read_status(path: Path) -> Outlook:
-    """What the run last said of itself. A process that was killed said no last word: interrupted,
-    or running still."""
-    status = read_json(path / "status.json")
-    state = status.get("status")
-    return Outlook(
-        state if state in ("finished", "failed", "pruned") else "interrupted",
-        status.get("reason", ""),
-        status.get("step", 0),
-        status.get("total_steps", 0),
-        status.get("success_mean"),
-        status.get("elapsed_s", 0.0),
-    )
-
-
-def _is_locked(path: Path) -> bool:
-    try:
-        with open(path / ".lock") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # no such file
-        return False
-    return False
-
-
-def start(run: Run, now: Outlook, environment: dict[str, str] | None = None) -> subprocess.Popen:
+def start(
+    trial: Trial, now: Standing, environment: dict[str, str] | None = None
+) -> subprocess.Popen:
     """Train a new run, resume any other. In a process group of its own: a terminal's Ctrl-C
     reaches the sweep alone, which then decides."""
-    words = ["train", run.config_file] if now.state == "new" else ["resume", run.path]
-    run.log_file.parent.mkdir(parents=True, exist_ok=True)
-    with open(run.log_file, "ab") as log:
+    new = now.state == "waiting"
+    words = ["train", trial.config_file] if new else ["resume", trial.path]
+    trial.log_file.parent.mkdir(parents=True, exist_ok=True)
+    with open(trial.log_file, "ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "mtrl.commands.child", str(os.getpid()), *map(str, words)],
             env=os.environ | (environment or {}),
@@ -92,22 +46,24 @@ def start(run: Run, now: Outlook, environment: dict[str, str] | None = None) -> 
         )
 
 
-def outcome(run: Run, code: int) -> Outlook:
+def outcome(trial: Trial, code: int) -> Standing:
     """Where the run stands after its process ended with `code`.
 
-    Interrupted if something outside ended it; failed if it ended itself.
+    Stopped or died if something outside ended it; failed if it ended itself.
     """
-    after = look(run.path)
+    after = standing(trial.path)
     if after.state in ("finished", "running"):
         return after
     signum = -code if code < 0 else code - 128
     if signum in STOP_SIGNALS or code < 0:
+        unsaid: State = "stopped" if signum in STOP_SIGNALS else "died"
+        state = after.state if after.state in CUT_OFF else unsaid
         reason = f"ended by {signal.Signals(signum).name}"
-        return Outlook(**(vars(after) | {"state": "interrupted", "reason": reason}))
+        return dataclasses.replace(after, state=state, reason=reason)
     if after.state == "failed" and after.reason:
         return after
-    reason = last_line(run.log_file) or f"ended with code {code}"
-    return Outlook(**(vars(after) | {"state": "failed", "reason": reason}))
+    reason = last_line(trial.log_file) or f"ended with code {code}"
+    return dataclasses.replace(after, state="failed", reason=reason)
 
 
 def last_line(path: Path) -> str:
@@ -127,27 +83,56 @@ def stop(process: subprocess.Popen, *, kill: bool = False) -> None:
             process.terminate()
 
 
-def attempt(run: Run, retry_failed: bool = False) -> Outlook:
-    """Train or resume until the process ends; -> where the run stands then.
+def attempt(
+    trial: Trial,
+    *,
+    retries: int = 0,
+    environment: dict[str, str] | None = None,
+    stopping: Callable[[], int] = lambda: 0,
+    tell: Callable[[Standing], None] = lambda now: None,
+) -> Standing:
+    """Train or resume, and again up to `retries` times if something outside ends the process.
 
     Waits while another process holds the run: one that was left alone may still be saving.
+    stopping: 0; 1 = at the run's next episode end; 2 = at once. tell: hears of what happens
+    meanwhile. -> Where the run stands then.
     """
-    while True:
-        while (now := look(run.path)).state == "running":
-            time.sleep(0.5)
-        if now.state == "finished" or (now.state == "failed" and not retry_failed):
+    now = YET_TO_BEGIN
+    while not stopping():
+        found = standing(trial.path)
+        if found.state == "running":
+            if now != HELD:
+                now = HELD
+                tell(now)
+            time.sleep(POLL_S)
+            continue
+        if found.state == "finished" or (found.state == "failed" and now == HELD):
+            return found
+        process = start(trial, found, environment)
+        tell(dataclasses.replace(found, state="running", reason=""))
+        now = outcome(trial, _wait(process, stopping))
+        if now.state in CUT_OFF and retries and not stopping():
+            retries -= 1
+            tell(now)
+        elif now.state != "running":
             return now
-        process = start(run, now)
-        try:
-            while process.poll() is None:  # not wait(): Ray's cancellation cannot interrupt that
-                time.sleep(0.5)
-        except BaseException:  # the engine asks us to end
-            stop(process)
-            process.wait()
-            raise
-        after = outcome(run, process.returncode)
-        if after.state != "running":
-            return after
+    return now
+
+
+def _wait(process: subprocess.Popen, stopping: Callable[[], int]) -> int:
+    """For its end, and stop it where that is asked for; -> its exit code."""
+    obeyed = 0
+    try:
+        while (code := process.poll()) is None:  # not wait(): Ray cannot interrupt that
+            if (asked := stopping()) > obeyed:
+                obeyed = asked
+                stop(process, kill=asked > 1)
+            time.sleep(POLL_S)
+    except BaseException:  # Ray cancels its task
+        stop(process)
+        process.wait()
+        raise
+    return code
 
 
 class StopRequest:

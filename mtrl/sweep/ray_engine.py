@@ -1,12 +1,14 @@
 """The Ray engine: each run is a task with its cores and its share of a GPU.
 
 Ray places the tasks, and retries those whose worker or node is lost; a retried task resumes the
-run from its last checkpoint. Runs are written to a folder that all nodes share. Tasks end with the
-driver, and the runs with their tasks (mtrl.commands.child): a driver started again continues.
+run from its last checkpoint. Where only the run's process was killed, the task itself resumes it.
+Runs are written to a folder that all nodes share. Tasks end with the driver, and the runs with
+their tasks (mtrl.commands.child): a driver started again continues.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import signal
@@ -15,18 +17,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from mtrl.run.state import Standing, State, last_said, standing
 from mtrl.schema import ConfigError
 from mtrl.sweep.board import Board
-from mtrl.sweep.grid import Run
+from mtrl.sweep.grid import Trial
 from mtrl.sweep.options import SweepOptions
-from mtrl.sweep.process import Outlook, StopRequest, attempt, read_status
+from mtrl.sweep.process import StopRequest, attempt
 
 REFRESH_S = 1.0
 OBJECT_STORE_BYTES = 80 * 2**20  # little more than the least that Ray accepts
-
-
-class RunKilled(RuntimeError):
-    """Something ended the run's process from outside; Ray then retries the task."""
 
 
 def import_ray() -> Any:
@@ -90,23 +89,20 @@ def fits(nodes: Sequence[dict[str, float]], share: tuple[float, float]) -> bool:
     return any(node.get("CPU", 0) >= share[0] and node.get("GPU", 0) >= share[1] for node in nodes)
 
 
-def run_task(run: Run, retry_failed: bool) -> Outlook:
-    """What a Ray worker does: the run, to its end. Raises RunKilled."""
+def run_task(trial: Trial, retries: int) -> Standing:
+    """What a Ray worker does: the run, to its end."""
     # Ray cancels a task by Python's SIGINT. It reaches no worker of a node that was started with
     # `&` in a script, as SIGINT is ignored there.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if not run.config_file.is_file():
-        where = f"{platform.node()} does not see {run.config_file}"
-        return Outlook("failed", f"{where}: --root must be a folder that all nodes share")
-    after = attempt(run, retry_failed)
-    if after.state == "interrupted":
-        raise RunKilled(after.reason)
-    return after
+    if not trial.config_file.is_file():
+        where = f"{platform.node()} does not see {trial.config_file}"
+        return Standing("failed", f"{where}: --root must be a folder that all nodes share")
+    return attempt(trial, retries=retries)
 
 
 def run_ray(
     ray: Any,
-    runs: Sequence[Run],
+    trials: Sequence[Trial],
     options: SweepOptions,
     share: tuple[float, float],
     board: Board,
@@ -114,14 +110,9 @@ def run_ray(
 ) -> None:
     """Run all on the cluster; the board has the outcomes."""
     cpus, gpus = share
-    task = ray.remote(
-        num_cpus=cpus,
-        num_gpus=gpus,
-        max_retries=options.retries,
-        retry_exceptions=[RunKilled],
-    )(run_task)
-    before = {run.name: _said(run) for run in runs}
-    pending = {task.remote(run, options.retry_failed): run for run in runs}
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=options.retries)(run_task)
+    before = {trial.name: _said(trial) for trial in trials}
+    pending = {task.remote(trial, options.retries): trial for trial in trials}
     obeyed = 0
     while pending:
         if request.count > obeyed:
@@ -132,36 +123,35 @@ def run_ray(
                 ray.cancel(reference, force=obeyed > 1)
         ended, _ = ray.wait(list(pending), timeout=REFRESH_S)
         for reference in ended:
-            run = pending.pop(reference)
-            after = _result(ray, reference, run)
-            if after.state in ("finished", "failed"):
-                board.show(run, after.state, after)
-            elif board.rows[run.name].shown != "waiting":  # it had begun
-                board.show(run, "interrupted", after)
-        for run in pending.values():
-            if board.rows[run.name].shown == "waiting" and _said(run) != before[run.name]:
-                board.show(run, "running", read_status(run.path))
+            trial = pending.pop(reference)
+            after = _result(ray, reference, trial)
+            begun = board.rows[trial.name].now.state != "waiting"
+            if begun or after.state in ("finished", "failed"):
+                board.show(trial, after)
+        for trial in pending.values():
+            waits = board.rows[trial.name].now.state == "waiting"
+            if waits and _said(trial) != before[trial.name]:
+                board.show(trial, dataclasses.replace(last_said(trial.path), state="running"))
         board.refresh()
 
 
-def _said(run: Run) -> float:
+def _said(trial: Trial) -> float:
     """When the run last said something; 0 = never."""
     try:
-        return (run.path / "status.json").stat().st_mtime
+        return (trial.path / "status.json").stat().st_mtime
     except OSError:
         return 0.0
 
 
-def _result(ray: Any, reference: Any, run: Run) -> Outlook:
+def _result(ray: Any, reference: Any, trial: Trial) -> Standing:
+    state: State
     try:
-        after: Outlook = ray.get(reference)
+        after: Standing = ray.get(reference)
         return after
     except ray.exceptions.TaskCancelledError:
-        reason, state = "stopped", "interrupted"
-    except RunKilled as error:
-        reason, state = f"{error}, and no retries are left", "interrupted"
+        reason, state = "stopped by this sweep", "stopped"
     except ray.exceptions.RayTaskError as error:
         reason, state = str(error.cause or error).strip().split("\n")[-1], "failed"
     except ray.exceptions.RayError as error:  # the worker or its node is lost
-        reason, state = f"{type(error).__name__}, and no retries are left", "interrupted"
-    return Outlook(**(vars(read_status(run.path)) | {"state": state, "reason": reason}))
+        reason, state = f"{type(error).__name__}, and no retries are left", "died"
+    return dataclasses.replace(standing(trial.path), state=state, reason=reason)

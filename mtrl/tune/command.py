@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from rich.table import Table
 
@@ -15,7 +15,7 @@ from mtrl.files.atomic import write_atomically
 from mtrl.options.command_line import load_config
 from mtrl.options.command_words import HELP, read_words
 from mtrl.run.console import open_console
-from mtrl.schema import ConfigError, UsageError, dump_yaml, user_path
+from mtrl.schema import ConfigError, UsageError, at_least, dump_yaml, user_path
 from mtrl.sweep.board import Board
 from mtrl.sweep.grid import ELSEWHERE, configure
 from mtrl.sweep.local import divide, run_local, visible_gpus
@@ -36,13 +36,13 @@ class TuneOptions(LocalOptions):
     """Trials are written to <root>/<name>/; the configuration's name and `_tune` if empty."""
     space: str = ""
     """A YAML file: the settings to search, each with its bounds or choices (docs/tune.md)."""
-    trials: int = 20
+    trials: Annotated[int, at_least(1)] = 20
     """Trials of the study, with those of earlier calls."""
     set: dict[str, Any] = field(default_factory=dict)
     """Settings of all trials, e.g. train.total_steps=200_000."""
     prune: bool = True
     """End a trial whose evaluations stay below the median of the finished trials at that step."""
-    prune_after: int = 5
+    prune_after: Annotated[int, at_least(1)] = 5
     """Finished trials before the first one is pruned."""
 
 
@@ -72,8 +72,8 @@ def tune_command(words: list[str]) -> int:
         _say(f"{options.trials} trials of {', '.join(space)}, in {folder}; local: {share}")
         board = Board((), share.parallel, options.trials)
         with StopRequest() as request, board:
-            runs = study.runs(board, share.cores)
-            run_local(runs, options, share, board, request, study.unpromising)
+            trials = study.trials(board, share.cores)
+            run_local(trials, options, share, board, request, study.unpromising)
             study.settle(board)
         return _conclude(study, board, request, folder)
 
@@ -87,9 +87,6 @@ def _parse(arguments: list[str]) -> TuneOptions:
         raise ConfigError("space", options.space, "needs a file: --space SPACE.yaml (docs/tune.md)")
     for key in NOT_SET.keys() & options.set.keys():
         raise ConfigError(f"set {key}", options.set[key], NOT_SET[key])
-    for key, least in (("trials", 1), ("prune_after", 1)):
-        if (value := getattr(options, key)) < least:
-            raise ConfigError(key, value, f"must be at least {least}")
     check_local(options)
     return options
 
@@ -102,12 +99,12 @@ def _conclude(study: Study, board: Board, request: StopRequest, folder: Path) ->
         table.add_column("trial")
         for name in ("success", *_short(list(best[0][2]))):
             table.add_column(name, justify="right", overflow="fold")
-        for run, success, chosen in best[:MOST_SHOWN]:
+        for trial, success, chosen in best[:MOST_SHOWN]:
             shown = (f"{v:.3g}" if isinstance(v, float) else str(v) for v in chosen.values())
-            table.add_row(run.name, f"{success:.3f}", *shown)
+            table.add_row(trial.name, f"{success:.3f}", *shown)
         open_console().print(table)
-        run, file = best[0][0], folder / "best.yaml"
-        config = dataclasses.replace(run.config, name=f"{folder.name}_best", run_dir="")
+        trial, file = best[0][0], folder / "best.yaml"
+        config = dataclasses.replace(trial.config, name=f"{folder.name}_best", run_dir="")
         write_atomically(file, dump_yaml(config))
         _say(f"best settings: {file}")
         _say(f"other seeds:   mtrl sweep {file} --seeds 1..5  # the best of many is optimistic")
@@ -115,8 +112,8 @@ def _conclude(study: Study, board: Board, request: StopRequest, folder: Path) ->
     if request.count:
         board.message("the same command continues")
         return 128 + request.signum
-    if board.count("interrupted"):
-        board.message("the same command continues the interrupted trials")
+    if board.count("stopped", "died"):
+        board.message("the same command continues the trials that stopped or died")
         return 1
     return 0 if best else 1
 

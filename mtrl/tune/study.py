@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from mtrl.config import Config
-from mtrl.run.state import read_series
+from mtrl.run.state import State, last_said, read_series, standing
 from mtrl.schema import ConfigError
-from mtrl.sweep.board import Board, Shown
-from mtrl.sweep.grid import Run, configure, settings_of
-from mtrl.sweep.process import look, read_status
+from mtrl.sweep.board import Board
+from mtrl.sweep.grid import Trial, configure, settings_of
 from mtrl.tune.space import Space
 
 OBJECTIVE = "eval/success_mean"
 JOURNAL = "study.journal"
-ENDED: dict[str, Shown] = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed"}
+ENDED: dict[str, State] = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed"}
 """Optuna's words and ours."""
 
 
@@ -86,7 +85,7 @@ class Study:
         )
         self._refuse_changes()
         self._open: dict[str, Any] = {}
-        """Trials of this call that Optuna does not know the end of, by their run's name."""
+        """Optuna's trials of this call that it does not know the end of, by name."""
         self._reported: dict[str, int] = {}
         """The last evaluation that Optuna knows, as its step."""
 
@@ -111,111 +110,111 @@ class Study:
     def config(self, parameters: Mapping[str, Any]) -> Config:
         return configure(self._base, {**self._settings, **parameters})
 
-    def runs(self, board: Board, cores: int) -> Iterator[Run]:
-        """First what earlier calls left open, then trial after trial; each as it is asked for."""
-        for trial in self._begun():
-            if trial.state.is_finished():
-                self._show_ended(board, trial)
+    def trials(self, board: Board, cores: int) -> Iterator[Trial]:
+        """First what earlier calls left open, then one after the other; each as it is asked for."""
+        for record in self._begun():
+            if record.state.is_finished():
+                self._show_ended(board, record)
                 continue
-            trial = self.optuna.trial.Trial(self._study, trial._trial_id)
-            if (run := self._begin(board, cores, trial)) is not None:
-                yield run
+            theirs = self.optuna.trial.Trial(self._study, record._trial_id)
+            if (trial := self._begin(board, cores, theirs)) is not None:
+                yield trial
         while True:
             self.settle(board)
             if len(self._begun()) >= self._wanted:
                 return
-            if (run := self._begin(board, cores, self._study.ask())) is not None:
-                yield run
+            if (trial := self._begin(board, cores, self._study.ask())) is not None:
+                yield trial
 
     def _begun(self) -> list[Any]:
         """Those that wait were only enqueued, by a program of the user's."""
         return [t for t in self._study.trials if t.state != self.optuna.trial.TrialState.WAITING]
 
-    def _run(self, number: int, config: Config) -> Run:
+    def _trial(self, number: int, config: Config) -> Trial:
         name = f"trial_{number:03d}"
         path = self.folder / name
         config = dataclasses.replace(config, name=self.folder.name, run_dir=str(path))
-        return Run(name, self.folder, config)
+        return Trial(name, self.folder, config)
 
-    def _begin(self, board: Board, cores: int, trial: Any) -> Run | None:
-        """A trial as a run; None if there is nothing to start."""
-        chosen = {key: dimension.suggest(key, trial) for key, dimension in self._space.items()}
+    def _begin(self, board: Board, cores: int, theirs: Any) -> Trial | None:
+        """Optuna's trial as ours; None if there is nothing to start."""
+        chosen = {key: dimension.suggest(key, theirs) for key, dimension in self._space.items()}
         try:
-            run = self._run(trial.number, self.config(chosen)).with_cores(cores)
+            trial = self._trial(theirs.number, self.config(chosen)).with_cores(cores)
         except ConfigError as error:  # each value is allowed, all together are not
-            self._tell(trial, "FAIL", str(error))
-            board.message(f"trial_{trial.number:03d} cannot be run: {error}")
+            self._tell(theirs, "FAIL", str(error))
+            board.message(f"trial_{theirs.number:03d} cannot be run: {error}")
             return None
-        board.add(run)
-        self._open[run.name] = trial
-        known = self._study.trials[trial.number].intermediate_values
-        self._reported[run.name] = max(known, default=-1)
-        now = look(run.path)
+        board.add(trial)
+        self._open[trial.name] = theirs
+        known = self._study.trials[theirs.number].intermediate_values
+        self._reported[trial.name] = max(known, default=-1)
+        now = standing(trial.path)
         if now.state in ("failed", "pruned"):  # told to its directory, not yet to Optuna
-            board.show(run, now.state, now)
+            board.show(trial, now)
             return None
         shown = ", ".join(f"{key}={_short(value)}" for key, value in chosen.items())
-        board.message(f"{run.name}: {shown}")
-        if now.state == "new":
-            run.write_config()
-        return run
+        board.message(f"{trial.name}: {shown}")
+        if now.state == "waiting":
+            trial.write_config()
+        return trial
 
-    def _show_ended(self, board: Board, trial: Any) -> None:
-        run = self._run(trial.number, self._base)
-        board.add(run)
-        row = board.rows[run.name]
-        row.shown = ENDED[trial.state.name]
-        reason = trial.user_attrs.get("reason", "")
-        row.outlook = dataclasses.replace(read_status(run.path), reason=reason)
+    def _show_ended(self, board: Board, record: Any) -> None:
+        trial = self._trial(record.number, self._base)
+        board.add(trial)
+        board.rows[trial.name].now = dataclasses.replace(
+            last_said(trial.path),
+            state=ENDED[record.state.name],
+            reason=record.user_attrs.get("reason", ""),
+        )
 
-    def unpromising(self, run: Run) -> str:
+    def unpromising(self, trial: Trial) -> str:
         """Why a running run is to end early, by the evaluations that have come; '' = it is not."""
-        trial = self._open[run.name]
-        for step, value in self._evaluations(run):
-            trial.report(value, step)
-            self._reported[run.name] = step
-            if trial.should_prune():
+        theirs = self._open[trial.name]
+        for step, value in self._evaluations(trial):
+            theirs.report(value, step)
+            self._reported[trial.name] = step
+            if theirs.should_prune():
                 return (
                     f"pruned at step {step:,}: {OBJECTIVE} {value:.3f} is below the median of the "
                     "finished trials"
                 )
         return ""
 
-    def _evaluations(self, run: Run) -> Iterator[tuple[int, float]]:
+    def _evaluations(self, trial: Trial) -> Iterator[tuple[int, float]]:
         """Those that Optuna does not know."""
-        series = read_series(run.path / "metrics.jsonl", (OBJECTIVE,)).get(OBJECTIVE)
+        series = read_series(trial.path / "metrics.jsonl", (OBJECTIVE,)).get(OBJECTIVE)
         if series is not None:
             for step, value in zip(series.steps.tolist(), series.values.tolist(), strict=True):
-                if step > self._reported[run.name]:
+                if step > self._reported[trial.name]:
                     yield step, value
 
     def settle(self, board: Board) -> None:
         """Tell Optuna of the trials that have ended."""
-        for name, trial in list(self._open.items()):
-            row = board.rows[name]
-            if row.shown not in ("finished", "failed", "pruned"):
+        for name, theirs in list(self._open.items()):
+            trial, now = board.rows[name].trial, board.rows[name].now
+            if now.state not in ("finished", "failed", "pruned"):
                 continue
-            for step, value in self._evaluations(row.run):
-                trial.report(value, step)
-            success = row.outlook.success
-            if row.shown == "finished" and success is not None:
-                self._study.tell(trial.number, success)
+            for step, value in self._evaluations(trial):
+                theirs.report(value, step)
+            if now.state == "finished" and now.success is not None:
+                self._study.tell(theirs.number, now.success)
             else:
-                self._tell(trial, "PRUNED" if row.shown == "pruned" else "FAIL", row.outlook.reason)
+                self._tell(theirs, "PRUNED" if now.state == "pruned" else "FAIL", now.reason)
             del self._open[name]
 
-    def _tell(self, trial: Any, state: str, reason: str) -> None:
-        trial.set_user_attr("reason", reason)
-        self._study.tell(trial.number, state=self.optuna.trial.TrialState[state])
+    def _tell(self, theirs: Any, state: str, reason: str) -> None:
+        theirs.set_user_attr("reason", reason)
+        self._study.tell(theirs.number, state=self.optuna.trial.TrialState[state])
 
-    def finished(self) -> list[tuple[Run, float, dict[str, Any]]]:
-        """The finished trials, the best first: run, success, and what was searched."""
+    def finished(self) -> list[tuple[Trial, float, dict[str, Any]]]:
+        """The finished trials, the best first: trial, success, and what was searched."""
         complete = self.optuna.trial.TrialState.COMPLETE
-        trials = self._study.get_trials(states=(complete,))
+        records = self._study.get_trials(states=(complete,))
         found = []
-        for trial in sorted(trials, key=lambda trial: -trial.value):
-            chosen = {key: self._space[key].named(value) for key, value in trial.params.items()}
-            found.append((self._run(trial.number, self.config(chosen)), trial.value, chosen))
+        for record in sorted(records, key=lambda record: -record.value):
+            chosen = {key: self._space[key].named(value) for key, value in record.params.items()}
+            found.append((self._trial(record.number, self.config(chosen)), record.value, chosen))
         return found
 
 

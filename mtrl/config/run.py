@@ -1,6 +1,7 @@
-"""Every option of a run, once: frozen nested dataclasses, strict YAML in, resolved YAML out.
+"""Options of a run: frozen nested dataclasses, strict YAML in, resolved YAML out.
 
-The docstring under each field is its help text on the command line: meaning, unit, source.
+The docstring under each field is its help text on the command line: meaning, unit, source. Beside
+its type stand the bounds of a number; options/validation.py has what depends on several options.
 "Environment steps" are always summed over tasks.
 """
 
@@ -9,10 +10,21 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 from mtrl import benchmarks
-from mtrl.schema import ConfigError, build, flatten, read_config, user_path
+from mtrl.config.agent import AgentConfig, CriticConfig, Loss, NetworkConfig, SmtoConfig
+from mtrl.schema import (
+    OFF_OR_POSITIVE,
+    ConfigError,
+    at_least,
+    between,
+    build,
+    flatten,
+    read_config,
+    user_path,
+    within,
+)
 
 PROTOCOLS: dict[str, dict[str, object]] = {
     "mw-plus": {"env.reward_version": "v2", "env.num_goals": 50, "env.horizon": 500},
@@ -27,7 +39,6 @@ PROTOCOLS: dict[str, dict[str, object]] = {
 }
 
 
-Loss = Literal["critic", "actor", "temperature"]
 Camera = Literal[
     "corner", "corner2", "corner3", "corner4", "topview", "behindGripper", "gripperPOV"
 ]
@@ -43,11 +54,11 @@ class EnvConfig:
     tasks: tuple[str, ...] = ()
     """A task list of your own, in this order; replaces the benchmark's. See `mtrl list tasks`;
     or registered Gymnasium environments with equal, continuous spaces (docs/extending.md)."""
-    workers: int | Literal["auto"] = "auto"
+    workers: Annotated[int | Literal["auto"], at_least(1)] = "auto"
     """Simulation processes; auto = min(cores, environments)."""
     horizon: int = 500
     """Steps of an episode, where it is truncated; Meta-World: at most 500, and no other end."""
-    num_goals: int = 50
+    num_goals: Annotated[int, between(1, 50)] = 50
     """Goals per task, 1..50: the first of Meta-World's own list for this seed.
     1 = one fixed goal (Kurin et al.)."""
     reward_version: Literal["v1", "v2"] = "v2"
@@ -60,13 +71,13 @@ class EnvConfig:
 class TrainConfig:
     """Length of the run, and its videos."""
 
-    total_steps: int = 20_000_000
+    total_steps: Annotated[int, at_least(1)] = 20_000_000
     """Environment steps in all, summed over tasks; rounded up to whole episodes."""
     warmup_steps: int = 15_000
     """Environment steps, summed over tasks, of uniformly random actions before the first update."""
-    envs_per_task: int = 1
+    envs_per_task: Annotated[int, at_least(1)] = 1
     """Environments of each task, stepped together: more data for the same number of updates."""
-    video_every: int = 0
+    video_every: Annotated[int, OFF_OR_POSITIVE] = 0
     """Environment steps between videos of the deterministic policy, in videos/; 0 = none.
     The training waits for them."""
     video_size: int = 240
@@ -95,167 +106,8 @@ class ReplayConfig:
     return_std: the standard deviation of the returns, at least the largest over critic.support.
     Before they are stored: ema: a moving average's standard deviation (Sodhani et al. 2021).
     none: raw."""
-    ema_alpha: float = 0.001
+    ema_alpha: Annotated[float, within("(0, 1]")] = 0.001
     """Averaging speed of reward_normalization=ema."""
-
-
-@dataclass(frozen=True)
-class NetworkConfig:
-    """Actor and critics."""
-
-    architecture: str = "shared"
-    """How the tasks share a network, in actor and critics alike; see `mtrl list networks` and
-    docs/networks.md."""
-    options: dict[str, Any] = field(default_factory=dict)
-    """The architecture's own options, e.g. experts=6. On top of the file's for the same
-    architecture."""
-    body: Literal["mlp", "residual"] = "mlp"
-    """mlp: hidden layers with ReLU. residual: a first layer, then blocks that are added to their
-    input, each of two layers, all with LayerNorm (BRC)."""
-    width: int = 400
-    """Units per hidden layer, actor and critics."""
-    depth: int = 3
-    """Hidden layers of an mlp, or residual blocks; actor and critics."""
-    layer_norm: bool = False
-    """LayerNorm (no gain) before every ReLU of an mlp; residual networks always have their own."""
-    observation_norm: bool = False
-    """Standardise observations by the mean and deviation of the warm-up data, then clip to +-5."""
-    task_encoding: Literal["one_hot", "learned", "none"] = "one_hot"
-    """What is appended to the networks' input. one_hot: the task id. learned: a vector of unit
-    length per task, which the critic learns and the actor is given (BRC). none: nothing (Kurin et
-    al.)."""
-    task_dim: int = 32
-    """Length of a learned task vector."""
-    log_std_min: float = -20.0
-    """Lower bound of the policy's log standard deviation."""
-    log_std_max: float = 2.0
-    """Upper bound of the policy's log standard deviation."""
-    log_std_bound: Literal["clamp", "tanh"] = "clamp"
-    """How the bounds are imposed: clamp, or a rescaled tanh (Kurin et al.)."""
-
-
-@dataclass(frozen=True)
-class CriticConfig:
-    """What the critics say of a state and an action."""
-
-    kind: Literal["scalar", "categorical", "popart"] = "scalar"
-    """scalar: a number, squared error. popart: a number, normalised per task by the moments of its
-    targets, with a last layer for every task (Hessel et al. 2019); rewards need no normalisation
-    then. categorical: a distribution of the return over fixed bins,
-    cross-entropy (Bellemare et al. 2017); needs returns that fit the support, so for example
-    replay.reward_normalization=return_range."""
-    bins: int = 51
-    """Atoms of a categorical critic."""
-    support: float = 10.0
-    """Atoms lie evenly in +-support, into which return_range and return_std scale the returns."""
-    popart_rate: float = 3e-4
-    """Share of the newest batch in PopArt's moments."""
-    members: int = 2
-    """Independent critics with their own targets' copies."""
-    ensemble: Literal["min", "mean"] = "min"
-    """Which value of the critics the target and the actor use: min (Fujimoto et al. 2018), or the
-    mean (BRC). Categorical: the distribution with the smallest mean, or the mean distribution."""
-    body: Literal["mlp", "residual"] | None = None
-    """mlp or residual; None = network.body."""
-    width: int | None = None
-    """Units per hidden layer of the critics; None = network.width."""
-    depth: int | None = None
-    """Hidden layers or residual blocks of the critics; None = network.depth."""
-
-
-@dataclass(frozen=True)
-class SmtoConfig:
-    """The multi-task optimiser of both losses."""
-
-    name: str = "unitary"
-    """Multi-task optimiser of the actor and critic losses; see `mtrl list methods`."""
-    options: dict[str, Any] = field(default_factory=dict)
-    """The method's own options, e.g. c=0.4 update_every=10, or "weights=[1, 2, 1]" for fixed.
-    On top of the file's for the same method."""
-
-
-@dataclass(frozen=True)
-class LossSmtoConfig:
-    """Another multi-task optimiser for one loss."""
-
-    name: str | None = None
-    """Overrides agent.smto.name for this loss alone."""
-    options: dict[str, Any] = field(default_factory=dict)
-    """Options of this loss's method; for the same method, on top of agent.smto.options."""
-
-
-@dataclass(frozen=True)
-class TemperatureSmtoConfig:
-    """The multi-task optimiser of the temperature loss."""
-
-    name: str = "unitary"
-    """Multi-task optimiser of the temperature loss; a per_task temperature has no conflicts."""
-    options: dict[str, Any] = field(default_factory=dict)
-    """Options of this loss's method."""
-
-
-@dataclass(frozen=True)
-class AgentConfig:
-    """Multi-task Soft Actor-Critic."""
-
-    gamma: float = 0.99
-    """Discount per step."""
-    n_step: int = 1
-    """Rewards of the next steps of an episode that a target sums before it bootstraps; fewer at the
-    episode's end. The entropy bonus is counted at the bootstrap only."""
-    tau: float = 0.005
-    """Target networks move by this fraction after every update."""
-    actor_lr: float = 3e-4
-    """Adam step size of the actor."""
-    critic_lr: float = 3e-4
-    """Adam step size of the critics."""
-    temperature_lr: float = 3e-4
-    """Adam step size of log temperature."""
-    optimizer: Literal["adam", "adamw", "sgd", "muon"] = "adam"
-    """Optimiser of actor and critics, with which the SMTO's direction is applied. The temperature's
-    is always Adam. muon: for weight matrices, with AdamW for all else (Jordan et al. 2024)."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay rates of Adam's and AdamW's two moments; the first is also the momentum
-    of SGD and Muon."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay of actor and critics, with adamw and muon; per unit of the step
-    size."""
-    lr_decay: float = 0.0
-    """Last fraction of the run over which all step sizes fall to zero; 0 = constant. A run that
-    `mtrl resume` makes longer follows its new length."""
-    lr_schedule: Literal["linear", "cosine"] = "linear"
-    """How they fall."""
-    actor_l2: float = 0.0
-    """l2 regularisation of the actor: coupled weight decay of Adam and SGD (Kurin et al.: 3e-4)."""
-    temperature: Literal["shared", "per_task"] = "per_task"
-    """One entropy temperature for all tasks (Kurin et al.) or one per task."""
-    initial_temperature: float = 1.0
-    """Entropy temperature at the start."""
-    target_entropy_scale: float = 1.0
-    """Target entropy = -scale * action dimensions."""
-    noise_repeat: int = 1
-    """An environment keeps its exploration noise for up to so many steps, drawn from Zeta(2)
-    (FlashSAC: 16); 1 = fresh noise at every step."""
-    actor_every: int = 1
-    """Actor and temperature are updated at one of so many updates of the critics."""
-    resets: int = 0
-    """How often actor and critics start again from new weights, evenly over the run; the replay
-    stays (ARS)."""
-    max_grad_norm: float | None = None
-    """Clip the norm of the actor's and of the critics' final direction; None = off."""
-    target_clip: bool = False
-    """Clip Q targets to max_raw_reward / sigma / (1 - gamma) per task (Kurin et al., IMTL)."""
-    updates_per_step: float = 1.0
-    """Updates per vector step (one step of every environment); may be fractional."""
-    warmup_updates: int = 0
-    """Updates made at once when the warm-up ends (Kurin et al.: 1500)."""
-    smto: SmtoConfig = field(default_factory=SmtoConfig)
-    critic_smto: LossSmtoConfig = field(default_factory=LossSmtoConfig)
-    actor_smto: LossSmtoConfig = field(default_factory=LossSmtoConfig)
-    temperature_smto: TemperatureSmtoConfig = field(default_factory=TemperatureSmtoConfig)
-    chunk_size: int | None = None
-    """Parameters whose task gradients are in memory at a time, for methods that need the Gramian.
-    None = all (fastest). For networks whose gradients times tasks do not fit."""
 
 
 @dataclass(frozen=True)
@@ -264,7 +116,7 @@ class DeviceConfig:
 
     device: str = "auto"
     """auto (CUDA where there is one), cpu, cuda or cuda:i. Data and networks live there."""
-    threads: int | Literal["auto"] = "auto"
+    threads: Annotated[int | Literal["auto"], at_least(1)] = "auto"
     """CPU threads of the learner; auto = all cores.
     Runs are bitwise reproducible for equal thread counts."""
 
@@ -292,11 +144,11 @@ class LearnerConfig(DeviceConfig):
 class EvaluationConfig:
     """Deterministic evaluation."""
 
-    every: int = 500_000
+    every: Annotated[int, OFF_OR_POSITIVE] = 500_000
     """Environment steps between evaluations, the first at step 0; 0 = only the final one."""
-    episodes_per_task: int = 10
+    episodes_per_task: Annotated[int, at_least(1)] = 10
     """Episodes per task in an evaluation during training; goals rotate from one to the next."""
-    final_episodes_per_task: int = 50
+    final_episodes_per_task: Annotated[int, at_least(1)] = 50
     """Episodes per task in the evaluation that ends the run."""
     stop_at_success: bool = True
     """End an evaluation episode at its first success.
@@ -309,7 +161,7 @@ class CheckpointConfig:
 
     every: int = 500_000
     """Environment steps between checkpoints; a multiple of env.horizon * environments."""
-    keep: int = 2
+    keep: Annotated[int, at_least(1)] = 2
     """Newest checkpoints kept, in addition to the best policy."""
 
 
@@ -317,7 +169,7 @@ class CheckpointConfig:
 class LoggingConfig:
     """metrics.jsonl, TensorBoard and console."""
 
-    every: int = 10_000
+    every: Annotated[int, at_least(1)] = 10_000
     """Environment steps between two log lines (losses, temperatures, speed)."""
     csv: bool = False
     """Also write metrics.csv: step, tag, value."""
@@ -329,7 +181,7 @@ class LoggingConfig:
 class DiagnosticsConfig:
     """Gradient conflict metrics."""
 
-    every: int = 200
+    every: Annotated[int, OFF_OR_POSITIVE] = 200
     """Updates between two diagnostic updates, whatever the method; 0 = off. Such an update costs
     a plain method one more backward per loss, so the default costs about 0.5% of its time."""
 
