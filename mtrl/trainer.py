@@ -25,7 +25,8 @@ from mtrl.reward_scale import create_scale
 from mtrl.run import checkpoint
 from mtrl.run.callbacks import Callback
 from mtrl.run.dashboard import REINFORCEMENT_LEARNING
-from mtrl.run.directory import RunDirectory, Status
+from mtrl.run.directory import RunDirectory
+from mtrl.run.state import Status
 from mtrl.run.log_window import LogWindow
 from mtrl.run.recent_episodes import RecentEpisodes
 from mtrl.run.recorder import Recorder
