@@ -26,10 +26,10 @@ from mtrl.run import checkpoint
 from mtrl.run.callbacks import Callback
 from mtrl.run.dashboard import REINFORCEMENT_LEARNING
 from mtrl.run.directory import RunDirectory
-from mtrl.run.state import Status
 from mtrl.run.log_window import LogWindow
 from mtrl.run.recent_episodes import RecentEpisodes
 from mtrl.run.recorder import Recorder
+from mtrl.run.state import Status
 from mtrl.run.stopping import Stopped
 from mtrl.run.timing import StageTimer
 
