@@ -202,7 +202,7 @@ class TwoHeads(nn.Module):
 
 OPTIONS: dict[str, dict[str, Any]] = {"fixed": {"weights": (0.2, 0.3, 0.5)}}
 OWN_SCALE = ("cagrad", "fairgrad", "nash_mtl", "db_mtl")  # by their papers
-ORDERED = ("ldc_mtl",)
+ORDERED = ("ldc_mtl", "pcd")  # a chain of the tasks, a first task
 
 
 @pytest.mark.parametrize("name", [n for n in available() if "seed" not in describe(n).options])

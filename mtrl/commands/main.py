@@ -127,9 +127,12 @@ def usage() -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
-    # Learner threads that spin while they wait take the cores from the simulation workers: on two
-    # cores that costs 40% of the speed. Read once, when torch is first imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Learner threads that spin for long take the cores from the simulation workers; those that
+    # sleep at once are woken too late. Some microseconds are right (docs/performance.md). Read
+    # once, when torch is first imported; GOMP_SPINCOUNT is libgomp's own, which torch comes with.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         raise SystemExit(0 if arguments else 2)
