@@ -43,14 +43,14 @@ def sweep_command(words: list[str]) -> int:
     for name, reason in broken.items():
         _say(f"{name} is broken and left alone: {reason}")
     states = {trial.name: standing(trial.path, broken.get(trial.name, "")) for trial in trials}
-    to_do = [trial for trial in trials if _wants_work(states[trial.name], options)]
+    to_do = [trial for trial in trials if _has_work(states[trial.name], options)]
     if options.engine == "ray":
         return _on_ray(options, trials, to_do, states)
     share = divide(options, len(os.sched_getaffinity(0)), visible_gpus(trials[0].config))
     return _locally(options, trials, to_do, states, share)
 
 
-def _wants_work(now: Standing, options: SweepOptions) -> bool:
+def _has_work(now: Standing, options: SweepOptions) -> bool:
     if now.state in ("finished", "broken"):
         return False
     return now.state != "failed" or options.retry_failed
