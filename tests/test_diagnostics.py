@@ -98,6 +98,7 @@ METHODS = ["unitary", "rlw_normal", "pcgrad", "graddrop"]
 @pytest.mark.parametrize("method", METHODS)
 def test_looking_does_not_change_training_bits(method: str) -> None:
     plain, looking = (make_agent(smto=method, max_grad_norm=1.0) for _ in range(2))
+    places = [part.gramian.data_ptr() for part in (looking.critic, looking.actor)]
     for k in range(3):
         one = plain.update(make_batch(seed=k))
         two = looking.update(make_batch(seed=k), gramians=True)
@@ -107,6 +108,8 @@ def test_looking_does_not_change_training_bits(method: str) -> None:
     for part in ("critic", "actor"):
         assert getattr(plain, part).gramian.isnan().all(), "nobody asked for it"
         assert getattr(looking, part).gramian.isfinite().all()
+    # Captured updates of several kinds write to the same place.
+    assert places == [part.gramian.data_ptr() for part in (looking.critic, looking.actor)]
     noise = (torch.rand(4, generator=agent.generator) for agent in (plain, looking))
     assert torch.equal(*noise)
 

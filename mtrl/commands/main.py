@@ -129,10 +129,11 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     # Learner threads that spin for long take the cores from the simulation workers; those that
     # sleep at once are woken too late. Some microseconds are right (docs/performance.md). Read
-    # once, when torch is first imported; GOMP_SPINCOUNT is libgomp's own, which torch comes with.
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    # once, when torch is first imported. libgomp, which torch comes with, counts as GOMP_SPINCOUNT
+    # says, but where there are more threads than cores (an evaluation has its own) not without
+    # the policy.
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & {*os.environ}:
+        os.environ.update(OMP_WAIT_POLICY="ACTIVE", GOMP_SPINCOUNT="1000")
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         raise SystemExit(0 if arguments else 2)
