@@ -186,14 +186,19 @@ def test_a_study_keeps_its_settings_and_its_space(study: Callable[..., Study]) -
         study(**{"agent.gamma": 0.5})
 
 
+def one_trial(root: Path, monkeypatch: pytest.MonkeyPatch) -> Trial:
+    for key, value in ENVIRONMENT.items():
+        monkeypatch.setenv(key, value)
+    line = [TOY, "--root", str(root), "--set", *tiny_settings(LONG)]
+    (trial,) = expand(parse_options(line))
+    trial.write_config()
+    return trial
+
+
 def test_a_run_that_is_pruned_says_so_and_is_no_failure(
     tmp_path: Path, run_mtrl: Mtrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for key, value in ENVIRONMENT.items():
-        monkeypatch.setenv(key, value)
-    line = [TOY, "--root", str(tmp_path), "--set", *tiny_settings(LONG)]
-    (run,) = expand(parse_options(line))
-    run.write_config()
+    run = one_trial(tmp_path, monkeypatch)
     board = Board([run])
     with StopRequest() as request:
         run_local(
@@ -214,11 +219,7 @@ def test_a_run_that_is_pruned_says_so_and_is_no_failure(
 def test_an_error_of_the_engine_leaves_no_run_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for key, value in ENVIRONMENT.items():
-        monkeypatch.setenv(key, value)
-    line = [TOY, "--root", str(tmp_path), "--set", *tiny_settings(LONG)]
-    (trial,) = expand(parse_options(line))
-    trial.write_config()
+    trial = one_trial(tmp_path, monkeypatch)
 
     def fail(trial: Trial) -> str:
         if has_checkpoint(trial.path)():

@@ -128,7 +128,7 @@ def usage() -> str:
 def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     # Learner threads that spin for long take the cores from the simulation workers; those that
-    # sleep at once are woken too late. Some microseconds are right (docs/performance.md). Read
+    # sleep at once are woken too late. A thousand rounds are right (docs/performance.md). Read
     # once, when torch is first imported. libgomp, which torch comes with, counts as GOMP_SPINCOUNT
     # says, but where there are more threads than cores (an evaluation has its own) not without
     # the policy.

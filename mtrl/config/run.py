@@ -117,7 +117,7 @@ class DeviceConfig:
     device: str = "auto"
     """auto (CUDA where there is one), cpu, cuda or cuda:i. Data and networks live there."""
     threads: Annotated[int | Literal["auto"], at_least(1)] = "auto"
-    """CPU threads of the learner; auto = all cores.
+    """CPU threads of the learner; auto = as many as PyTorch takes, one for each core.
     Runs are bitwise reproducible for equal thread counts."""
 
 
