@@ -73,7 +73,7 @@ def learner(rows: Rows) -> Figure:
     """An update over the bare matrix products of the same shapes."""
     shapes = list(dict.fromkeys((row["benchmark"], row["width"]) for row in rows))
     names = list(dict.fromkeys(row["what"] for row in rows if row["what"] != "products"))
-    figure = Figure((7, 0.28 * len(names) + 1.3), layout="constrained")
+    figure = Figure((7, 0.28 * len(names) + 1.5), layout="constrained")
     axes = figure.subplots()
     height = 0.8 / len(shapes)
     for index, (shape, color) in enumerate(zip(shapes, (BLUE, ORANGE, GREEN, GREY), strict=False)):
@@ -89,7 +89,7 @@ def learner(rows: Rows) -> Figure:
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xlabel("time of an update, over its matrix products in fp32")
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside lower center", ncols=len(shapes))
     return figure
 
 

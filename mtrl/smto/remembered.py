@@ -15,11 +15,11 @@ from mtrl.smto.source import Chosen, Direction, Source
 
 
 class _Remembering(SMTO):
-    """A method whose state has the shape of the Jacobian, which the first step makes."""
+    """A method whose state is as long as the Jacobian's rows, and made by the first step."""
 
     needs = "jacobian"
     memory: Tensor
-    """[m, P] in the Jacobian's dtype; P = 0 before the first step."""
+    """[m, P] or [P], in the Jacobian's dtype; empty before the first step."""
 
     def __init__(self, num_tasks: int, **options: Any) -> None:
         super().__init__(num_tasks, **options)
@@ -28,16 +28,16 @@ class _Remembering(SMTO):
 
     @property
     def is_empty(self) -> bool:
-        return self.memory.shape[1] == 0
+        return self.memory.numel() == 0
 
     @property
     def capturable(self) -> bool:
         return not self.is_empty
 
-    def remember(self, jacobian: Tensor) -> None:
-        """Make room for it, before the first step; zeros."""
+    def make_room(self, like: Tensor) -> None:
+        """Zeros of its shape, before the first step."""
         if self.is_empty:
-            self.memory = torch.zeros_like(jacobian)
+            self.memory = torch.zeros_like(like)
 
     def get_extra_state(self) -> dict[str, Any]:
         return super().get_extra_state() | {"memory": self.memory}
@@ -51,12 +51,12 @@ class _RowWeights(_Remembering):
     """Its direction is a weighted sum of the rows, and its weights need the rows."""
 
     def choose(self, source: Source[Direction]) -> Chosen[Direction]:
-        weights = self.weigh(source.jacobian())
-        return Chosen(source.weighted(weights), weights, None)
+        weights, direction = self.weigh(source.jacobian())
+        return Chosen(source.shaped(direction), weights, None)
 
     @abstractmethod
-    def weigh(self, jacobian: Tensor) -> Tensor:
-        """J [m, P] -> weights [m]."""
+    def weigh(self, jacobian: Tensor) -> tuple[Tensor, Tensor]:
+        """J [m, P] -> weights w [m], direction w J [P]."""
 
 
 @register("db_mtl")
@@ -86,7 +86,7 @@ class DBMTL(_Remembering):
 
     def direction(self, jacobian: Tensor, losses: Tensor) -> Tensor:
         losses = self.observe(losses)
-        self.remember(jacobian)
+        self.make_room(jacobian)
         self.count += 1.0
         kept = self.beta / self.count**self.sigma
         self.memory.mul_(kept.to(jacobian.dtype))
@@ -119,8 +119,8 @@ class ExcessMTL(_RowWeights):
         self.register_buffer("log_weights", zeros.log_softmax(0))
         self.register_buffer("first", zeros)
 
-    def weigh(self, jacobian: Tensor) -> Tensor:
-        self.remember(jacobian)
+    def weigh(self, jacobian: Tensor) -> tuple[Tensor, Tensor]:
+        self.make_room(jacobian)
         excess = []
         for row, squares in zip(jacobian, self.memory, strict=True):  # no second J at a time
             squares.addcmul_(row, row)
@@ -131,7 +131,8 @@ class ExcessMTL(_RowWeights):
         ratio = torch.where(begun, found / torch.where(begun, self.first, 1.0), 0.0)
         self.first.copy_(torch.where(begun, self.first, found))
         self.log_weights.copy_((self.log_weights + self.step_size * ratio).log_softmax(0))
-        return self.log_weights.exp()
+        weights = self.log_weights.exp()
+        return weights, weights.to(jacobian.dtype) @ jacobian
 
 
 @register("modo")
@@ -142,8 +143,9 @@ class MoDo(_RowWeights):
     the gradients of two mini-batches, so that their noise does not bias the step. Approximated: J'
     is the Jacobian of this step and J that of the step BEFORE, at parameters one step older, which
     saves the second and third backward; the direction is w J' (the paper: of a third mini-batch).
+    So J^T w is the direction before, and these P numbers are all that is remembered.
     gamma has the unit of 1 / |g|^2: the direction follows the gradients' scale, the speed of w does
-    not. On the mean scale. gamma and rho are the defaults of LibMTL. Remembers m x P numbers.
+    not. On the mean scale. gamma and rho are the defaults of LibMTL.
     """
 
     shares: Tensor
@@ -160,15 +162,20 @@ class MoDo(_RowWeights):
         uniform = torch.full((num_tasks,), 1.0 / num_tasks, dtype=torch.float64)
         self.register_buffer("shares", uniform)
 
-    def weigh(self, jacobian: Tensor) -> Tensor:
-        if self.is_empty:
-            self.remember(jacobian)  # nothing to sample twice yet
-        else:
-            common = self.shares.to(jacobian.dtype) @ self.memory
-            slope = (jacobian @ common).double() + self.rho * self.shares
+    def weigh(self, jacobian: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.is_empty:  # at first there is nothing to sample twice
+            slope = (jacobian @ self.memory).double() + self.rho * self.shares
             self.shares.copy_(projected_on_simplex(self.shares - self.gamma * slope))
-        self.memory.copy_(jacobian)
-        return self.shares.clone()
+        direction = self.shares.to(jacobian.dtype) @ jacobian
+        self.make_room(direction)
+        self.memory.copy_(direction)
+        return self.shares.clone(), direction
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        memory = state["memory"]
+        if memory.ndim == 2:  # an earlier version kept J itself
+            memory = self.shares.to(memory) @ memory
+        super().set_extra_state({**state, "memory": memory})
 
 
 def projected_on_simplex(point: Tensor) -> Tensor:
