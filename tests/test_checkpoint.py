@@ -118,7 +118,7 @@ def test_prune_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     }
 
 
-# -- beside the training --------------------------------------------------------------------------
+# -- in the background ----------------------------------------------------------------------------
 
 
 def test_snapshot_is_a_compact_copy_of_the_same_types() -> None:

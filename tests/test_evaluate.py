@@ -171,7 +171,7 @@ def test_more_episodes_than_goals_are_capped() -> None:
     assert [sorted(row) for row in goals.tolist()] == [list(range(7))] * 4
 
 
-# -- beside the training --------------------------------------------------------------------------
+# -- in the background ----------------------------------------------------------------------------
 
 SMALL = dataclasses.replace(
     Config(),

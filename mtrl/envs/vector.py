@@ -343,7 +343,7 @@ def _shut_down(connections: list[Connection], processes: list[BaseProcess]) -> N
 
 
 def balance(costs: Sequence[float], workers: int, copies: int = 1) -> list[list[int]]:
-    """Lanes of each worker: the dearest first, each to the worker with least to do so far.
+    """Lanes of each worker: the most expensive first, each to the worker with least to do so far.
 
     A task's adjacent `copies` stay together, which saves compiling its model twice, as long as
     there are tasks enough for all workers.

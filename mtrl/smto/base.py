@@ -38,7 +38,7 @@ class SMTO(nn.Module, ABC):
     """
 
     needs: Needs = "losses"
-    """The dearest input of the next step; may change while training."""
+    """The most expensive input of the next step; may change while training."""
     wants_positive_losses: bool = False
     """Whether losses of any sign are first shifted by a tracked lower bound (`observe`)."""
 

@@ -151,7 +151,7 @@ class DiagnosticsConfig(shared.DiagnosticsConfig):
 
     every: Annotated[int, OFF_OR_POSITIVE] = 100
     """Iterations between two looks at all task gradients, whatever the method (both papers: 100);
-    0 = off. A look costs one backward of the encoder per task."""
+    0 = off. A diagnostic update costs one backward of the encoder per task."""
 
 
 @dataclass(frozen=True)
