@@ -67,7 +67,7 @@ def train(
             run.make()
         stack.enter_context(outcome(run, trainer, new=not resume))
         if resume:
-            warnings += _take_over(run, asked, trainer, start)
+            warnings += _resume(run, asked, trainer, start)
         else:
             run.write(config)  # a resumed run keeps what was settled
         trainer.open_recorder()
@@ -110,7 +110,7 @@ def _last_state(
     return checkpoint.load_newest(run.checkpoints)
 
 
-def _take_over(run: RunDirectory, config: Config, trainer: Trainer, start: Path | None) -> list[str]:
+def _resume(run: RunDirectory, config: Config, trainer: Trainer, start: Path | None) -> list[str]:
     """Make the directory that of the resumed run; -> warnings."""
     warnings = []
     if longer := trainer.longer_than(load_yaml(run.config_file)):
