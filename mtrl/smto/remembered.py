@@ -172,10 +172,10 @@ class MoDo(_RowWeights):
         return self.shares.clone(), direction
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        memory = state["memory"]
-        if memory.ndim == 2:  # an earlier version kept J itself
-            memory = self.shares.to(memory) @ memory
-        super().set_extra_state({**state, "memory": memory})
+        memory = state.get("memory")
+        if memory is not None and memory.ndim == 2:  # an earlier version kept J itself
+            state = {**state, "memory": self.shares.to(memory) @ memory}
+        super().set_extra_state(state)
 
 
 def projected_on_simplex(point: Tensor) -> Tensor:
