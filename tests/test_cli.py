@@ -336,7 +336,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str], run_mtrl: Mtrl) ->
     assert caught.value.code == 2
     capsys.readouterr()
     cli.main(["bench", "--help"])
-    assert "where the time of a vector step goes on this machine" in capsys.readouterr().out
+    assert "what a vector step spends its time on" in capsys.readouterr().out
     cli.main(["--version"])
     assert re.fullmatch(r"mtrl \d+\.\d+\.\d+\S*\n", capsys.readouterr().out)
 

@@ -1,4 +1,4 @@
-"""`mtrl bench`: where the time of a configuration goes on this machine, in under a minute.
+"""`mtrl bench`: what a configuration spends its time on, on this machine, in under a minute.
 
 Runs the real training loop for a while, in a temporary directory, and sets the update against the
 rate at which this machine multiplies matrices of the networks' shape.

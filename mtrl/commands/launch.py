@@ -105,7 +105,7 @@ BENCH_HELP = """\
 mtrl bench CONFIG... [--key value ...]
 
 Run the training loop of CONFIG for up to a minute, in a temporary directory that is deleted, and
-say where the time of a vector step goes on this machine: simulation, update, and the rest. Below
+say what a vector step spends its time on, on this machine: simulation, update, and the rest. Below
 the table stands whether the workers or the learner bound the run, how close the update is to this
 machine's rate of matrix products, and how much memory is used. Nothing is written.
 

@@ -1,4 +1,4 @@
-"""Methods that keep a number for each task and parameter."""
+"""Methods that remember gradients: a number for each parameter, or for each task and parameter."""
 
 from __future__ import annotations
 
