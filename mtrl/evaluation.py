@@ -19,6 +19,7 @@ from rich.table import Table
 
 from mtrl.agent import Agent
 from mtrl.config import Config
+from mtrl.device.compilation import MODULES
 from mtrl.device.memory import snapshot
 from mtrl.envs.vector import (
     IDLE,
@@ -146,7 +147,8 @@ class Evaluator:
     """Evaluates snapshots of the agent in the background, one at a time: `start`, `collect`.
 
     A thread drives workers that are there for evaluations alone. It mostly waits for them, and
-    holds the interpreter for a fraction of a millisecond per step of all tasks.
+    holds the interpreter for a fraction of a millisecond per step of all tasks. It begins when
+    nothing is compiled any more.
     """
 
     def __init__(self, config: Config, envs: VectorEnv | None = None) -> None:
@@ -155,6 +157,7 @@ class Evaluator:
         self._made = ExitStack()
         self._thread = ThreadPoolExecutor(1, "evaluation")
         self.under_way: UnderWay | None = None
+        self._closed = False
 
     def start(self, step: int, agent: Agent, goals: NDArray[np.int64]) -> None:
         """Begin to evaluate the agent as it is now, at `step`, on goals [task, episode]."""
@@ -166,12 +169,17 @@ class Evaluator:
         self.under_way = UnderWay(step, state, goals, future)
 
     def _run(self, policy: Policy, envs: VectorEnv, goals: NDArray[np.int64]) -> Evaluated:
-        started = time.monotonic()
-        stop = self.config.evaluation.stop_at_success
+        while not MODULES.acquire(timeout=0.1):
+            if self._closed:
+                raise WorkerError("the evaluator was closed before its evaluation began")
         try:
+            started = time.monotonic()
+            stop = self.config.evaluation.stop_at_success
             result = evaluate(policy, envs, goals, stop_at_success=stop)
         except NonFiniteError as error:
             raise WorkerError(f"{error} in an evaluation") from None
+        finally:
+            MODULES.release()
         return Evaluated(result, time.monotonic() - started)
 
     def finished(self) -> tuple[UnderWay, Evaluated] | None:
@@ -191,6 +199,7 @@ class Evaluator:
 
     def close(self) -> None:
         """End the workers, and with them what is under way."""
+        self._closed = True
         self._made.close()
         self._thread.shutdown()
 

@@ -2,6 +2,7 @@ import contextlib
 import dataclasses
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from concurrent import futures
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from mtrl.agent import Agent
 from mtrl.benchmarks import TOY
 from mtrl.config import Config, EnvConfig, NetworkConfig
+from mtrl.device.compilation import Compilation
 from mtrl.device.memory import snapshot
 from mtrl.envs import tasks, toy
 from mtrl.envs.vector import VectorEnv, WorkerError
@@ -217,6 +219,42 @@ def test_what_is_evaluated_is_the_agent_of_the_start(envs: VectorEnv) -> None:
     assert np.array_equal(result.returns, expected.returns)
     assert np.array_equal(result.success, expected.success)
     envs.check()  # given ones are left running
+
+
+def test_an_evaluation_waits_for_a_compilation(envs: VectorEnv) -> None:
+    """Tracing changes how every module is called: another thread that calls one would fail."""
+    agent, tracing, release = make_agent(), threading.Event(), threading.Event()
+    expected = evaluate(agent_policy(agent), envs, GOALS)
+
+    class Traced(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            tracing.set()
+            assert release.wait(PATIENCE)
+            return x + 1.0
+
+    compilation = Compilation(lambda: torch.fx.symbolic_trace(Traced()))
+    assert tracing.wait(PATIENCE)
+    with contextlib.closing(Evaluator(SMALL, envs)) as evaluator:
+        evaluator.start(80, agent, GOALS)
+        assert evaluator.under_way is not None
+        futures.wait([evaluator.under_way.future], timeout=0.5)
+        assert evaluator.finished() is None
+        release.set()
+        _, (result, _) = evaluator.collect()
+    compilation.join(PATIENCE)
+    assert compilation.failure == ""
+    assert np.array_equal(result.returns, expected.returns)
+
+
+def test_an_evaluation_that_waits_ends_with_its_evaluator(envs: VectorEnv) -> None:
+    release = threading.Event()
+    compilation = Compilation(lambda: release.wait(PATIENCE))
+    with contextlib.closing(Evaluator(SMALL, envs)) as evaluator:
+        evaluator.start(80, make_agent(), GOALS)
+        assert evaluator.under_way is not None
+    assert isinstance(evaluator.under_way.future.exception(), WorkerError)
+    release.set()
+    compilation.join(PATIENCE)
 
 
 def test_a_dead_evaluation_worker_is_named_and_an_abandoned_evaluation_ends() -> None:

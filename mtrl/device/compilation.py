@@ -12,11 +12,16 @@ from typing import NoReturn
 
 import psutil
 
+MODULES = threading.Lock()
+"""Held by any thread but the training loop's that compiles, or calls modules: while torch.fx traces,
+it replaces `torch.nn.Module.__call__` in the whole process."""
+
 
 class Compilation(threading.Thread):
     """Calls these functions, each of which compiles something; starts at once.
 
-    A daemon: a run that ends meanwhile, for whatever reason, does not wait for it.
+    Nobody else may call a module meanwhile: see `MODULES`. A daemon: a run that ends meanwhile, for
+    whatever reason, does not wait for it.
     """
 
     def __init__(self, *functions: Callable[[], object]) -> None:
@@ -28,8 +33,9 @@ class Compilation(threading.Thread):
 
     def run(self) -> None:
         try:
-            for function in self._functions:
-                function()
+            with MODULES:
+                for function in self._functions:
+                    function()
         except Exception as error:  # PyTorch raises many kinds; all mean the same here
             self.failure = (str(error).strip() or type(error).__name__).splitlines()[0]
 

@@ -54,8 +54,8 @@ class PCD(GramianSMTO):
     def solve(self, gramian: Tensor, losses: Tensor | None) -> Tensor:
         cosine, lengths = cosines(gramian)
         relative = self.relative(lengths)
-        first = torch.zeros_like(lengths)
-        first[self.primary] = 1.0
+        # Not by an assignment, which a CUDA graph cannot capture: it copies from the host.
+        first = (torch.arange(len(lengths), device=lengths.device) == self.primary).to(lengths)
         others = 1.0 - first
         # d = sum_i y_i g_i / |g_i|, where y are multipliers of the constraints: the dual problem.
         own = (first @ relative) * first
