@@ -13,8 +13,8 @@ from typing import NoReturn
 import psutil
 
 MODULES = threading.Lock()
-"""Held by any thread but the training loop's that compiles, or calls modules: while torch.fx traces,
-it replaces `torch.nn.Module.__call__` in the whole process."""
+"""Held by any thread but the training loop's that compiles or calls modules: as long as torch.fx
+traces, it replaces `torch.nn.Module.__call__` in the whole process."""
 
 
 class Compilation(threading.Thread):
