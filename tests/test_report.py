@@ -209,6 +209,23 @@ def test_groups_by_settings(tmp_path: Path) -> None:
     assert labels(found) == {"unitary": 2, "cagrad (c=0.4)": 1, "cagrad (c=0.9)": 1}
 
 
+def test_variants_are_named_by_what_few_of_them_have(tmp_path: Path) -> None:
+    usual = {"agent.tau": 0.02, "agent.gamma": 0.9, "agent.n_step": 5, "agent.lr_decay": 0.5}
+    others = {"agent.tau": 0.01, "agent.gamma": 0.5, "agent.n_step": 1, "agent.lr_decay": 0.0}
+    for number, (key, value) in enumerate(others.items()):
+        write_run(tmp_path / f"a{number}", {}, settings=usual | {key: value})
+    write_run(tmp_path / "b", {}, seed=2, settings=usual)
+    found = read(*tmp_path.iterdir())
+    assert labels(found) == {
+        "unitary": 1,
+        "unitary (agent.tau=0.01)": 1,
+        "unitary (agent.gamma=0.5)": 1,
+        "unitary (agent.n_step=1)": 1,
+        "unitary (agent.lr_decay=0.0)": 1,
+    }
+    assert found.groups[0].label == "unitary", "the baseline"
+
+
 def test_tasks_of_their_own_are_another_benchmark(tmp_path: Path) -> None:
     write_run(tmp_path / "a", {})
     write_run(tmp_path / "b", {}, settings={"env.tasks": ["reach", "push"]})

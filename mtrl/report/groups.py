@@ -21,6 +21,7 @@ WITHOUT_EFFECT = (
     "learner.",
     "checkpoint.",
     "logging.",
+    "diagnostics.",
 )
 MACHINE = ("gpu", "cores", "platform")
 MAX_LABEL_KEYS = 3
@@ -77,7 +78,7 @@ def benchmarks(runs: Iterable[Run], metric: str, baseline: str) -> list[Benchmar
         alike = sum(benchmark.name.startswith(name) for benchmark in found)
         kept, warnings = _without_copies(members)
         groups = _groups(kept)
-        groups = tuple(sorted(groups, key=lambda group: not group.is_called(baseline)))
+        groups = tuple(sorted(groups, key=lambda g: (g.label != baseline, g.method != baseline)))
         warnings = [*_unlike(groups), *warnings, *_weaknesses(groups)]
         shown = f"{name} ({alike + 1})" if alike else name
         found.append(Benchmark(shown, _tasks(kept, metric), groups, tuple(warnings)))
@@ -111,21 +112,49 @@ def _groups(runs: Iterable[Run]) -> tuple[Group, ...]:
             variants.append([run])
         else:
             same.append(run)
-    groups = []
-    for method, variants in by_method.items():
-        rows = differing([settings(variant[0]) for variant in variants])
-        names = [{str(run.config.get("name")) for run in variant} for variant in variants]
-        named = len(set().union(*names)) == len(variants) == sum(map(len, names))
-        for index, variant in enumerate(variants):
-            if len(variants) == 1:
-                label = method
-            elif len(rows) <= MAX_LABEL_KEYS:
-                apart = [f"{key.split('.')[-1]}={row[index]}" for key, row in rows.items()]
-                label = f"{method} ({', '.join(apart)})"
-            else:
-                label = f"{method} ({min(names[index]) if named else f'variant {index + 1}'})"
-            groups.append(Group(label, method, tuple(variant)))
-    return tuple(groups)
+    return tuple(
+        Group(label, method, tuple(variant))
+        for method, variants in by_method.items()
+        for label, variant in zip(_labels(method, variants), variants, strict=True)
+    )
+
+
+def _labels(method: str, variants: Sequence[Sequence[Run]]) -> list[str]:
+    """The method, and in brackets how a variant differs from the others.
+
+    By all settings that differ, if they are few; by the experiments' names, if each variant has
+    one of its own; by what is unlike most variants, which needs no brackets if that is nothing;
+    else by numbers.
+    """
+    if len(variants) == 1:
+        return [method]
+    rows = differing([settings(variant[0]) for variant in variants])
+    names = [{str(run.config.get("name")) for run in variant} for variant in variants]
+    unusual = [
+        {key: row[index] for key, row in rows.items() if row[index] != _usual(row)}
+        for index in range(len(variants))
+    ]
+    if len(rows) <= MAX_LABEL_KEYS:
+        ends = [key.split(".")[-1] for key in rows]
+        short = ends if len(set(ends)) == len(ends) else list(rows)
+        values = zip(*rows.values(), strict=True)
+        apart = [_assignments(zip(short, own, strict=True)) for own in values]
+    elif len(set().union(*names)) == len(variants) == sum(map(len, names)):
+        apart = [min(own) for own in names]
+    elif max(map(len, unusual)) <= MAX_LABEL_KEYS:
+        apart = [_assignments(own.items()) for own in unusual]
+    else:
+        apart = [f"variant {index + 1}" for index in range(len(variants))]
+    return [f"{method} ({own})" if own else method for own in apart]
+
+
+def _usual(values: Sequence[Any]) -> Any:
+    """The most frequent one; of equals the first."""
+    return max(values, key=values.count)
+
+
+def _assignments(settings: Iterable[tuple[str, Any]]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in settings)
 
 
 def _without_copies(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
