@@ -457,7 +457,7 @@ def has_checkpoint(run: Path) -> Callable[[], bool]:
 def test_killed_run_and_killed_driver_lose_nothing(
     run_mtrl: Mtrl, sweep: Callable[..., tuple[int, str]], tmp_path: Path, reference: Path
 ) -> None:
-    grid = ("--methods", "pcgrad", "unitary", "--seeds", "1..3", "--parallel", 2)
+    grid = ("--methods", "pcgrad", "unitary", "--seeds", "1..2", "--parallel", 2)
     folder = tmp_path / "toy"
     first = folder / "pcgrad/seed_1"
     driver = run_mtrl.start("sweep", *sweep_line(tmp_path, *grid))
@@ -482,10 +482,10 @@ def test_killed_run_and_killed_driver_lose_nothing(
 
     code, shown = sweep(*grid)
     assert code == 0, shown
-    assert "6 finished" in shown
-    table = re.findall(r"^ (pcgrad|unitary) +3 of 3 +(\S+) +(\S+)", shown, re.MULTILINE)
+    assert "4 finished" in shown
+    table = re.findall(r"^ (pcgrad|unitary) +2 of 2 +(\S+) +(\S+)", shown, re.MULTILINE)
     for method, mean, deviation in table:
-        statuses = [standing(folder / method / f"seed_{seed}") for seed in (1, 2, 3)]
+        statuses = [standing(folder / method / f"seed_{seed}") for seed in (1, 2)]
         success = [status.success or 0.0 for status in statuses]
         assert (mean, deviation) == (
             f"{statistics.mean(success):.3f}",
@@ -494,7 +494,7 @@ def test_killed_run_and_killed_driver_lose_nothing(
     assert len(table) == 2
     assert f"mtrl report {folder}" in shown
     states = [json.loads(f.read_text()) for f in sorted(folder.glob("*/seed_?/status.json"))]
-    assert [state["status"] for state in states] == ["finished"] * 6
+    assert [state["status"] for state in states] == ["finished"] * 4
     assert differences(final_state(first), final_state(reference)) == []
     assert evaluations(first) == evaluations(reference)
     stored = load_yaml(first / "config.yaml")
@@ -503,7 +503,7 @@ def test_killed_run_and_killed_driver_lose_nothing(
     }
 
     code, shown = sweep(*grid)
-    assert (code, "6 finished" in shown, "running" in shown) == (0, True, False)
+    assert (code, "4 finished" in shown, "running" in shown) == (0, True, False)
     after = [json.loads(f.read_text()) for f in sorted(folder.glob("*/seed_?/status.json"))]
     assert after == states, "finished runs are not touched"
 
