@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from smto_cases import ALL
 from torch import Tensor
@@ -146,6 +146,7 @@ def weights_of(name: str, options: dict[str, object], jacobian: Tensor) -> Tenso
 
 @of_methods()
 @given(case=families)
+@example(case=_family("opposite", 3, 7, False, 1))
 @settings(max_examples=20)
 def test_rounding_does_not_show(name: str, options: dict[str, object], case: Family) -> None:
     before = weights_of(name, options, case.given)

@@ -68,12 +68,13 @@ class PCD(GramianSMTO):
         missing = (wanted - products) * others
         self._certificates["shortfall"] = lambda: missing.clamp(min=0.0).max()
 
-        # Rounding is all that is left of a d that is much shorter than its parts.
+        # Rounding is all that is left of a d that is much shorter than its parts. So steep, because
+        # weights that cancel are longer than what they leave: by 1 / square^(1/2), 1e4 in float32.
         total = y.sum().clamp(min=1e-300)
         square = (y @ products).clamp(min=0.0) / total.square()
-        least = cut_off(self.precision) ** 6
-        remains = square**3 / (square**3 + least)
-        unit = square**2.5 / (square**3 + least) * y / total
+        least = cut_off(self.precision) ** 16
+        remains = square**8 / (square**8 + least)
+        unit = square**7.5 / (square**8 + least) * y / total
         if self.tau > 0:  # without, d = 0 contradicts nothing
             unit = unit + (1.0 - remains) * first
         return torch.where(lengths > 0, (first @ lengths) * unit / lengths, 0.0)
