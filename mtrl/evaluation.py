@@ -84,10 +84,10 @@ def numpy_policy(network: DeterministicPolicy, device: torch.device) -> Policy:
 
     @torch.no_grad()
     def policy(observations: NDArray[np.float32]) -> NDArray[np.float32]:
-        actions: NDArray[np.float32] = (
-            network(torch.tensor(observations, device=device)).cpu().numpy()
-        )
-        return actions
+        with MODULES:  # in the thread of an `Evaluator`, beside a compilation
+            actions = network(torch.tensor(observations, device=device))
+        result: NDArray[np.float32] = actions.cpu().numpy()
+        return result
 
     return policy
 
@@ -147,8 +147,7 @@ class Evaluator:
     """Evaluates snapshots of the agent in the background, one at a time: `start`, `collect`.
 
     A thread drives workers that are there for evaluations alone. It mostly waits for them, and
-    holds the interpreter for a fraction of a millisecond per step of all tasks. It begins when
-    nothing is compiled any more.
+    holds the interpreter for a fraction of a millisecond per step of all tasks.
     """
 
     def __init__(self, config: Config, envs: VectorEnv | None = None) -> None:
@@ -157,7 +156,6 @@ class Evaluator:
         self._made = ExitStack()
         self._thread = ThreadPoolExecutor(1, "evaluation")
         self.under_way: UnderWay | None = None
-        self._closed = False
 
     def start(self, step: int, agent: Agent, goals: NDArray[np.int64]) -> None:
         """Begin to evaluate the agent as it is now, at `step`, on goals [task, episode]."""
@@ -169,17 +167,12 @@ class Evaluator:
         self.under_way = UnderWay(step, state, goals, future)
 
     def _run(self, policy: Policy, envs: VectorEnv, goals: NDArray[np.int64]) -> Evaluated:
-        while not MODULES.acquire(timeout=0.1):
-            if self._closed:
-                raise WorkerError("the evaluator was closed before its evaluation began")
+        started = time.monotonic()
+        stop = self.config.evaluation.stop_at_success
         try:
-            started = time.monotonic()
-            stop = self.config.evaluation.stop_at_success
             result = evaluate(policy, envs, goals, stop_at_success=stop)
         except NonFiniteError as error:
             raise WorkerError(f"{error} in an evaluation") from None
-        finally:
-            MODULES.release()
         return Evaluated(result, time.monotonic() - started)
 
     def finished(self) -> tuple[UnderWay, Evaluated] | None:
@@ -199,7 +192,6 @@ class Evaluator:
 
     def close(self) -> None:
         """End the workers, and with them what is under way."""
-        self._closed = True
         self._made.close()
         self._thread.shutdown()
 

@@ -221,7 +221,7 @@ def test_what_is_evaluated_is_the_agent_of_the_start(envs: VectorEnv) -> None:
     envs.check()  # given ones are left running
 
 
-def test_an_evaluation_waits_for_a_compilation(envs: VectorEnv) -> None:
+def test_an_evaluation_waits_while_a_compilation_traces(envs: VectorEnv) -> None:
     """Tracing changes how every module is called: another thread that calls one would fail."""
     agent, tracing, release = make_agent(), threading.Event(), threading.Event()
     expected = evaluate(agent_policy(agent), envs, GOALS)
@@ -244,17 +244,6 @@ def test_an_evaluation_waits_for_a_compilation(envs: VectorEnv) -> None:
     compilation.join(PATIENCE)
     assert compilation.failure == ""
     assert np.array_equal(result.returns, expected.returns)
-
-
-def test_an_evaluation_that_waits_ends_with_its_evaluator(envs: VectorEnv) -> None:
-    release = threading.Event()
-    compilation = Compilation(lambda: release.wait(PATIENCE))
-    with contextlib.closing(Evaluator(SMALL, envs)) as evaluator:
-        evaluator.start(80, make_agent(), GOALS)
-        assert evaluator.under_way is not None
-    assert isinstance(evaluator.under_way.future.exception(), WorkerError)
-    release.set()
-    compilation.join(PATIENCE)
 
 
 def test_a_dead_evaluation_worker_is_named_and_an_abandoned_evaluation_ends() -> None:

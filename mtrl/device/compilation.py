@@ -3,25 +3,45 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 import psutil
+import torch.fx
 
-MODULES = threading.Lock()
-"""Held by any thread but the training loop's that compiles or calls modules: as long as torch.fx
-traces, it replaces `torch.nn.Module.__call__` in the whole process."""
+MODULES = threading.RLock()
+"""Held by a compilation while it traces, and by other threads while they call a torch.nn.Module."""
+
+
+@contextlib.contextmanager
+def _tracing_alone() -> Iterator[None]:
+    """While torch.fx traces, it replaces `torch.nn.Module.__call__` in the whole process.
+
+    It raises if another thread calls a module then.
+    """
+    trace = torch.fx.Tracer.trace
+
+    @functools.wraps(trace)
+    def alone(*args: Any, **kwargs: Any) -> torch.fx.Graph:
+        with MODULES:
+            return trace(*args, **kwargs)
+
+    torch.fx.Tracer.trace = alone  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.fx.Tracer.trace = trace  # type: ignore[method-assign]
 
 
 class Compilation(threading.Thread):
     """Calls these functions, each of which compiles something; starts at once.
 
-    Nobody else may call a module meanwhile: see `MODULES`. A daemon: a run that ends meanwhile, for
-    whatever reason, does not wait for it.
+    A daemon: a run that ends meanwhile, for whatever reason, does not wait for it.
     """
 
     def __init__(self, *functions: Callable[[], object]) -> None:
@@ -33,7 +53,7 @@ class Compilation(threading.Thread):
 
     def run(self) -> None:
         try:
-            with MODULES:
+            with _tracing_alone():
                 for function in self._functions:
                     function()
         except Exception as error:  # PyTorch raises many kinds; all mean the same here
