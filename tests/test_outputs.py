@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -257,6 +258,7 @@ def test_a_run_that_starts_again_from_zero_has_one_first_evaluation(tmp_path: Pa
     """It was killed before its first checkpoint."""
     config = Config(env=EnvConfig(benchmark="toy"), logging=LoggingConfig(csv=True))
     for measured in (0.25, 0.5):
+        time.sleep(1)  # TensorBoard reads files by second and process; here both are of one process
         recorder = Recorder(RunDirectory(tmp_path), config, 0, 320, REINFORCEMENT_LEARNING)
         recorder.evaluation(0, np.full((4, 1), measured), np.zeros((4, 1)), 1.0)
         recorder.close()
