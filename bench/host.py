@@ -149,7 +149,7 @@ def measure(config: Config, envs: VectorEnv, steps: int) -> dict[str, float]:
             (envs, "_check_finite", "finite checks"),
             (envs, "send", "send"),
             (trainer.collector.transfer, "to_device", "to the device"),
-            (trainer.reward_scale, "observe", "reward scale"),
+            (trainer.replay.scale, "observe", "reward scale"),
             (trainer.collector, "store", "store"),
             (trainer.goals, "count", "goals"),
             (trainer.recent, "add", "episodes' ends"),

@@ -16,9 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mtrl.config import Config
 from mtrl.device.compiled import compiled
 from mtrl.device.memory import free_memory
-from mtrl.reward_scale import RewardScale
+from mtrl.reward_scale import RewardScale, create_scale
 
 
 class Batch(NamedTuple):
@@ -230,3 +231,20 @@ class ReplayBuffer:
         # A stopped run's episodes are not continued.
         newest = (self.added - self.envs_per_task) % self.slots
         self.ended[:, newest : newest + self.envs_per_task] = True
+
+
+def create_replay(
+    config: Config, observation_dim: int, action_dim: int, device: torch.device
+) -> ReplayBuffer:
+    """Empty, with the reward scale that the configuration names."""
+    return ReplayBuffer(
+        config.num_tasks,
+        config.replay.capacity,
+        observation_dim,
+        action_dim,
+        create_scale(config, action_dim, device),
+        device,
+        envs_per_task=config.train.envs_per_task,
+        gamma=config.agent.gamma,
+        n_step=config.agent.n_step,
+    )

@@ -20,8 +20,7 @@ from mtrl.evaluation import Evaluated, Evaluation, Evaluator, UnderWay, goals_at
 from mtrl.gradients.schedule import reset_due, schedule, updates_due
 from mtrl.learner import Learner
 from mtrl.options.first_update import check_first_update, has_own_network
-from mtrl.replay import ReplayBuffer
-from mtrl.reward_scale import create_scale
+from mtrl.replay import create_replay
 from mtrl.run import checkpoint
 from mtrl.run.callbacks import Callback
 from mtrl.run.dashboard import REINFORCEMENT_LEARNING
@@ -59,18 +58,7 @@ class Trainer:
         stack.callback(self.evaluator.close)
         observation_dim, action_dim = envs.observation_dim, envs.action_dim
         self.agent = Agent(config, observation_dim, action_dim, device)
-        self.reward_scale = create_scale(config, action_dim, device)
-        self.replay = ReplayBuffer(
-            config.num_tasks,
-            config.replay.capacity,
-            observation_dim,
-            action_dim,
-            self.reward_scale,
-            device,
-            envs_per_task=config.train.envs_per_task,
-            gamma=config.agent.gamma,
-            n_step=config.agent.n_step,
-        )
+        self.replay = create_replay(config, observation_dim, action_dim, device)
         self.collector = Collector(self.agent, self.replay, observation_dim)
         self.total = config.whole_steps
         self.step = 0
@@ -171,14 +159,14 @@ class Trainer:
         """Of observations and rewards, from what the warm-up has seen."""
         if self.config.network.observation_norm:
             self.agent.encoder.set_statistics(*self.replay.observation_statistics())
-        self.reward_scale.refresh()
+        self.replay.scale.refresh()
 
     def _reset_networks(self) -> None:
         last = self.step - self.config.num_envs
         number = reset_due(self.config.agent, last, self.step, self.total)
         if number is not None:
             self.agent.reset(number)
-            self.reward_scale.refresh()
+            self.replay.scale.refresh()
 
     # -- around it ------------------------------------------------------------------------------
 
@@ -218,8 +206,8 @@ class Trainer:
             self._record_evaluation(*finished)
         self.writer.check()
         self.elapsed += window.seconds
-        sigma = self.reward_scale.moments.sigma.cpu().numpy()
-        divisor = self.reward_scale.divisor(self.agent.temperature.alpha())
+        sigma = self.replay.scale.moments.sigma.cpu().numpy()
+        divisor = self.replay.scale.divisor(self.agent.temperature.alpha())
         values = window.times(self.step) | self.learner.diagnostics.flush()
         values |= recorder.per_task("train/episode_success", self.recent.success)
         values |= recorder.per_task("train/episode_return", self.recent.returns)

@@ -1,0 +1,180 @@
+"""Do the tasks' gradients conflict, or is it the noise of small batches? From a run's checkpoint.
+
+    python scripts/gradient_noise.py runs/quickstart/unitary/seed_1
+    python scripts/gradient_noise.py RUN --checkpoint RUN/checkpoints/step_000000100000.pt \\
+        --samples 16 256 4096 --draws 8
+
+Batches are drawn from the checkpoint's replay; the agent stays as it is. g_i: gradient of task i,
+over the parameters that all tasks share, from one batch. For each number of samples per task:
+
+- conflicts: share of pairs i < j with cos(g_i, g_j) < 0, as `gradients/<loss>/conflict_ratio`;
+- spread: standard deviation of cos(g_i, g_j) over pairs and batches;
+- same task: mean cosine of g_i with itself from another batch. 1: no noise; 0: nothing else;
+- signal: |E g_i|^2 / E|g_i|^2, the part of a gradient's squared length that is not noise; the
+  median of the tasks.
+
+The last lines are of the expected gradients E g_i: their cosines, from products of different
+batches (those of the most samples), in which the noise has no part.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mtrl.agent import Agent
+from mtrl.commands.trained import with_plugins
+from mtrl.config import Config, Loss
+from mtrl.gradients.buffer import Buffer
+from mtrl.gradients.layers import TaskGradients
+from mtrl.gradients.objective import Objective
+from mtrl.networks.policy import stored_dimensions
+from mtrl.replay import ReplayBuffer, create_replay
+from mtrl.run import checkpoint
+from mtrl.run.directory import RunDirectory
+from mtrl.schema import ConfigError
+
+LOSSES: tuple[Loss, ...] = ("critic", "actor")
+
+
+class Products(NamedTuple):
+    """What is known of the gradients of one loss at one batch size."""
+
+    within: NDArray[np.float64]
+    """[draw, task, task] g_i . g_j of one batch."""
+    across: NDArray[np.float64]
+    """[task, task] mean of g_i . g_j over pairs of different batches: E g_i . E g_j, unbiased."""
+    same_task: NDArray[np.float64]
+    """[task] mean cosine of a task's gradients from two batches."""
+
+    @property
+    def cosines(self) -> NDArray[np.float64]:
+        """[draw, pair] between tasks."""
+        norms = np.sqrt(np.einsum("dii->di", self.within))
+        return _pairs(self.within / (norms[:, :, None] * norms[:, None, :]))
+
+    @property
+    def signal(self) -> NDArray[np.float64]:
+        """[task] |E g|^2 / E|g|^2; an estimate, so below zero now and then where it is small."""
+        return self.across.diagonal() / np.einsum("dii->di", self.within).mean(0)
+
+    @property
+    def expected_cosines(self) -> NDArray[np.float64]:
+        """[pair] of E g_i and E g_j; NaN where a length is lost in the noise."""
+        squares = self.across.diagonal()
+        norms = np.sqrt(np.where(squares > 0, squares, np.nan))
+        return _pairs(self.across / np.outer(norms, norms))
+
+
+def _pairs(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[..., task, task] -> [..., pair i < j]"""
+    return matrix[..., *np.triu_indices(matrix.shape[-1], 1)]
+
+
+def products(jacobians: Tensor) -> Products:
+    """jacobians [draw, task, parameter]; two draws at least."""
+    draws, m, _ = jacobians.shape
+    flat = jacobians.flatten(0, 1)
+    gram = (flat @ flat.T).double().view(draws, m, draws, m).transpose(1, 2).numpy()
+    within = gram[np.arange(draws), np.arange(draws)]
+    others = ~np.eye(draws, dtype=bool)
+    squares = np.einsum("ddii->di", gram)
+    norms = np.sqrt(squares[:, None] * squares[None])
+    same = np.einsum("deii->dei", gram) / norms
+    return Products(within, gram[others].mean(0), same[others].mean(0))
+
+
+class Saved:
+    """Agent and replay of a checkpoint, on the CPU."""
+
+    def __init__(self, config: Config, state: dict[str, Any]) -> None:
+        checkpoint.check_resumable(state, config.num_envs)
+        device = torch.device("cpu")
+        dimensions = stored_dimensions(state["agent"])
+        self.step: int = state["step"]
+        self.agent = Agent(config, *dimensions, device)
+        self.agent.load_state_dict(state["agent"])
+        self.replay: ReplayBuffer = create_replay(config, *dimensions, device)
+        self.replay.load_state_dict(state["replay"])
+
+    def jacobians(self, samples: int, generator: torch.Generator) -> dict[Loss, Tensor]:
+        """{loss: [task, parameter]} from one batch of so many samples per task."""
+        agent = self.agent
+        alpha = agent.temperature.alpha()
+        batch = self.replay.sample(samples, generator, alpha)
+        noises = [torch.randn(batch.actions.shape, generator=generator) for _ in range(2)]
+        bound = self.replay.return_bound(alpha) if agent.config.target_clip else None
+
+        def rows(objective: Objective, *given: Any) -> Tensor:
+            layers = objective.layers(*given)
+            return TaskGradients(objective.network, layers).jacobian(Buffer())
+
+        return {
+            "critic": rows(agent.critic, batch, noises[0], alpha, bound),
+            "actor": rows(agent.actor, batch.observations, noises[1], alpha),
+        }
+
+
+def open_saved(path: Path, file: Path | None) -> Saved:
+    run, config = RunDirectory.open(path)
+    if file is not None:
+        state: dict[str, Any] | None = checkpoint.load(file)
+    else:
+        state, _ = checkpoint.load_latest(run.checkpoints)
+    if state is None:
+        raise checkpoint.CheckpointError(f"no readable checkpoint in {run.checkpoints}")
+    return Saved(with_plugins(config, environments=False), state)
+
+
+def measure(saved: Saved, samples: int, draws: int) -> dict[Loss, Products]:
+    generator = torch.Generator().manual_seed(0)
+    drawn = [saved.jacobians(samples, generator) for _ in range(draws)]
+    return {loss: products(torch.stack([each[loss] for each in drawn])) for loss in LOSSES}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="a run's directory")
+    parser.add_argument("--checkpoint", type=Path, help="one of its files; else the latest")
+    parser.add_argument("--samples", type=int, nargs="+", default=[16, 128, 1024, 8192])
+    parser.add_argument("--draws", type=int, default=8, help="batches of each size; 2 at least")
+    chosen = parser.parse_args()
+    if min(chosen.samples) < 1 or chosen.draws < 2:
+        parser.error("--samples must be at least 1 each, --draws at least 2")
+    try:
+        saved = open_saved(chosen.run, chosen.checkpoint)
+    except (ConfigError, checkpoint.CheckpointError) as error:
+        parser.error(f"{chosen.checkpoint or chosen.run}: {error}")
+
+    print(f"{chosen.run}, step {saved.step:,}; {saved.replay.size:,} transitions of each task\n")
+    print("| loss | samples per task | conflicts | spread | same task | signal |")
+    print("|---|---|---|---|---|---|")
+    expected: list[str] = []
+    for samples in sorted(chosen.samples):
+        for loss, found in measure(saved, samples, chosen.draws).items():
+            cosines = found.cosines
+            print(
+                f"| {loss} | {samples} | {(cosines < 0).mean():.2f} | {cosines.std():.3f} "
+                f"| {found.same_task.mean():.3f} | {np.median(found.signal):.3f} |"
+            )
+            if samples == max(chosen.samples):
+                ideal = found.expected_cosines
+                known = ideal[~np.isnan(ideal)]
+                expected.append(
+                    f"expected gradients of the {loss}: {(known < 0).mean():.0%} of {len(known)} "
+                    f"pairs conflict; cosines: mean {known.mean():.3f}, "
+                    f"smallest {known.min():.2f}, largest {known.max():.2f}"
+                )
+    print("", *expected, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
