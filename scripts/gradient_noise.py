@@ -20,6 +20,8 @@ batches (those of the most samples), in which the noise has no part.
 from __future__ import annotations
 
 import argparse
+import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,11 +33,12 @@ from torch import Tensor
 from mtrl.agent import Agent
 from mtrl.commands.trained import with_plugins
 from mtrl.config import Config, Loss
+from mtrl.device.setup import set_up_learner
 from mtrl.gradients.buffer import Buffer
 from mtrl.gradients.layers import TaskGradients
 from mtrl.gradients.objective import Objective
 from mtrl.networks.policy import stored_dimensions
-from mtrl.replay import ReplayBuffer, create_replay
+from mtrl.replay import Batch, ReplayBuffer, create_replay
 from mtrl.run import checkpoint
 from mtrl.run.directory import RunDirectory
 from mtrl.schema import ConfigError
@@ -81,7 +84,7 @@ def products(jacobians: Tensor) -> Products:
     """jacobians [draw, task, parameter]; two draws at least."""
     draws, m, _ = jacobians.shape
     flat = jacobians.flatten(0, 1)
-    gram = (flat @ flat.T).double().view(draws, m, draws, m).transpose(1, 2).numpy()
+    gram = (flat @ flat.T).double().view(draws, m, draws, m).transpose(1, 2).cpu().numpy()
     within = gram[np.arange(draws), np.arange(draws)]
     others = ~np.eye(draws, dtype=bool)
     squares = np.einsum("ddii->di", gram)
@@ -91,25 +94,37 @@ def products(jacobians: Tensor) -> Products:
 
 
 class Saved:
-    """Agent and replay of a checkpoint, on the CPU."""
+    """Agent and replay of a checkpoint, on the device that the run's configuration has here."""
 
-    def __init__(self, config: Config, state: dict[str, Any]) -> None:
+    def __init__(self, config: Config, state: dict[str, Any], new: Sequence[str] = ()) -> None:
+        """new: parts of the agent's state that stay as in a new agent."""
         checkpoint.check_resumable(state, config.num_envs)
-        device = torch.device("cpu")
+        self.config = config
+        device = set_up_learner(config)
         dimensions = stored_dimensions(state["agent"])
         self.step: int = state["step"]
         self.agent = Agent(config, *dimensions, device)
-        self.agent.load_state_dict(state["agent"])
+        own = self.agent.state_dict()
+        # Copied, as optimisers would write into the state that they are given.
+        kept = copy.deepcopy(state["agent"])
+        self.agent.load_state_dict(kept | {part: own[part] for part in new})
         self.replay: ReplayBuffer = create_replay(config, *dimensions, device)
         self.replay.load_state_dict(state["replay"])
 
+    def sample(
+        self, per_task: int, generator: torch.Generator | None = None
+    ) -> tuple[Batch, Tensor | None]:
+        """A batch, and the bound of its targets; by default the run's next one."""
+        agent, alpha = self.agent, self.agent.temperature.alpha()
+        bound = self.replay.return_bound(alpha) if agent.config.target_clip else None
+        return self.replay.sample(per_task, generator or agent.generator, alpha), bound
+
     def jacobians(self, samples: int, generator: torch.Generator) -> dict[Loss, Tensor]:
         """{loss: [task, parameter]} from one batch of so many samples per task."""
-        agent = self.agent
-        alpha = agent.temperature.alpha()
-        batch = self.replay.sample(samples, generator, alpha)
-        noises = [torch.randn(batch.actions.shape, generator=generator) for _ in range(2)]
-        bound = self.replay.return_bound(alpha) if agent.config.target_clip else None
+        agent, alpha = self.agent, self.agent.temperature.alpha()
+        batch, bound = self.sample(samples, generator)
+        shape, device = batch.actions.shape, agent.device
+        noises = [torch.randn(shape, generator=generator, device=device) for _ in range(2)]
 
         def rows(objective: Objective, *given: Any) -> Tensor:
             layers = objective.layers(*given)
@@ -121,7 +136,8 @@ class Saved:
         }
 
 
-def open_saved(path: Path, file: Path | None) -> Saved:
+def read(path: Path, file: Path | None) -> tuple[Config, dict[str, Any]]:
+    """A run's configuration, and one of its checkpoints: the latest, or this file."""
     run, config = RunDirectory.open(path)
     if file is not None:
         state: dict[str, Any] | None = checkpoint.load(file)
@@ -129,11 +145,11 @@ def open_saved(path: Path, file: Path | None) -> Saved:
         state, _ = checkpoint.load_latest(run.checkpoints)
     if state is None:
         raise checkpoint.CheckpointError(f"no readable checkpoint in {run.checkpoints}")
-    return Saved(with_plugins(config, environments=False), state)
+    return with_plugins(config, environments=False), state
 
 
 def measure(saved: Saved, samples: int, draws: int) -> dict[Loss, Products]:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(saved.agent.device).manual_seed(0)
     drawn = [saved.jacobians(samples, generator) for _ in range(draws)]
     return {loss: products(torch.stack([each[loss] for each in drawn])) for loss in LOSSES}
 
@@ -150,7 +166,7 @@ def main() -> None:
     if min(chosen.samples) < 1 or chosen.draws < 2:
         parser.error("--samples must be at least 1 each, --draws at least 2")
     try:
-        saved = open_saved(chosen.run, chosen.checkpoint)
+        saved = Saved(*read(chosen.run, chosen.checkpoint))
     except (ConfigError, checkpoint.CheckpointError) as error:
         parser.error(f"{chosen.checkpoint or chosen.run}: {error}")
 

@@ -1,4 +1,4 @@
-"""What scripts/gradient_noise.py says of gradients, against what is known of them."""
+"""What the scripts that look into a checkpoint say, against what is known of gradients."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_the_mean_over_batches_is_the_gradient_of_the_loss(
     reference: Path, script: dict[str, Any]
 ) -> None:
     """The agent's own direction is the mean of the rows: what is measured is what is trained."""
-    saved = script["open_saved"](reference, None)
+    saved = script["Saved"](*script["read"](reference, None))
     rows = saved.jacobians(32, torch.Generator().manual_seed(3))
     agent, generator = saved.agent, torch.Generator().manual_seed(3)
     alpha = agent.temperature.alpha()
@@ -104,3 +104,29 @@ def test_the_mean_over_batches_is_the_gradient_of_the_loss(
         flat = torch.cat([part.flatten() for part in whole])
         torch.testing.assert_close(rows["critic"][task], flat, rtol=1e-4, atol=1e-5)
     assert final_state(reference)["step"] == saved.step
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_the_course_of_methods(
+    reference: Path,
+    optimizer: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """On the same batches plain scalarisation is on the same course, to the last bit."""
+    path = REPOSITORY / "scripts/method_influence.py"
+    monkeypatch.syspath_prepend(path.parent)
+    main = runpy.run_path(str(path))["main"]
+    more = ["--", "--agent.optimizer", optimizer]
+    main([str(reference), "--methods", "unitary", "mgda", "--updates", "3", "1", *more])
+    out = capsys.readouterr().out.splitlines()
+    assert out[2] == "| after updates | critic, 1 | critic, 3 | actor, 1 | actor, 3 |"
+    rows = {row.split(" | ")[0]: re.findall(r"([-\d.]+) \(", row) for row in out[4:]}
+    assert rows["| unitary"] == ["1.000"] * 4
+    for name in ("| unitary, other batches", "| mgda"):
+        assert all(-1.0 <= float(cosine) < 0.999 for cosine in rows[name]), rows
+
+    with pytest.raises(SystemExit) as caught:
+        main([str(reference), "--methods", "no_such"])
+    assert caught.value.code == 2
+    assert "no_such" in capsys.readouterr().err
