@@ -55,9 +55,12 @@ def test_a_diverged_task_starts_again_from_the_others_which_do_not_notice(smto: 
     assert losses[BAD] > 1e3, "it is shown"
     without.update(make_batch(0))
     shares = []
-    for found, plain in zip(rows(ours), rows(without), strict=True):
-        # Their own coefficients take their own gradients: the same numbers, bitwise.
-        assert torch.equal(found[:, OTHERS], plain[:, OTHERS])
+    for index, (found, plain) in enumerate(zip(rows(ours), rows(without), strict=True)):
+        # Their own coefficients take their own gradients. The actor's come through the critics,
+        # whose shared sets have taken another step; Adam's first step is the step size, whatever
+        # the gradient's length, but for rounding.
+        tolerance = 0.0 if index else 1e-6
+        torch.testing.assert_close(found[:, OTHERS], plain[:, OTHERS], rtol=0, atol=tolerance)
         # Two sets and two other tasks: the mixture is the solution of a system.
         shares.append(torch.linalg.solve(found[:, OTHERS].mT.double(), found[:, BAD].double()))
     for found in torch.cat(shares):
