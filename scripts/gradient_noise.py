@@ -1,8 +1,8 @@
 """Do the tasks' gradients conflict, or is it the noise of small batches? From a run's checkpoint.
 
     python scripts/gradient_noise.py runs/quickstart/unitary/seed_1
-    python scripts/gradient_noise.py RUN --checkpoint RUN/checkpoints/step_000000100000.pt \\
-        --samples 16 256 4096 --draws 8
+    python scripts/gradient_noise.py RUN --checkpoint RUN/checkpoints/step_*.pt \\
+        --samples 16 256 4096 --draws 8 --figure conflict.png
 
 Batches are drawn from the checkpoint's replay; the agent stays as it is. g_i: gradient of task i,
 over the parameters that all tasks share, from one batch. For each number of samples per task:
@@ -13,7 +13,7 @@ over the parameters that all tasks share, from one batch. For each number of sam
 - signal: |E g_i|^2 / E|g_i|^2, the part of a gradient's squared length that is not noise; the
   median of the tasks.
 
-The last lines are of the expected gradients E g_i: their cosines, from products of different
+Below stands what is known of the expected gradients E g_i: their cosines, from products of different
 batches (those of the most samples), in which the noise has no part.
 """
 
@@ -22,10 +22,15 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib
 import numpy as np
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -39,6 +44,7 @@ from mtrl.gradients.layers import TaskGradients
 from mtrl.gradients.objective import Objective
 from mtrl.networks.policy import stored_dimensions
 from mtrl.replay import Batch, ReplayBuffer, create_replay
+from mtrl.report.looks import COLOURS
 from mtrl.run import checkpoint
 from mtrl.run.directory import RunDirectory
 from mtrl.schema import ConfigError
@@ -154,42 +160,81 @@ def measure(saved: Saved, samples: int, draws: int) -> dict[Loss, Products]:
     return {loss: products(torch.stack([each[loss] for each in drawn])) for loss in LOSSES}
 
 
+def describe(saved: Saved, sizes: list[int], draws: int) -> dict[Loss, dict[float, float]]:
+    """Print what is known; -> {loss: {samples per task: share of pairs in conflict}}, with that of
+    the expected gradients at infinity."""
+    print(f"step {saved.step:,}; {saved.replay.size:,} transitions of each task\n")
+    print("| loss | samples per task | conflicts | spread | same task | signal |")
+    print("|---|---|---|---|---|---|")
+    conflicts: dict[Loss, dict[float, float]] = {loss: {} for loss in LOSSES}
+    for samples in sizes:
+        last = measure(saved, samples, draws)
+        for loss, found in last.items():
+            cosines = found.cosines
+            conflicts[loss][samples] = share = float((cosines < 0).mean())
+            print(
+                f"| {loss} | {samples} | {share:.2f} | {cosines.std():.3f} "
+                f"| {found.same_task.mean():.3f} | {np.median(found.signal):.3f} |"
+            )
+    print()
+    for loss, found in last.items():
+        expected = found.expected_cosines
+        known = expected[~np.isnan(expected)]
+        conflicts[loss][np.inf] = share = float((known < 0).mean()) if len(known) else np.nan
+        if len(known):
+            print(
+                f"expected gradients of the {loss}: {share:.0%} of {len(known)} pairs conflict; "
+                f"cosines: mean {known.mean():.3f}, smallest {known.min():.2f}, "
+                f"largest {known.max():.2f}"
+            )
+        else:
+            print(f"expected gradients of the {loss}: lost in the noise; more --samples may help")
+    print(flush=True)
+    return conflicts
+
+
+def draw(path: Path, found: dict[int, dict[Loss, dict[float, float]]]) -> None:
+    """found: {step: what `describe` gives}."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True)
+    for axis, loss in zip(axes, LOSSES, strict=True):
+        for (step, conflicts), colour in zip(found.items(), cycle(COLOURS), strict=False):
+            sizes = [size for size in conflicts[loss] if np.isfinite(size)]
+            label = f"step {step:,}"
+            axis.plot(sizes, [conflicts[loss][size] for size in sizes], "o-", color=colour)
+            axis.lines[-1].set(label=label, markersize=4)
+            axis.axhline(conflicts[loss][np.inf], color=colour, linestyle=":", linewidth=1)
+        axis.set(title=loss, xlabel="samples per task", xscale="log", ylim=(0, 1))
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("pairs of tasks in conflict")
+    axes[0].legend(fontsize=8, frameon=False, title="dotted: expected gradients", title_fontsize=8)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, help="a run's directory")
-    parser.add_argument("--checkpoint", type=Path, help="one of its files; else the latest")
+    parser.add_argument(
+        "--checkpoint", type=Path, nargs="+", help="some of its files; else the latest"
+    )
     parser.add_argument("--samples", type=int, nargs="+", default=[16, 128, 1024, 8192])
     parser.add_argument("--draws", type=int, default=8, help="batches of each size; 2 at least")
+    parser.add_argument("--figure", type=Path, help="PNG file for the shares of pairs in conflict")
     chosen = parser.parse_args()
     if min(chosen.samples) < 1 or chosen.draws < 2:
         parser.error("--samples must be at least 1 each, --draws at least 2")
-    try:
-        saved = Saved(*read(chosen.run, chosen.checkpoint))
-    except (ConfigError, checkpoint.CheckpointError) as error:
-        parser.error(f"{chosen.checkpoint or chosen.run}: {error}")
-
-    print(f"{chosen.run}, step {saved.step:,}; {saved.replay.size:,} transitions of each task\n")
-    print("| loss | samples per task | conflicts | spread | same task | signal |")
-    print("|---|---|---|---|---|---|")
-    expected: list[str] = []
-    for samples in sorted(chosen.samples):
-        for loss, found in measure(saved, samples, chosen.draws).items():
-            cosines = found.cosines
-            print(
-                f"| {loss} | {samples} | {(cosines < 0).mean():.2f} | {cosines.std():.3f} "
-                f"| {found.same_task.mean():.3f} | {np.median(found.signal):.3f} |"
-            )
-            if samples == max(chosen.samples):
-                ideal = found.expected_cosines
-                known = ideal[~np.isnan(ideal)]
-                expected.append(
-                    f"expected gradients of the {loss}: {(known < 0).mean():.0%} of {len(known)} "
-                    f"pairs conflict; cosines: mean {known.mean():.3f}, "
-                    f"smallest {known.min():.2f}, largest {known.max():.2f}"
-                )
-    print("", *expected, sep="\n")
+    found = {}
+    for file in chosen.checkpoint or [None]:
+        try:
+            saved = Saved(*read(chosen.run, file))
+        except (ConfigError, checkpoint.CheckpointError) as error:
+            parser.error(f"{file or chosen.run}: {error}")
+        found[saved.step] = describe(saved, sorted(chosen.samples), chosen.draws)
+    if chosen.figure is not None:
+        draw(chosen.figure, found)
 
 
 if __name__ == "__main__":

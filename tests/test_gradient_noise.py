@@ -55,15 +55,17 @@ def test_noise_hides_cosines_but_not_from_the_estimate(script: dict[str, Any]) -
 def test_a_runs_checkpoint(
     reference: Path,
     script: dict[str, Any],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     before = sorted(path.stat().st_mtime_ns for path in reference.rglob("*"))
     line = [str(SCRIPT), str(reference), "--samples", "4", "1024", "--draws", "4"]
-    monkeypatch.setattr("sys.argv", line)
+    monkeypatch.setattr("sys.argv", [*line, "--figure", str(tmp_path / "new/conflict.png")])
     runpy.run_path(str(SCRIPT), run_name="__main__")
     out = capsys.readouterr().out
-    assert out.startswith(f"{reference}, step 1,600; 400 transitions of each task")
+    assert out.startswith("step 1,600; 400 transitions of each task")
+    assert (tmp_path / "new/conflict.png").is_file()
     rows = re.findall(r"^\| (\w+) \| (\d+) \| ([\d.]+) \| .* \| (-?[\d.]+) \|$", out, re.MULTILINE)
     signal = {(loss, int(samples)): float(share) for loss, samples, _, share in rows}
     for loss in ("critic", "actor"):
