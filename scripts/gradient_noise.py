@@ -13,8 +13,8 @@ over the parameters that all tasks share, from one batch. For each number of sam
 - signal: |E g_i|^2 / E|g_i|^2, the part of a gradient's squared length that is not noise; the
   median of the tasks.
 
-Below stands what is known of the expected gradients E g_i: their cosines, from products of different
-batches (those of the most samples), in which the noise has no part.
+Below stands what is known of the expected gradients E g_i: their cosines, from products of
+different batches (those of the most samples), in which the noise has no part.
 """
 
 from __future__ import annotations
