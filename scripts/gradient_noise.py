@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mtrl.agent import Agent
-from mtrl.commands.trained import with_plugins
+from mtrl.commands.trained import stored_state, with_plugins
 from mtrl.config import Config, Loss
 from mtrl.device.setup import set_up_learner
 from mtrl.gradients.buffer import Buffer
@@ -145,12 +145,7 @@ class Saved:
 def read(path: Path, file: Path | None) -> tuple[Config, dict[str, Any]]:
     """A run's configuration, and one of its checkpoints: the latest, or this file."""
     run, config = RunDirectory.open(path)
-    if file is not None:
-        state: dict[str, Any] | None = checkpoint.load(file)
-    else:
-        state, _ = checkpoint.load_latest(run.checkpoints)
-    if state is None:
-        raise checkpoint.CheckpointError(f"no readable checkpoint in {run.checkpoints}")
+    state = stored_state(run, "latest" if file is None else str(file))
     return with_plugins(config, environments=False), state
 
 
@@ -199,9 +194,9 @@ def draw(path: Path, found: dict[int, dict[Loss, dict[float, float]]]) -> None:
     for axis, loss in zip(axes, LOSSES, strict=True):
         for (step, conflicts), colour in zip(found.items(), cycle(COLOURS), strict=False):
             sizes = [size for size in conflicts[loss] if np.isfinite(size)]
-            label = f"step {step:,}"
-            axis.plot(sizes, [conflicts[loss][size] for size in sizes], "o-", color=colour)
-            axis.lines[-1].set(label=label, markersize=4)
+            shares = [conflicts[loss][size] for size in sizes]
+            style = {"color": colour, "markersize": 4, "label": f"step {step:,}"}
+            axis.plot(sizes, shares, "o-", **style)
             axis.axhline(conflicts[loss][np.inf], color=colour, linestyle=":", linewidth=1)
         axis.set(title=loss, xlabel="samples per task", xscale="log", ylim=(0, 1))
         axis.grid(alpha=0.3)

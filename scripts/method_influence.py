@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 from gradient_noise import LOSSES, Saved, read
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector as flat
 
 from mtrl.config import Config, Loss, LossSmtoConfig, SmtoConfig
 from mtrl.gradients.schedule import schedule
@@ -53,22 +54,21 @@ def train(saved: Saved, numbers: Sequence[int], seed: int | None) -> Course:
     agent, config = saved.agent, saved.config
     if seed is not None:
         agent.generator.manual_seed(seed)
-    left = 1.0 - saved.step / config.whole_steps
+    left = 1.0 - saved.step / config.whole_steps  # a finished run's step sizes would be zero
     for part in agent.parts.values():
         part.optimizer.scale(schedule(config.agent, left) if left else 1.0)
     networks: dict[Loss, nn.Module] = {"critic": agent.critic.network, "actor": agent.actor.network}
-    start = {loss: flat(network) for loss, network in networks.items()}
+    start = {loss: flat(network.parameters()).detach() for loss, network in networks.items()}
     course: Course = {}
     for number in range(1, max(numbers) + 1):
         actor = (number - 1) % config.agent.actor_every == 0
         agent.update(*saved.sample(config.replay.batch_size // config.num_tasks), actor=actor)
         if number in numbers:
-            course[number] = {loss: flat(networks[loss]) - start[loss] for loss in LOSSES}
+            course[number] = {
+                loss: flat(network.parameters()).detach() - start[loss]
+                for loss, network in networks.items()
+            }
     return course
-
-
-def flat(network: nn.Module) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in network.parameters()])
 
 
 def row(name: str, course: Course, plain: Course) -> str:

@@ -85,27 +85,24 @@ def test_a_runs_checkpoint(
         assert said in capsys.readouterr().err
 
 
-def test_the_mean_over_batches_is_the_gradient_of_the_loss(
+def test_rows_are_the_gradients_of_the_tasks_losses(
     reference: Path, script: dict[str, Any]
 ) -> None:
-    """The agent's own direction is the mean of the rows: what is measured is what is trained."""
+    """Of one backward per task; on the batch that the generator gives, and its noise."""
     saved = script["Saved"](*script["read"](reference, None))
-    rows = saved.jacobians(32, torch.Generator().manual_seed(3))
+    assert saved.step == final_state(reference)["step"]
+    rows = saved.jacobians(32, torch.Generator().manual_seed(3))["critic"]
     agent, generator = saved.agent, torch.Generator().manual_seed(3)
     alpha = agent.temperature.alpha()
     batch = saved.replay.sample(32, generator, alpha)
     noise = torch.randn(batch.actions.shape, generator=generator)
-    loss = agent.critic.direction(batch, noise, alpha, None).losses
-    targets = agent.critic_inputs(batch, noise, alpha, None)
-    losses, _ = agent._critic_loss(agent.critic.network, *targets)
-    torch.testing.assert_close(losses, loss)
-    for task in range(4):
-        whole = torch.autograd.grad(
-            losses[task], list(agent.critic.network.parameters()), retain_graph=True
-        )
-        flat = torch.cat([part.flatten() for part in whole])
-        torch.testing.assert_close(rows["critic"][task], flat, rtol=1e-4, atol=1e-5)
-    assert final_state(reference)["step"] == saved.step
+    inputs = agent.critic_inputs(batch, noise, alpha, None)
+    losses, _ = agent._critic_loss(agent.critic.network, *inputs)
+    for row, loss in zip(rows, losses, strict=True):
+        parameters = list(agent.critic.network.parameters())
+        parts = torch.autograd.grad(loss, parameters, retain_graph=True)
+        whole = torch.cat([part.flatten() for part in parts])
+        torch.testing.assert_close(row, whole, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])

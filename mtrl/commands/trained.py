@@ -63,20 +63,27 @@ def open_trained(path: Path, chosen: str) -> Trained:
         if chosen != "best":
             raise ConfigError("checkpoint", chosen, f"{path} is a checkpoint already")
         chosen = str(path)
-    state: dict[str, Any] | None
-    if chosen == "latest":
-        state, warnings = checkpoint.load_latest(run.checkpoints)
-        for warning in warnings:
-            print(f"mtrl: warning: {warning}", file=sys.stderr)
-        if state is None:
-            raise checkpoint.CheckpointError(f"no readable checkpoint in {run.checkpoints}")
-    elif chosen == "best":
-        state = checkpoint.load(run.checkpoints / "best.pt")
-    else:
-        state = checkpoint.load(user_path(chosen))
+    state = stored_state(run, chosen)
     with _misfit(chosen):
         checkpoint.check_kind(state)
     return Trained(run, config, chosen, state["step"], state["agent"])
+
+
+def stored_state(run: RunDirectory, chosen: str) -> dict[str, Any]:
+    """All that a checkpoint holds; chosen: best, latest or a checkpoint file.
+
+    CheckpointError for what cannot be read.
+    """
+    if chosen == "best":
+        return checkpoint.load(run.checkpoints / "best.pt")
+    if chosen != "latest":
+        return checkpoint.load(user_path(chosen))
+    state, warnings = checkpoint.load_latest(run.checkpoints)
+    for warning in warnings:
+        print(f"mtrl: warning: {warning}", file=sys.stderr)
+    if state is None:
+        raise checkpoint.CheckpointError(f"no readable checkpoint in {run.checkpoints}")
+    return state
 
 
 @contextmanager

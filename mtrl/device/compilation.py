@@ -31,11 +31,11 @@ def _tracing_alone() -> Iterator[None]:
         with MODULES:
             return trace(*args, **kwargs)
 
-    torch.fx.Tracer.trace = alone  # type: ignore[method-assign]
+    torch.fx.Tracer.trace = alone  # type: ignore[method-assign]  # there is no hook for it
     try:
         yield
     finally:
-        torch.fx.Tracer.trace = trace  # type: ignore[method-assign]
+        torch.fx.Tracer.trace = trace  # type: ignore[method-assign]  # as above
 
 
 class Compilation(threading.Thread):
