@@ -144,9 +144,21 @@ def weights_of(name: str, options: dict[str, object], jacobian: Tensor) -> Tenso
     return weights
 
 
+def turned_by_free_length(case: Family) -> float:
+    """CDTT pulls EDM's direction d, whose length is free, by vectors (g_i - d) / |g_i - d| of their
+    own length: another length of d turns the sum. By (1 + sum_i 1 / |g_i - d|) |change of d| at
+    most, and as much again for the corrections that follow. Close to d the pull is cut off."""
+    before, after = (
+        weights_of("edm", {}, given) @ given.double() for given in (case.given, case.noisy)
+    )
+    distances = (case.given.double() - before).norm(dim=1).clamp(min=1e-2)
+    return float(2.0 * (1.0 + (1.0 / distances).sum()) * (after.norm() - before.norm()).abs())
+
+
 @of_methods()
 @given(case=families)
 @example(case=_family("opposite", 3, 7, False, 1))
+@example(case=_family("agreeing rank two", 3, 7, False, 419))  # EDM's length is free by 4e-5
 @settings(max_examples=20)
 def test_rounding_does_not_show(name: str, options: dict[str, object], case: Family) -> None:
     before = weights_of(name, options, case.given)
@@ -165,7 +177,8 @@ def test_rounding_does_not_show(name: str, options: dict[str, object], case: Fam
     if (name in FREE_LENGTH or "normalisation" in options) and wanted.norm() > 1e-2 * length:
         found = found * (wanted.norm() / found.norm())
     tolerance = DIRECTION.get("condition_number" if "cost" in options else name, 1e-5)
-    assert float((found - wanted).norm()) <= tolerance * length
+    turned = turned_by_free_length(case) if name == "cdtt" else 0.0
+    assert float((found - wanted).norm()) <= tolerance * length + turned
 
 
 @of_methods(without=IN_ORDER)
