@@ -46,8 +46,10 @@ install() {
   [ "$free_kib" -ge $((3 * 1024 * 1024)) ] ||
     fail "only $((free_kib / 1024)) MiB of disk are free at $root; at least 3 GiB are needed"
   echo "installing mtrl${extra:+ with the $extra extra} (a few minutes the first time)"
-  "$root/.venv/bin/python" -m pip install --quiet --constraint "$root/constraints.txt" \
-    --editable "$root${extra:+[$extra]}" || fail "pip could not install the packages; see above"
+  # Python compiles what it imports, which is a small part of all these files.
+  "$root/.venv/bin/python" -m pip install --quiet --no-compile \
+    --constraint "$root/constraints.txt" --editable "$root${extra:+[$extra]}" ||
+    fail "pip could not install the packages; see above"
 }
 
 if ! supported "$root/.venv/bin/python"; then

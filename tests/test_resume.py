@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import signal
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import (
     PATIENCE,
     PCGRAD,
@@ -21,8 +23,11 @@ from conftest import (
     wait_for,
 )
 
+from mtrl.agent import Agent
 from mtrl.commands import main as cli
 from mtrl.config import load_yaml
+from mtrl.networks.policy import stored_dimensions
+from mtrl.replay import Batch, create_replay
 from mtrl.run import checkpoint
 
 META_WORLD = (
@@ -35,7 +40,7 @@ META_WORLD = (
 
 COMPILED = (
     *("--learner.compile", "on", "--network.depth", 1),  # a layer takes 20 s to compile
-    *("--agent.critic-smto.name", "pcgrad"),  # compiled up to the method, the actor's with it
+    *("--agent.critic-smto.name", "pcgrad", "--agent.actor-smto.name", "famo"),  # up to the method
     *("--train.envs-per-task", 2, "--checkpoint.every", 800),
     # What keeps more than the networks: returns of episodes, bins, several steps per sample.
     *("--critic.kind", "categorical", "--critic.ensemble", "mean", "--agent.n-step", 3),
@@ -132,6 +137,38 @@ def test_resumed_equals_uninterrupted_compiled_with_two_environments_per_task(
     assert state["episodes"] == [10] * 2 * m
     assert state["replay"]["added"] == 1600 // m
     assert load_yaml(runs / "compiled" / "config.yaml").learner.compile == "on"
+
+
+def test_compiled_equals_eager_in_the_state_of_a_run(runs: Path) -> None:
+    """With the run's shapes, for which all is compiled already."""
+    config = load_yaml(runs / "compiled" / "config.yaml")
+    state = final_state(runs / "compiled")
+    dimensions, cpu = stored_dimensions(state["agent"]), torch.device("cpu")
+    replay = create_replay(config, *dimensions, cpu)
+    replay.load_state_dict(state["replay"])
+    eager, compiled = (Agent(config, *dimensions, cpu) for _ in range(2))
+    for agent in (eager, compiled):
+        agent.load_state_dict(copy.deepcopy(state["agent"]))
+        for part in agent.parts.values():
+            part.optimizer.scale(1.0)
+
+    def batch(seed: int) -> Batch:
+        samples, generator = config.replay.batch_size // config.num_tasks, torch.Generator()
+        return replay.sample(samples, generator.manual_seed(seed), eager.temperature.alpha())
+
+    compiled.compile(batch(0))
+    start = networks(eager)
+    assert torch.equal(start, networks(compiled)), "compiling changes nothing"
+    for drawn in map(batch, range(20)):
+        for one, two in zip(eager.update(drawn), compiled.update(drawn), strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(networks(eager), networks(compiled), rtol=1e-3, atol=1e-4)
+    assert not torch.equal(networks(eager), start)
+
+
+def networks(agent: Agent) -> torch.Tensor:
+    modules = agent.networks.named.values()
+    return torch.cat([p.detach().flatten() for module in modules for p in module.parameters()])
 
 
 def test_resumed_equals_uninterrupted_with_resets_and_what_else_is_rare(
