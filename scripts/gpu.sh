@@ -2,8 +2,8 @@
 # What needs a GPU, in one command and within a budget of seconds: the GPU tests, the benchmark
 # tables and a training run.
 #
-#   ./scripts/gpu.sh results                  # an hour
-#   BUDGET_S=480 ./scripts/gpu.sh results     # eight minutes
+#   ./scripts/gpu.sh gpu_results              # an hour
+#   BUDGET_S=480 ./scripts/gpu.sh gpu_results # eight minutes
 #   DEVICE=cpu BUDGET_S=300 TRAIN=toy ./scripts/gpu.sh /tmp/rehearsal   # does every step start?
 #
 # It writes, as the results come: results.md (all tables), tests.txt, log.txt (what the steps said
@@ -22,7 +22,7 @@
 # RUNS      where runs and their checkpoints are kept (runs/gpu)
 # PYTHON    the interpreter (python or python3); where it lacks what mtrl needs, .venv is set up
 set -euo pipefail
-out=$(realpath -m "${1:-results}")
+out=$(realpath -m "${1:-gpu_results}")
 runs=$(realpath -m "${RUNS:-$(dirname "${BASH_SOURCE[0]}")/../runs/gpu}")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1

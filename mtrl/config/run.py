@@ -133,11 +133,12 @@ class LearnerConfig(DeviceConfig):
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the update with torch.compile: on a CPU half the time per update, after half a minute
     (a few seconds once cached). Needs a C++ compiler and PyTorch 2.11.
-    auto = on a CPU, where possible, for runs of 20,000 updates or more."""
+    auto = where possible, for runs of 20,000 updates or more on a CPU, 100,000 or more on CUDA."""
     capture: Literal["auto", "on", "off"] = "auto"
     """Capture the update, acting and storing as CUDA graphs: a launch each instead of hundreds.
-    auto = on CUDA. Methods whose steps differ (update_every, AutoScale while it explores) or wait
-    for the device (aligned_mtl, imtl, imtl_g) are not captured; if it fails: a warning."""
+    auto = on CUDA. Not captured: methods whose steps differ (update_every, AutoScale while it
+    explores), and aligned_mtl, imtl and imtl_g with more than 64 tasks or without Triton, where
+    they wait for the device. If it fails: a warning."""
 
 
 @dataclass(frozen=True)
