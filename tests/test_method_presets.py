@@ -130,5 +130,5 @@ def test_kurins_settings_of_celeba_read_by_hand() -> None:
 
     assert over("mgda") == (5e-4, 1e-4)
     assert over("imtl") == (5e-4, 1e-3)
-    assert over("pcgrad") == (1e-3, 1e-3)
+    assert over("pcgrad") == (1e-3, 1e-3 / 40)
     assert over("graddrop") == (1e-3, 1e-4 / 40)

@@ -108,6 +108,20 @@ def test_mgda_solves_for_the_normalised_gradients(normalisation):
     assert (jacobian @ ours > 0).all()  # a common descent direction
 
 
+@pytest.mark.parametrize(
+    ("losses", "lengths", "expected"),
+    [((2, 1), (1, 1), (0.8, 0.2)), ((1, 1), (10, 1), (0.5, 0.5)), ((2, 1), (10, 1), (0.8, 0.2))],
+)
+def test_mgda_can_weigh_the_gradients_as_its_authors_code(losses, lengths, expected):
+    """Orthogonal gradients of length 1 / l_i once divided by l_i |g_i|: a_i ~ l_i^2."""
+    smto = create("mgda", 2, normalisation="loss+", raw=True)
+    gramian = torch.tensor(lengths, dtype=torch.float64).square().diag()
+    weights = smto.weights(losses=torch.tensor(losses, dtype=torch.float64), gramian=gramian)
+    torch.testing.assert_close(
+        weights, torch.tensor(expected, dtype=torch.float64), atol=1e-6, rtol=0
+    )
+
+
 def test_mgda_refuses_an_unknown_normalisation():
     with pytest.raises(ValueError, match="none, l2, loss or loss\\+, not 'l1'"):
         create("mgda", 2, normalisation="l1")

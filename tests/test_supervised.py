@@ -30,7 +30,14 @@ from mtrl.schema import dump_yaml, flatten
 from mtrl.supervised import comparison, methods, networks
 from mtrl.supervised.command import load_config, with_overrides
 from mtrl.supervised.comparison import delta_m, mean_ranks
-from mtrl.supervised.config import PROBLEMS, SupervisedConfig, load_yaml, validate, with_smto
+from mtrl.supervised.config import (
+    PROBLEMS,
+    NetworkConfig,
+    SupervisedConfig,
+    load_yaml,
+    validate,
+    with_smto,
+)
 from mtrl.supervised.dashboard import dashboard
 from mtrl.supervised.data import Batches, Loader
 from mtrl.supervised.learner import Learner
@@ -60,12 +67,42 @@ def size(module: torch.nn.Module) -> int:
 
 
 def test_parameter_counts_and_shapes() -> None:
-    assert size(networks.lenet_encoder(0.5)) == 21_330
-    assert size(networks.digit_head(0.5)) == 3_060
-    z = networks.lenet_encoder(0.5)(torch.zeros(2, 1, 28, 28))
+    drop = torch.nn.Dropout(0.5)
+    assert size(networks.lenet_encoder(drop)) == 21_330
+    assert size(networks.digit_head(drop)) == 3_060
+    z = networks.lenet_encoder(drop)(torch.zeros(2, 1, 28, 28))
     assert z.shape == (2, 50)
-    assert networks.digit_decoder(0.0)(z).shape == (2, 28, 28)
-    assert size(networks.digit_decoder(0.0)) == 214_544
+    assert networks.digit_decoder(drop)(z).shape == (2, 28, 28)
+    assert size(networks.digit_decoder(drop)) == 214_544
+
+
+def test_published_dropout_scales_nothing_and_shares_channels() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(64, 40, 3, 3) + 1.0
+    shared, own = (networks.PublishedDropout(whole_batch=whole) for whole in (True, False))
+    kept = shared(x) / x
+    assert torch.equal(kept, kept[:1, :, :1, :1].expand_as(kept))
+    assert set(kept.unique().tolist()) == {0.0, 1.0}
+    assert not torch.equal(kept, shared(x) / x), "another mask for the next batch"
+    kept = own(x) / x
+    assert set(kept.unique().tolist()) == {0.0, 1.0}
+    assert 0.45 < kept.mean() < 0.55  # 23,040 elements: standard deviation 0.003
+    assert torch.equal(own.eval()(x), x)
+
+
+def layers(config: SupervisedConfig) -> list[type[torch.nn.Module]]:
+    network = make_problem(config).network()
+    kinds = (torch.nn.Dropout, torch.nn.Dropout2d, networks.PublishedDropout)
+    return [type(module) for module in network.modules() if isinstance(module, kinds)]
+
+
+def test_each_paper_has_its_own_dropout() -> None:
+    published, plain = networks.PublishedDropout, torch.nn.Dropout
+    assert layers(SupervisedConfig("multi_mnist")) == [published] * 3
+    halved = NetworkConfig(dropout=0.5)
+    by_channel = layers(SupervisedConfig("multi_mnist", network=halved))
+    assert by_channel == [torch.nn.Dropout2d, plain, plain]
+    assert layers(SupervisedConfig("multi_mnist_cl_cr", network=halved)) == [plain] * 3
 
 
 def test_celeba_network() -> None:

@@ -17,6 +17,7 @@ Normalisation = Literal["none", "l2", "loss", "loss+"]
 
 class _MinNorm(GramianSMTO):
     normalisation: Normalisation
+    raw = False
 
     def solve(self, gramian: Tensor, losses: Tensor | None) -> Tensor:
         cosine, lengths = cosines(gramian)
@@ -29,14 +30,15 @@ class _MinNorm(GramianSMTO):
         plane = plane / plane.max()
         y = min_norm(convex(cosine, ridge(self.precision, self.num_tasks)), plane)
 
+        hull = plane * y / (plane @ y)  # a
+
         def gap() -> Tensor:
-            hull = plane * y / (plane @ y)
             products = cosine @ (hull / plane) / plane
             return (hull @ products - products.min()) * plane.min().square()
 
         self._certificates["duality_gap"] = gap
         weights = y / lengths
-        return weights / weights.sum()
+        return hull if self.raw else weights / weights.sum()
 
 
 @register("mgda")
@@ -46,19 +48,25 @@ class MGDA(_MinNorm):
     Minimises |sum_i a_i g_i / s_i|^2 over the simplex, s by `normalisation`: none: 1; l2: |g_i|;
     loss: l_i; loss+: l_i |g_i|. The direction is that point, scaled so that the weights a_i / s_i
     of the g_i sum to 1: a common descent direction on the mean scale. (Kurin et al. leave the l2
-    version at a norm of at most 1; the authors' code applies a to the unscaled losses.) With l2
-    it is EDM. Only the loss normalisations need positive losses. Certificate: the duality gap of
-    that problem, relative to the largest |g_i / s_i|^2. A zero gradient makes the direction zero.
+    version at a norm of at most 1 in RL.) With l2 it is EDM. raw: the weights of the g_i are a, as
+    in the code of MGDA-UB; the direction may then oppose a task. Only the loss
+    normalisations need positive losses. Certificate: the duality gap of that problem, relative to
+    the largest |g_i / s_i|^2. A zero gradient makes the direction zero.
     """
 
     def __init__(
-        self, num_tasks: int, *, normalisation: Normalisation = "none", **options: Any
+        self,
+        num_tasks: int,
+        *,
+        normalisation: Normalisation = "none",
+        raw: bool = False,
+        **options: Any,
     ) -> None:
         if normalisation not in ("none", "l2", "loss", "loss+"):
             raise ValueError(
                 f"normalisation must be none, l2, loss or loss+, not {normalisation!r}"
             )
-        self.normalisation = normalisation
+        self.normalisation, self.raw = normalisation, raw
         self.wants_positive_losses = normalisation.startswith("loss")
         super().__init__(num_tasks, **options)
 

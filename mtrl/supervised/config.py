@@ -86,7 +86,8 @@ class NetworkConfig:
 
     dropout: Annotated[float | Literal["published"], within("[0, 1)")] = "published"
     """Rate of every dropout layer; 0 = none (the ablation of Kurin et al., 5.1).
-    published: theirs, 0.5 (CelebA: 0.25 after the stem)."""
+    published: theirs, 0.5 (CelebA: 0.25 after the stem). On multi_mnist theirs drops the same
+    channels for a whole batch, and scales nothing up; a number is PyTorch's own dropout."""
     encoder: Literal["resnet50", "resnet18", "segnet", "segnet_mtan"] = "resnet50"
     """Encoder of cityscapes and nyuv2. With DeepLab heads: resnet50 (Kurin et al., LibMTL) or
     resnet18 (Gama & Grassi). MTAN's: segnet, or segnet_mtan with its attention (CAGrad, Nash-MTL,
@@ -117,7 +118,7 @@ class SmtoConfig:
 
 @dataclass(frozen=True)
 class RotoGradConfig:
-    """RotoGrad (Javaloy & Valera 2022), around the representation; goes with every method."""
+    """RotoGrad (Javaloy & Valera 2022), around the representation; for every method."""
 
     enabled: bool = False
     """Rotate the shared representation for each task, and give the task gradients there equal

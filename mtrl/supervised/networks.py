@@ -48,18 +48,32 @@ class MultiTaskNetwork(nn.Module):
 # -- Multi-MNIST --------------------------------------------------------------------------------
 
 
-def lenet_encoder(dropout: float) -> nn.Sequential:
-    """[sample, 1, 28, 28] -> z [sample, 50] (Sener & Koltun 2018); 21,330 parameters.
+class PublishedDropout(nn.Module):
+    """Dropout of half the inputs as in the code of Sener & Koltun 2018 and Kurin et al. 2022: what
+    is left is not scaled up, so that the next layer sees twice as much when nothing is dropped.
 
-    Dropout drops channels of each sample on its own and rescales (the published code: the same
-    channels for the whole batch, never rescaled).
+    whole_batch: one mask over the channels, for all samples; else one over a sample's elements.
     """
+
+    def __init__(self, *, whole_batch: bool) -> None:
+        super().__init__()
+        self.whole_batch = whole_batch
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        mask = x.new_empty((1, x.shape[1], 1, 1) if self.whole_batch else x.shape)
+        return x * mask.bernoulli_(0.5)
+
+
+def lenet_encoder(dropout: nn.Module) -> nn.Sequential:
+    """[sample, 1, 28, 28] -> z [sample, 50] (Sener & Koltun 2018); 21,330 parameters."""
     return nn.Sequential(
         nn.Conv2d(1, 10, 5),
         nn.MaxPool2d(2),
         nn.ReLU(),
         nn.Conv2d(10, 20, 5),
-        nn.Dropout2d(dropout),
+        dropout,
         nn.MaxPool2d(2),
         nn.ReLU(),
         nn.Flatten(),
@@ -68,18 +82,18 @@ def lenet_encoder(dropout: float) -> nn.Sequential:
     )
 
 
-def digit_head(dropout: float) -> nn.Sequential:
+def digit_head(dropout: nn.Module) -> nn.Sequential:
     """z [sample, 50] -> logits [sample, 10]; 3,060 parameters."""
-    return nn.Sequential(nn.Linear(50, 50), nn.ReLU(), nn.Dropout(dropout), nn.Linear(50, 10))
+    return nn.Sequential(nn.Linear(50, 50), nn.ReLU(), dropout, nn.Linear(50, 10))
 
 
-def digit_decoder(dropout: float) -> nn.Sequential:
+def digit_decoder(dropout: nn.Module) -> nn.Sequential:
     """z [sample, 50] -> a normalised image [sample, 28, 28] (Gama & Grassi's code); 214,544
     parameters."""
     return nn.Sequential(
         nn.Linear(50, 256),
         nn.ReLU(),
-        nn.Dropout(dropout),
+        dropout,
         nn.Linear(256, 784),
         nn.Unflatten(1, (28, 28)),
     )

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from torch.nn import functional
 
 from mtrl.schema import ConfigError
@@ -138,15 +139,22 @@ def _qm9(config: SupervisedConfig) -> Problem:
 
 
 def _multi_mnist(config: SupervisedConfig) -> Problem:
-    names, dropout = config.task_names, _dropout(config)
+    names, rate = config.task_names, _dropout(config)
     classify = [name.startswith("classify") for name in names]
+
+    def dropout(*, channels: bool = False) -> nn.Module:
+        if config.problem == "multi_mnist" and config.network.dropout == "published":
+            return networks.PublishedDropout(whole_batch=channels)
+        # Gama & Grassi's encoder drops elements.
+        by_channel = channels and config.problem in ("digits", "multi_mnist")
+        return nn.Dropout2d(rate) if by_channel else nn.Dropout(rate)
 
     def network() -> MultiTaskNetwork:
         heads = [
-            networks.digit_head(dropout) if is_class else networks.digit_decoder(dropout)
+            networks.digit_head(dropout()) if is_class else networks.digit_decoder(dropout())
             for is_class in classify
         ]
-        return MultiTaskNetwork(networks.lenet_encoder(dropout), heads)
+        return MultiTaskNetwork(networks.lenet_encoder(dropout(channels=True)), heads)
 
     def load(folder: Path | None) -> Splits:
         pairs = mnist.digits() if config.problem == "digits" else mnist.multi_mnist(folder)
