@@ -162,12 +162,12 @@ class Agent:
         value = alpha * log_prob - loss  # the Q in the loss
         self._of_actor.copy_(torch.stack([loss, -log_prob, value, actor.weights, actor.norm]))
 
-    def reset(self, number: int) -> None:
+    def reset(self, step: int) -> None:
         """Actor and critics start again from new weights, the optimisers without memory.
 
-        In place. number: of the reset, 1, 2, ...: each draws other weights.
+        In place. step: of the run, at which the weights are drawn: each reset has other ones.
         """
-        self.networks.renew(number)
+        self.networks.renew(step)
         self.actor.optimizer.forget()
         self.critic.optimizer.forget()
 

@@ -69,14 +69,9 @@ def goals_at(config: Config, step: int, *, final: bool) -> NDArray[np.int64]:
     return goal_schedule(config, settings.episodes_per_task, first=before)
 
 
-def agent_policy(agent: Agent) -> Policy:
-    """The deterministic policy on NumPy arrays [task, dim]; follows the agent's training."""
-    return numpy_policy(agent.policy, agent.device)
-
-
 def frozen_policy(agent: Agent) -> Policy:
-    """As `agent_policy`, of the policy as it is now, and on the CPU."""
-    return numpy_policy(copy.deepcopy(agent.policy).cpu(), torch.device("cpu"))
+    """The deterministic policy as it is now, on NumPy arrays [task, dim], on the CPU."""
+    return numpy_policy(copy.deepcopy(agent.policy).cpu().eval(), torch.device("cpu"))
 
 
 def numpy_policy(network: DeterministicPolicy, device: torch.device) -> Policy:

@@ -52,15 +52,17 @@ class ReplayBuffer:
         envs_per_task: int = 1,
         gamma: float = 0.99,
         n_step: int = 1,
+        can_terminate: bool = False,
     ) -> None:
         """`capacity`: transitions in all, split evenly; rounded down to whole vector steps.
 
         n_step: rewards of the next steps of the same episode that a sample sums; fewer at the
-        episode's end and at the newest transition.
+        episode's end and at the newest transition. can_terminate: whether episodes may end before
+        their horizon.
         Raises MemoryError, before allocating, where the device has too little free memory.
         """
         self.num_tasks, self.envs_per_task, self.scale = num_tasks, envs_per_task, scale
-        self.gamma, self.n_step = gamma, n_step
+        self.gamma, self.n_step, self.can_terminate = gamma, n_step, can_terminate
         vector_steps = capacity // (num_tasks * envs_per_task)
         self.slots = vector_steps * envs_per_task
         self._widths = [observation_dim, action_dim, 1, observation_dim, 1]
@@ -205,10 +207,12 @@ class ReplayBuffer:
     def return_bound(self, temperature: Tensor | None = None) -> Tensor:
         """Largest reward so far, as `sample` scales it, / (1 - gamma), [task].
 
-        Kurin et al.'s target clip.
+        Kurin et al.'s target clip. Where episodes can terminate, rewards below 0 end with them: the
+        bound is then at least 0.
         """
         divisor = self.scale.divisor(self._none if temperature is None else temperature)
-        largest = self.maximum if divisor is None else self.maximum / divisor
+        largest = self.maximum.clamp(min=0.0) if self.can_terminate else self.maximum
+        largest = largest if divisor is None else largest / divisor
         return (largest / (1.0 - self.gamma)).float()
 
     def state_dict(self) -> dict[str, Any]:
@@ -247,4 +251,5 @@ def create_replay(
         envs_per_task=config.train.envs_per_task,
         gamma=config.agent.gamma,
         n_step=config.agent.n_step,
+        can_terminate=not config.episodes_end_together,
     )

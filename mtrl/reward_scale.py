@@ -99,7 +99,8 @@ class MeanReward(RewardScale):
     """`mean_reward`: the mean raw reward of the task over that of the task with most (ARS, 2025).
 
     It is set when learning begins and at resets (`agent.resets`), and held in between. Of every
-    reward so far (the paper's: of those in the replay). For positive rewards, as V2 has them.
+    reward so far (the paper's: of those in the replay). The paper's rewards are positive; of other
+    ones the mean's magnitude counts, and a task that has had none yet keeps its rewards.
     """
 
     def __init__(self, num_tasks: int, device: torch.device) -> None:
@@ -107,8 +108,8 @@ class MeanReward(RewardScale):
         self.share = torch.ones(num_tasks, dtype=torch.float64, device=device)
 
     def refresh(self) -> None:
-        mean = self.moments.mean.clamp(min=EPSILON)
-        self.share.copy_(mean / mean.max())
+        mean = self.moments.mean.abs()
+        self.share.copy_(torch.where(mean > 0, mean / mean.max(), 1.0))
 
     def divisor(self, temperature: Tensor) -> Tensor:
         return self.share

@@ -94,11 +94,14 @@ class Trainer:
         return self.step >= self.total
 
     def longer_than(self, stored: Config) -> str:
-        """A warning, where step sizes had begun to fall towards the end of a shorter run."""
-        settings = self.config.agent
-        was, now = (
-            schedule(settings, (n - self.step) / n) for n in (stored.whole_steps, self.total)
-        )
+        """A warning, where what follows the length of a run had begun in a shorter one."""
+        settings, lengths = self.config.agent, (stored.whole_steps, self.total)
+        was, now = (schedule(settings, (n - self.step) / n) for n in lengths)
+        if settings.resets and lengths[0] != lengths[1]:
+            return (
+                f"agent.resets = {settings.resets} follows the new length: beside the resets that "
+                "were made there are those of the longer run that are still to come"
+            )
         if was == now:
             return ""
         return (
@@ -131,6 +134,7 @@ class Trainer:
         learner, envs, collector, lap = self.learner, self.envs, self.collector, self.timer.lap
         collector.begin(envs.reset(self.goals.now))
         while not self.finished:
+            self._reset_networks()  # here, so that what was trained until now is evaluated first
             if self.step >= self.warmup and not learner.has_begun:
                 self._begin_learning()
             envs.send(collector.act(random=not learner.has_begun), self.goals.next)
@@ -146,7 +150,6 @@ class Trainer:
             self.recent.add(outcome)
             if self.step == self.warmup:
                 self._measure_scales()
-            self._reset_networks()
             may_save = bool(outcome.ended.all()) or not self.config.episodes_end_together
             for event in self.events:
                 event(may_save)
@@ -163,9 +166,8 @@ class Trainer:
 
     def _reset_networks(self) -> None:
         last = self.step - self.config.num_envs
-        number = reset_due(self.config.agent, last, self.step, self.total)
-        if number is not None:
-            self.agent.reset(number)
+        if reset_due(self.config.agent, last, self.step, self.total):
+            self.agent.reset(self.step)
             self.replay.scale.refresh()
 
     # -- around it ------------------------------------------------------------------------------
@@ -213,7 +215,8 @@ class Trainer:
         values |= recorder.per_task("train/episode_return", self.recent.returns)
         values |= recorder.per_task("train/reward_std", sigma)
         if divisor is not None:
-            values |= recorder.per_task("train/reward_scale", divisor.cpu().numpy())
+            known = torch.where(divisor.isinf(), torch.nan, divisor)  # inf: no episode has ended
+            values |= recorder.per_task("train/reward_scale", known.cpu().numpy())
         values["memory/learner_mib"] = peak_memory_mib(self.device)
         values["train/replay_fill"] = self.replay.size / self.replay.slots
         values |= {f"train/{loss}_lr": p.optimizer.lr for loss, p in self.agent.parts.items()}

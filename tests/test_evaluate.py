@@ -22,7 +22,6 @@ from mtrl.envs.vector import VectorEnv, WorkerError
 from mtrl.evaluation import (
     Evaluator,
     Policy,
-    agent_policy,
     evaluate,
     frozen_policy,
     goal_schedule,
@@ -196,16 +195,36 @@ def alter(agent: Agent) -> None:
 
 def test_a_frozen_policy_is_that_of_the_agent_then() -> None:
     agent, observations = make_agent(), np.float32(np.random.default_rng(0).normal(size=(4, 2)))
-    frozen, then = frozen_policy(agent), agent_policy(agent)(observations)
+    frozen, now = frozen_policy(agent), torch.from_numpy(observations)
+    then = agent.policy(now).detach().numpy()
     assert np.array_equal(frozen(observations), then)
     alter(agent)
     assert np.array_equal(frozen(observations), then)
-    assert not np.array_equal(agent_policy(agent)(observations), then)
+    assert not np.array_equal(frozen_policy(agent)(observations), then)
+
+
+def test_a_network_that_draws_while_it_learns_is_evaluated_without() -> None:
+    """As one with Dropout does."""
+
+    class Noisy(torch.nn.Module):
+        def __init__(self, network: torch.nn.Module) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            mean, log_std = self.network(x)
+            return mean + self.training * torch.randn(mean.shape), log_std
+
+    agent, observations = make_agent(), np.zeros((4, 2), dtype=np.float32)
+    agent.policy.actor = Noisy(agent.policy.actor)
+    policy = frozen_policy(agent)
+    assert np.array_equal(policy(observations), policy(observations))
+    assert agent.policy.training, "the agent's own learns on"
 
 
 def test_what_is_evaluated_is_the_agent_of_the_start(envs: VectorEnv) -> None:
     agent = make_agent()
-    expected = evaluate(agent_policy(agent), envs, GOALS)
+    expected = evaluate(frozen_policy(agent), envs, GOALS)
     state = snapshot(agent.state_dict())
     with contextlib.closing(Evaluator(SMALL, envs)) as evaluator:
         evaluator.start(80, agent, GOALS)
@@ -224,7 +243,7 @@ def test_what_is_evaluated_is_the_agent_of_the_start(envs: VectorEnv) -> None:
 def test_an_evaluation_waits_while_a_compilation_traces(envs: VectorEnv) -> None:
     """Tracing changes how every module is called: another thread that calls one would fail."""
     agent, tracing, release = make_agent(), threading.Event(), threading.Event()
-    expected = evaluate(agent_policy(agent), envs, GOALS)
+    expected = evaluate(frozen_policy(agent), envs, GOALS)
 
     class Traced(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

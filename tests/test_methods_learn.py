@@ -17,7 +17,7 @@ from mtrl.benchmarks import TOY
 from mtrl.config import Config, LossSmtoConfig, SmtoConfig, load_yaml
 from mtrl.envs.toy import PointMass, optimal_return
 from mtrl.envs.vector import VectorEnv, make_vector_env
-from mtrl.evaluation import agent_policy, evaluate, goal_schedule
+from mtrl.evaluation import evaluate, frozen_policy, goal_schedule
 from mtrl.run.directory import RunDirectory
 from mtrl.smto import available
 from mtrl.trainer import Trainer
@@ -90,7 +90,7 @@ def learn(config: Config, envs: VectorEnv, folder: Path) -> list[float]:
         trainer.evaluator.envs = envs  # no other processes for the final evaluation
         trainer.loop()
     goals = goal_schedule(config, EPISODES)
-    result = evaluate(agent_policy(trainer.agent), envs, goals, stop_at_success=False)
+    result = evaluate(frozen_policy(trainer.agent), envs, goals, stop_at_success=False)
     returns = result.returns.mean(1).tolist()
     return [share_of_the_way(task, value) for task, value in zip(TOY, returns, strict=True)]
 

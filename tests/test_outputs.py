@@ -178,6 +178,42 @@ def test_videos_while_training(run: Path) -> None:
     assert shown.encoded_image_string.startswith(b"GIF89a")
 
 
+def test_the_time_of_a_video_is_in_no_speed_and_counted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a log line and a checkpoint are of the same step."""
+
+    def slow(*_: object) -> Path:
+        time.sleep(2.0)
+        raise rendering.RenderingError("none today")
+
+    monkeypatch.setattr("mtrl.commands.videos.record", slow)
+    options = ("--train.total-steps", 800, "--train.video-every", 400, "--logging.every", 80)
+    began = time.monotonic()
+    cli.main([str(word) for word in Mtrl.toy_line(tmp_path / "run", *options)])
+    took = time.monotonic() - began
+    lines = records(tmp_path / "run")
+    videos = [line["time/video_ms"] for line in lines if "time/video_ms" in line]
+    assert videos
+    assert min(videos) >= 2000
+    for line in lines:
+        stages = {key: value for key, value in line.items() if key.endswith("_ms")}
+        assert max([v for key, v in stages.items() if key != "time/video_ms"], default=0) < 2000
+        assert line.get("time/env_steps_per_s", 0.0) < 1e6
+    status = json.loads((tmp_path / "run/status.json").read_text())
+    assert status["elapsed_s"] <= took + 0.1
+
+
+def test_what_is_not_known_yet_is_not_logged(tmp_path: Path) -> None:
+    """A scale of returns before the first episode has ended; JSON has no word for infinity."""
+    scale = ("--replay.reward-normalization", "return_range", "--logging.every", 40)
+    line = Mtrl.toy_line(tmp_path / "run", *scale, "--train.total-steps", 160)
+    cli.main([str(word) for word in (*line, "--train.warmup-steps", 80)])
+    assert "Infinity" not in (tmp_path / "run/metrics.jsonl").read_text()
+    lines = [line for line in records(tmp_path / "run") if "train/replay_fill" in line]
+    assert ["train/reward_scale_mean" in line for line in lines[:2]] == [False, True]
+
+
 # -- TensorBoard, CSV, Weights & Biases ---------------------------------------------------------
 
 
@@ -195,7 +231,7 @@ def test_every_chart_of_the_first_page_has_data(run: Path) -> None:
     assert list(stored.tensor_proto.string_val) == list(expected)
 
 
-NOT_IN_THIS_RUN = {"smto/<loss>/<certificate>", "time/compile_ms"}
+NOT_IN_THIS_RUN = {"smto/<loss>/<certificate>", "time/compile_ms", "time/video_ms"}
 
 
 def test_every_tag_has_a_formula_and_every_formula_a_tag(run: Path) -> None:

@@ -77,6 +77,17 @@ def test_messages_break_between_words_on_a_terminal_alone() -> None:
     assert piped.file.getvalue() == f"{text}\n"
 
 
+def test_no_steps_since_the_last_line_say_nothing_about_the_time_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As when a run fails between two of them: its own error must be what is shown."""
+    config = Config(env=EnvConfig(benchmark="toy"))
+    recorder = Recorder(RunDirectory(tmp_path), config, 0, 100, REINFORCEMENT_LEARNING)
+    recorder.progress(50, {"train": 0.0}, 0.0, 3.0)
+    recorder.close()
+    assert "ETA unknown" in capsys.readouterr().err
+
+
 def test_durations() -> None:
     seconds = (-1, 20, 400, 12_600, 449_280)
     assert [*map(duration, seconds)] == ["0 s", "20 s", "7 min", "3.5 h", "5.2 days"]

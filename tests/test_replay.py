@@ -281,6 +281,14 @@ def test_return_bound_is_the_best_reward_ever_seen(mode):
     )
 
 
+def test_return_bound_holds_for_episodes_that_end_before_their_horizon():
+    """-1 for every step until the goal: at its last step the return is -1, not -1 / (1 - gamma)."""
+    for can_terminate, expected in ((False, [-20.0, 60.0]), (True, [0.0, 60.0])):
+        buffer = make_buffer(slots=5, mode="none", gamma=0.95, can_terminate=can_terminate)
+        fill_rewards(buffer, np.array([[-1.0, 3.0]] * 4))
+        np.testing.assert_allclose(buffer.return_bound().numpy(), expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("mode", ["none", "sample", "ema"])
 def test_return_bound_is_in_the_units_of_the_sampled_rewards(mode):
     # A policy that earns the best sampled reward for ever is not clipped.

@@ -16,6 +16,7 @@ from conftest import (
     REPOSITORY,
     Mtrl,
     differences,
+    evaluations,
     final_state,
     metrics,
     steps_shown,
@@ -179,6 +180,20 @@ def test_resumed_equals_uninterrupted_with_resets_and_what_else_is_rare(
     shutil.copytree(runs / "rare", run)
     cli.main(["resume", str(checkpoint.step_path(run / "checkpoints", 400))])
     assert_equal_runs(run, runs / "rare")
+
+
+def test_what_was_trained_until_a_reset_is_what_is_evaluated_and_saved_there(
+    run_mtrl: Mtrl, tmp_path: Path
+) -> None:
+    short = ("--train.total-steps", 800, "--train.warmup-steps", 200, "--evaluation.every", 400)
+    for name, resets in (("with", 1), ("without", 0)):
+        succeeded(run_mtrl.toy(tmp_path / name, *PCGRAD, *short, "--agent.resets", resets))
+    states = [final_state(tmp_path / name, 400)["agent"] for name in ("with", "without")]
+    assert differences(*states) == []
+    first, second = (evaluations(tmp_path / name) for name in ("with", "without"))
+    assert first[:2] == second[:2], "at 0 and at 400"
+    later = [final_state(tmp_path / name, 800)["agent"] for name in ("with", "without")]
+    assert any("critic" in path for path in differences(*later))
 
 
 def test_resumed_equals_uninterrupted_on_meta_world(runs: Path) -> None:

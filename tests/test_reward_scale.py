@@ -119,11 +119,15 @@ def test_mean_rewards_are_compared_with_the_largest_and_held_until_a_reset():
     scale.stored(rewards)
     assert scale.divisor(temperature).tolist() == [1.0, 1.0, 1.0]
     scale.refresh()
-    np.testing.assert_allclose(scale.divisor(temperature), [0.25, 1.0, 0.0], atol=1e-8)
-    assert (scale.divisor(temperature) > 0).all(), "a task without rewards stays finite"
+    shares = scale.divisor(temperature).tolist()
+    assert shares == [0.25, 1.0, 1.0], "a task without rewards keeps those that come"
     held = scale.divisor(temperature).clone()
     scale.stored(10.0 * rewards)
     assert torch.equal(scale.divisor(temperature), held)
     other = MeanReward(3, CPU)
     other.load_state_dict(copy.deepcopy(scale.state_dict()))
     assert torch.equal(other.divisor(temperature), held)
+    negative = MeanReward(2, CPU)
+    negative.stored(torch.tensor([[-1.0], [5.0]], dtype=torch.float64))
+    negative.refresh()
+    assert negative.divisor(temperature).tolist() == [0.2, 1.0]

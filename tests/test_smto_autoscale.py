@@ -1,10 +1,14 @@
 """AutoScale: exploration with changing weights, then constant ones."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from smto_cases import random_jacobian
 
+from mtrl.config import AgentConfig, Config, SmtoConfig
+from mtrl.gradients.objective import create_smto
 from mtrl.smto import create
 from mtrl.smto.autoscale import best_conditioned
 
@@ -23,6 +27,25 @@ def test_windows_give_equal_magnitudes_and_the_second_phase_needs_only_losses():
     assert smto.needs == "losses"
     for _ in range(16):
         np.testing.assert_allclose(smto.weights(losses=torch.ones(2)), (0.9, 0.1))
+
+
+def test_a_longer_run_does_not_explore_again():
+    short, longer = (create("autoscale", 2, total_steps=n, windows=2) for n in (20, 2000))
+    explore(short, [(1, 9)] * 4)
+    longer.load_state_dict(copy.deepcopy(short.state_dict()))
+    assert not longer.exploring
+    assert longer.needs == "losses"
+    ones = torch.ones(2)
+    assert torch.equal(longer.weights(losses=ones), short.weights(losses=ones))
+
+
+@pytest.mark.parametrize("every", [1, 3, 7])
+def test_on_the_actor_it_explores_for_the_same_share_of_a_run(every):
+    config = Config(agent=AgentConfig(actor_every=every, smto=SmtoConfig("autoscale")))
+    for loss, rests in (("critic", 1), ("actor", every)):
+        smto = create_smto(config, loss, torch.device("cpu"))
+        share = smto.length * smto.windows * rests / config.total_updates
+        assert share == pytest.approx(0.2, rel=1e-3)
 
 
 def found(combination, windows=3):

@@ -10,7 +10,6 @@ import functools
 import math
 import shutil
 import subprocess
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from mtrl.envs import tasks
 from mtrl.envs.film import FPS, Filmed
 from mtrl.envs.rendering import DISABLED, RenderingError, choose_renderer
 from mtrl.envs.vector import VectorEnv, auto_workers
-from mtrl.evaluation import Policy, agent_policy, evaluate, goal_schedule
+from mtrl.evaluation import Policy, evaluate, frozen_policy, goal_schedule
 from mtrl.trainer import Trainer
 
 
@@ -82,14 +81,13 @@ class Videos:
         trainer = self.trainer
         if not trainer.crossed(trainer.config.train.video_every):
             return
-        started = time.monotonic()
         folder = trainer.run.video_folder(trainer.step)
         try:
-            path = record(trainer.config, agent_policy(trainer.agent), folder)
+            path = record(trainer.config, frozen_policy(trainer.agent), folder)
             trainer.recorder.video(trainer.step, path)
         except (RuntimeError, OSError) as error:  # what goes wrong here must not end the run
             trainer.recorder.message(f"warning: no video: {error}")
-        trainer.exclude(time.monotonic() - started)
+        trainer.exclude(trainer.timer.lap("video"))
 
 
 def _tile(files: Sequence[Path], path: Path, size: int) -> Path:

@@ -250,6 +250,11 @@ class Config:
         learning = max(vector_steps - warmup, 0)
         return self.agent.warmup_updates + math.floor(learning * self.agent.updates_per_step)
 
+    def updates_of(self, loss: Loss) -> int:
+        """Those of the whole run in which this loss is trained."""
+        rests = 1 if loss == "critic" else self.agent.actor_every
+        return math.ceil(self.total_updates / rests)
+
     def smto_of(self, loss: Loss) -> SmtoConfig:
         """The SMTO of one loss: agent.smto, where agent.<loss>_smto does not override it."""
         own = getattr(self.agent, f"{loss}_smto")

@@ -274,7 +274,8 @@ class VectorEnv:
     def _receive(self, expected: bytes) -> None:
         for index, connection in enumerate(self._connections):
             try:
-                if not self._pollers[index].poll(1e3 * TIMEOUT_S):
+                # In slices, of which a run that was paused for hours loses one.
+                if not any(self._pollers[index].poll(1e3) for _ in range(int(TIMEOUT_S))):
                     raise WorkerError(
                         f"{self._describe(index)} did not answer in {TIMEOUT_S:.0f} s"
                     )

@@ -130,7 +130,7 @@ def create_smto(config: Config, loss: Loss, device: torch.device) -> SMTO:
     known = {
         "seed": config.seed + offset,
         "device": device,
-        "total_steps": max(config.total_updates, 1),
+        "total_steps": max(config.updates_of(loss), 1),
     }
     own = {key: value for key, value in known.items() if key in options_of(chosen.name)}
     return create(chosen.name, config.num_tasks, **own | chosen.options).to(device)

@@ -20,11 +20,10 @@ def updates_due(config: AgentConfig, index: int) -> int:
     return burst + math.floor((index + 1) * rate) - math.floor(index * rate)
 
 
-def reset_due(config: AgentConfig, last: int, step: int, total: int) -> int | None:
-    """Number (1, 2, ...) of the reset that falls between the steps `last` and `step`, or None.
+def reset_due(config: AgentConfig, last: int, step: int, total: int) -> bool:
+    """Whether a reset falls between the steps `last` and `step`.
 
     `config.resets` of them cut a run of `total` steps into equal parts; none is at its end.
     """
     parts = config.resets + 1
-    number = step * parts // total
-    return number if number > last * parts // total and step < total else None
+    return last * parts // total < step * parts // total < parts and last >= 0

@@ -61,9 +61,9 @@ class ActorCritic:
         if self._divergence is not None and diverged is not None:
             self._divergence.restart(diverged, generator)
 
-    def renew(self, number: int) -> None:
-        """New weights in place, other ones for each number 1, 2, ..."""
-        actor, critic = self._new(self._seed + 1_000_003 * number)
+    def renew(self, step: int) -> None:
+        """New weights in place, other ones for each step 1, 2, ..."""
+        actor, critic = self._new(self._seed + 1_000_003 * step)
         self.actor.load_state_dict(actor.state_dict())
         for network in (self.critic, self.target_critic):
             network.load_state_dict(critic.state_dict())

@@ -45,7 +45,7 @@ def check_methods(config: Config) -> Config:
             f"{source}.name",
             options_source,
             config.num_tasks,
-            config.total_updates,
+            config.updates_of(loss),
         )
     return config
 

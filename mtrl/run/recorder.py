@@ -157,7 +157,7 @@ class Recorder:
         self._show(step, words, self._left(step, rate))
 
     def _left(self, step: int, rate: float) -> str:
-        return f"ETA {duration((self.total - step) / rate)}"
+        return f"ETA {duration((self.total - step) / rate)}" if rate else "ETA unknown"
 
     def _show(self, step: int, words: Sequence[str], left: str) -> None:
         """The state of the bar on a terminal; one plain line elsewhere."""

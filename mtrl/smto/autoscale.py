@@ -133,11 +133,12 @@ class AutoScale(SMTO):
         return not self.exploring
 
     def get_extra_state(self) -> dict[str, Any]:
-        return super().get_extra_state() | {"calls": self.calls}
+        return super().get_extra_state() | {"calls": self.calls, "length": self.length}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         super().set_extra_state(state)
         self.calls = state["calls"]
+        self.length = state.get("length", self.length)  # a longer run does not explore again
         self._choose_needs()
 
 
