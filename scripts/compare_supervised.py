@@ -14,12 +14,14 @@ Time: the median training time of an epoch.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from scipy import stats
 
+from mtrl.report.groups import benchmarks
 from mtrl.report.markdown import MarkedPlace, Table
 from mtrl.run.state import Run, find_runs, read_run
 from mtrl.schema import ConfigError
@@ -83,16 +85,17 @@ def main() -> None:
     )
     MarkedPlace.option(parser, "scripts/compare_supervised.py")
     options = parser.parse_args()
-    runs: dict[str, list[Run]] = {}
-    for path in find_runs([options.folder]):
-        run = read_run(path, ("test/", "time/epoch_s"))
-        if test_scores(run):
-            runs.setdefault(run.method, []).append(run)
-    if not runs:
-        parser.error(f"{options.folder} has no tested run")
+    every = [read_run(path, ("test/", "time/epoch_s")) for path in find_runs([options.folder])]
+    tested = [run for run in every if run.finished and test_scores(run)]
+    if not tested:
+        parser.error(f"{options.folder} has no finished run that was tested")
+    found = benchmarks(tested, "test", options.baseline)
+    for warning in found[0].warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    runs = {group.label: list(group.runs) for group in found[0].groups}
     scores = {method: [test_scores(run) for run in own] for method, own in runs.items()}
     keys = list(next(iter(scores.values()))[0])
-    if any(set(one) != set(keys) for own in scores.values() for one in own):
+    if len(found) > 1 or any(set(one) != set(keys) for own in scores.values() for one in own):
         parser.error("the runs are of different problems")
     means = {
         method: {key: float(np.mean([one[key] for one in own])) for key in keys}

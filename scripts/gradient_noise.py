@@ -50,6 +50,8 @@ from mtrl.run.directory import RunDirectory
 from mtrl.schema import ConfigError
 
 LOSSES: tuple[Loss, ...] = ("critic", "actor")
+LOST = 0.05
+"""Signal below which the sign of a cosine is mostly noise, with eight draws."""
 
 
 class Products(NamedTuple):
@@ -75,9 +77,10 @@ class Products(NamedTuple):
 
     @property
     def expected_cosines(self) -> NDArray[np.float64]:
-        """[pair] of E g_i and E g_j; NaN where a length is lost in the noise."""
+        """[pair] of E g_i and E g_j; NaN where a length is lost in the noise, so that the cosine's
+        sign would be."""
         squares = self.across.diagonal()
-        norms = np.sqrt(np.where(squares > 0, squares, np.nan))
+        norms = np.sqrt(np.where(self.signal > LOST, squares, np.nan))
         return _pairs(self.across / np.outer(norms, norms))
 
 
@@ -180,7 +183,7 @@ def describe(saved: Saved, sizes: list[int], draws: int) -> dict[Loss, dict[floa
             print(
                 f"expected gradients of the {loss}: {share:.0%} of {len(known)} pairs conflict; "
                 f"cosines: mean {known.mean():.3f}, smallest {known.min():.2f}, "
-                f"largest {known.max():.2f}"
+                f"largest {known.max():.2f}; signal {np.median(found.signal):.2f}"
             )
         else:
             print(f"expected gradients of the {loss}: lost in the noise; more --samples may help")

@@ -295,6 +295,7 @@ def test_speeds_of_different_machines(mt10: Benchmark, tmp_path: Path) -> None:
         (["{runs}", "--metric", "eval/sucess"], "are eval/success; did you mean 'eval/success'?"),
         (["{runs}", "--metric", "eval/success_mean"], "there are eval/success"),
         (["{runs}", "--metric", "eval"], "there are eval/success"),
+        (["{runs}", "--metric", "eval/mae"], "metric = 'eval/mae': is better where it is lower"),
         (["{runs}", "--out", "{runs}/MT10/mgda/seed_1/status.json"], "out = '{runs}/MT10/mgda"),
         ([], "report needs run directories"),
     ],

@@ -26,6 +26,7 @@ from mtrl.commands import main as cli
 from mtrl.commands.fixed_weights import fixed_weights
 from mtrl.run import checkpoint
 from mtrl.run.directory import RunDirectory
+from mtrl.run.tags import LOWER_IS_BETTER
 from mtrl.schema import dump_yaml, flatten
 from mtrl.supervised import comparison, methods, networks
 from mtrl.supervised.command import load_config, with_overrides
@@ -768,6 +769,34 @@ def test_comparison_of_runs(
     assert (mean, half) == pytest.approx((0.3, 4.3027 * 0.264575 / 3**0.5), abs=1e-4)
 
 
+def test_comparison_keeps_settings_apart_and_counts_a_seed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = (0.1, 1, 0.5, "finished"), (0.1, 1, 0.5, "finished"), (0.01, 1, 0.9, "finished")
+    for number, (lr, seed, score, status) in enumerate([*runs, (0.1, 2, 0.7, "stopped")]):
+        run = tmp_path / f"run_{number}"
+        run.mkdir()
+        (run / "config.yaml").write_text(
+            f"problem: digits\nseed: {seed}\nsmto: {{name: unitary}}\ntrain: {{lr: {lr}}}\n"
+        )
+        (run / "metrics.jsonl").write_text(json.dumps({"step": 5, "test/accuracy/a": score}) + "\n")
+        (run / "status.json").write_text(
+            json.dumps({"status": status, "step": 5, "total_steps": 5})
+        )
+    script = REPOSITORY / "scripts" / "compare_supervised.py"
+    line = [str(script), str(tmp_path), "--baseline", "unitary (lr=0.1)"]
+    monkeypatch.setattr("sys.argv", line)
+    monkeypatch.syspath_prepend(script.parent)
+    runpy.run_path(str(script), run_name="__main__")
+    shown = capsys.readouterr()
+    rows = [row.split(" | ") for row in shown.out.splitlines() if row.startswith("| `")]
+    assert [row[:3] for row in rows] == [
+        ["| `unitary (lr=0.01)`", "1", "0.9000"],
+        ["| `unitary (lr=0.1)`", "1", "0.5000"],
+    ]
+    assert "the same settings and seed" in shown.err
+
+
 @pytest.mark.parametrize("baseline", ["published", "{file}"])
 def test_comparison_with_given_single_task_values(
     baseline: str,
@@ -779,13 +808,14 @@ def test_comparison_with_given_single_task_values(
     single = comparison.SINGLE_TASK["nyuv2"]
     scores, file = {}, {}
     for (task, metric), value in single.items():
-        better = 0.9 if metric in comparison.LOWER_IS_BETTER else 1.1
+        better = 0.9 if metric in LOWER_IS_BETTER else 1.1
         scores[f"test/{metric}/{task}"] = better * value
         file.setdefault(task, {})[metric] = value / 2 if task == "depth" else value
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.yaml").write_text("problem: nyuv2\nsmto:\n  name: mgda\n")
     (run / "metrics.jsonl").write_text(json.dumps({"step": 5, **scores}) + "\n")
+    (run / "status.json").write_text('{"status": "finished", "step": 5, "total_steps": 5}')
     path = tmp_path / "single.yaml"
     path.write_text(yaml.dump(file))
     script = REPOSITORY / "scripts" / "compare_supervised.py"

@@ -16,6 +16,7 @@ from mtrl.report.groups import Benchmark, benchmarks, machines
 from mtrl.report.section import Section, Topic
 from mtrl.report.tables import Column, Table
 from mtrl.run.state import Run, find_runs, read_run, read_series
+from mtrl.run.tags import LOWER_IS_BETTER
 from mtrl.schema import ConfigError, nearest
 
 DEFAULT_BASELINE = "unitary"
@@ -115,7 +116,11 @@ def _topic(topic: Topic, folder: Path) -> dict[str, Any]:
 
 
 def _check_metric(runs: Sequence[Run], metric: str) -> None:
-    """ConfigError if the runs have scores, but none of this name; it says which there are."""
+    """ConfigError if the runs have scores, but none of this name; it says which there are. Or if
+    this score is better where it is lower: a report would call the worse method better."""
+    if metric.rpartition("/")[2] in LOWER_IS_BETTER:
+        instead = "is better where it is lower, and a report takes the higher score for the better"
+        raise ConfigError("metric", metric, f"{instead}; see scripts/compare_supervised.py")
     if "/" in metric and any(tag.startswith(f"{metric}/") for run in runs for tag in run.series):
         return
     tags = {

@@ -7,6 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+LOWER_IS_BETTER = (
+    "mse", "absolute_error", "relative_error", "centre_error", "mean_angle", "median_angle", "mae",
+)  # fmt: skip
+"""Scores, by the last word of eval/<score>/<task>; all others are better where they are higher."""
+
 
 def per_task(
     prefix: str, names: Sequence[str], values: Sequence[float] | np.ndarray

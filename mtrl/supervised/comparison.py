@@ -8,14 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from mtrl.run.tags import LOWER_IS_BETTER
 from mtrl.schema import ConfigError, read_yaml
 
 Scores = Mapping[tuple[str, str], float]
 """{(task, metric): value}"""
 
-LOWER_IS_BETTER = (
-    "mse", "absolute_error", "relative_error", "centre_error", "mean_angle", "median_angle", "mae",
-)  # fmt: skip
 DIFFERENT_UNITS = ("mae",)
 """Metrics that have another unit for every task."""
 SINGLE_TASK: dict[str, Scores] = {
