@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mtrl.networks.bodies import create_body
 from mtrl.networks.layers import (
     LayerNorm,
     Linear,
@@ -21,6 +20,9 @@ from mtrl.networks.layers import (
     layers_of,
     recording,
 )
+from mtrl.networks.shape import BodyKind
+from mtrl.networks.shape import Shape as NetworkShape
+from mtrl.networks.shared import shared_network
 from mtrl.smto import create
 
 IN, OUT, WIDTH = 3, 2, 4
@@ -114,8 +116,9 @@ def test_task_gradients_are_those_of_separate_backwards(shape: Shape, seed: int)
 
 
 @pytest.mark.parametrize("kind", ["mlp", "residual"])
-def test_bodies_are_made_of_recorded_layers(kind: str) -> None:
-    body = create_body(kind, IN, OUT, width=WIDTH, depth=2, layer_norm=True, copies=2)  # type: ignore[arg-type]
+def test_bodies_are_made_of_recorded_layers(kind: BodyKind) -> None:
+    wanted = NetworkShape(("task",), IN, OUT, width=WIDTH, depth=2, layer_norm=True, copies=2)
+    body = shared_network(dataclasses.replace(wanted, body=kind))
     assert is_recorded(body)
     x = torch.randn(3, 5, IN)
     expected = body(x)
@@ -126,9 +129,10 @@ def test_bodies_are_made_of_recorded_layers(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["mlp", "residual"])
-def test_bf16_products_are_those_of_a_plain_backward(kind: str) -> None:
+def test_bf16_products_are_those_of_a_plain_backward(kind: BodyKind) -> None:
     torch.manual_seed(0)
-    body = create_body(kind, IN, OUT, width=32, depth=3, bf16=True)  # type: ignore[arg-type]
+    wanted = NetworkShape(("task",), IN, OUT, width=32, depth=3, body=kind, bf16=True)
+    body = shared_network(wanted)
     inputs = torch.randn(3, 20, IN), torch.randn(3, 20, OUT)
     parameters = list(body.parameters())
     plain = torch.autograd.grad(squared_error(body, *inputs)[0].mean(), parameters)

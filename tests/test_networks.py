@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -9,6 +10,7 @@ from mtrl.networks.actor import Actor, sample_action
 from mtrl.networks.bodies import MLP, Residual
 from mtrl.networks.critic import Critic
 from mtrl.networks.encoder import InputEncoder
+from mtrl.networks.shape import Shape
 
 
 def randomise(module, seed=0):
@@ -51,7 +53,9 @@ def dense(layer, copy, x):
 @pytest.mark.parametrize("leading", [(), (6,), (3, 6), (3, 2, 4)])
 @pytest.mark.parametrize("copies", [1, 2, 3])
 def test_mlp_equals_separate_networks(copies, leading, layer_norm):
-    mlp = randomise(MLP(copies, 5, 4, width=7, depth=2, layer_norm=layer_norm))
+    mlp = randomise(
+        MLP(Shape(("task",), 5, 4, copies=copies, width=7, depth=2, layer_norm=layer_norm))
+    )
     x = torch.randn(*leading, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     rows = x.reshape(-1, 5).numpy()
     out = mlp(x)
@@ -65,7 +69,7 @@ def test_mlp_equals_separate_networks(copies, leading, layer_norm):
 
 @pytest.mark.parametrize("depth", [1, 3])
 def test_residual_body_equals_separate_networks(depth):
-    body = randomise(Residual(2, 5, 4, width=7, depth=depth))
+    body = randomise(Residual(Shape(("task",), 5, 4, copies=2, width=7, depth=depth)))
     x = torch.randn(3, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     out = body(x).detach().numpy()
     assert out.shape == (2, 3, 6, 4)
@@ -83,8 +87,8 @@ def test_bf16_rounds_the_products_between_hidden_layers_alone(layer_norm):
     torch.manual_seed(0)  # the initial weights
     x = torch.randn(64, 20, generator=torch.Generator().manual_seed(1))
     for depth, products in ((1, 0), (3, 2)):
-        exact = MLP(2, 20, 3, 64, depth, layer_norm)
-        rounded = MLP(2, 20, 3, 64, depth, layer_norm, bf16=True)
+        shape = Shape(("task",), 20, 3, copies=2, width=64, depth=depth, layer_norm=layer_norm)
+        exact, rounded = MLP(shape), MLP(dataclasses.replace(shape, bf16=True))
         rounded.load_state_dict(exact.state_dict())
         outputs, gradients = [], []
         for mlp in (exact, rounded):
@@ -101,7 +105,7 @@ def test_bf16_rounds_the_products_between_hidden_layers_alone(layer_norm):
 
 @pytest.mark.parametrize("layer_norm", [False, True])
 def test_mlp_leaves_its_input_alone(layer_norm):
-    mlp = MLP(2, 5, 4, width=7, depth=2, layer_norm=layer_norm)
+    mlp = MLP(Shape(("task",), 5, 4, copies=2, width=7, depth=2, layer_norm=layer_norm))
     x = torch.randn(6, 5)
     before = x.clone()
     mlp(x).sum().backward()
@@ -110,7 +114,7 @@ def test_mlp_leaves_its_input_alone(layer_norm):
 
 
 def test_initial_weights_are_xavier_uniform_and_differ_between_copies():
-    mlp = MLP(2, 30, 10, width=200, depth=2, layer_norm=False)
+    mlp = MLP(Shape(("task",), 30, 10, copies=2, width=200, depth=2))
     linears = [*(layer.linear for layer in mlp.hidden), mlp.head]
     sizes = [(30, 200), (200, 200), (200, 10)]
     for weight, (fan_in, fan_out) in zip((x.weight for x in linears), sizes, strict=True):
@@ -123,7 +127,7 @@ def test_initial_weights_are_xavier_uniform_and_differ_between_copies():
 
 
 def test_critic_is_two_networks_on_inputs_and_actions():
-    critic = randomise(Critic(MLP(2, 5, 1, width=6, depth=2, layer_norm=False)))
+    critic = randomise(Critic(MLP(Shape(("task",), 5, 1, copies=2, width=6, depth=2))))
     inputs, actions = torch.randn(4, 5, 3).double(), torch.randn(4, 5, 2).double()
     values = critic(inputs, actions).detach().numpy()
     rows = torch.cat([inputs, actions], -1).reshape(-1, 5).numpy()
@@ -135,7 +139,7 @@ def test_critic_is_two_networks_on_inputs_and_actions():
 @pytest.mark.parametrize("bound", ["clamp", "tanh"])
 def test_log_std_is_bounded(bound):
     low, high = -4.0, 1.5
-    actor = randomise(Actor(MLP(1, 3, 4, width=6, depth=1, layer_norm=False), low, high, bound))
+    actor = randomise(Actor(MLP(Shape(("task",), 3, 4, width=6, depth=1)), low, high, bound))
     with torch.no_grad():  # reach far beyond both bounds, and stay between them too
         actor.body.head.weight *= 30.0
     inputs = torch.randn(200, 3).double()

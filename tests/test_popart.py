@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import numpy as np
 import torch
@@ -13,8 +14,9 @@ from torch import Tensor
 from mtrl.agent import Agent
 from mtrl.benchmarks import TOY
 from mtrl.config import AgentConfig, Config, CriticConfig, EnvConfig, NetworkConfig, SmtoConfig
-from mtrl.networks.bodies import create_body
 from mtrl.networks.critic import Critic
+from mtrl.networks.shape import Shape
+from mtrl.networks.shared import shared_network
 from mtrl.networks.values import PopArtValue
 from mtrl.replay import Batch
 
@@ -28,9 +30,10 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 def make_critic(body: str = "mlp") -> Critic:
     torch.manual_seed(1)
-    return Critic(
-        create_body(body, 5, 1, width=8, depth=1, layer_norm=True, copies=2, heads=TASKS)  # type: ignore[arg-type]  # a literal
+    shape = Shape(
+        ("a", "b", "c"), 5, 1, width=8, depth=1, layer_norm=True, copies=2, task_head=True
     )
+    return Critic(shared_network(dataclasses.replace(shape, body=body)))
 
 
 @given(

@@ -12,6 +12,7 @@ from mtrl.gradients.objective import Objective
 from mtrl.gradients.optimizer import Optimizer
 from mtrl.networks.bodies import MLP
 from mtrl.networks.layers import is_recorded, layers_of
+from mtrl.networks.shape import Shape
 from mtrl.smto import SMTO, available, create
 from mtrl.smto.registry import options_of
 
@@ -383,7 +384,7 @@ def test_memory_that_is_not_there_is_refused_before_it_is_taken():
 
 def test_a_layer_that_the_loss_leaves_out_is_named():
     task_loss, network, inputs = problem(make_agent(), "critic")
-    network.left_out = MLP(1, 2, 2, 3, 1, False)
+    network.left_out = MLP(Shape(("task",), 2, 2, width=3, depth=1))
     with pytest.raises(ValueError, match="does not call"):
         jacobian(task_loss, network, inputs)
     assert not any(layer.is_recorded for layer in layers_of(network))
@@ -403,7 +404,7 @@ def test_every_method_fits_conflicting_regressions(name):
         pytest.skip(reason)
     tasks, samples = 3, 16
     torch.manual_seed(0)
-    mlp = MLP(1, 4 + tasks, 1, 24, 2, True)
+    mlp = MLP(Shape(("task",), 4 + tasks, 1, width=24, depth=2, layer_norm=True))
     teacher = nn.functional.normalize(torch.randn(tasks, 4, 1), dim=1)
     teacher *= torch.tensor([1.0, 1.5, 2.0])[:, None, None]
     options = {"weights": [1.0, 2.0, 1.0]} if name == "fixed" else {}

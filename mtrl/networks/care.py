@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.networks.layers import Linear
-from mtrl.networks.registry import Shape, register_network
+from mtrl.networks.registry import register_network
+from mtrl.networks.shape import Shape
 
 RANDOM_WIDTH = 32
 """Of task embeddings that nobody gave."""

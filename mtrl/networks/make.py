@@ -10,7 +10,8 @@ from mtrl.networks.actor import Actor
 from mtrl.networks.critic import Critic
 from mtrl.networks.encoder import InputEncoder
 from mtrl.networks.layers import TaskTable, is_recorded, layers_of
-from mtrl.networks.registry import Shape, create_network
+from mtrl.networks.registry import create_network
+from mtrl.networks.shape import Shape
 from mtrl.networks.values import Value
 from mtrl.schema import ConfigError
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.networks.layers import Linear, TaskLinear, TaskTable
-from mtrl.networks.registry import Shape, register_network
+from mtrl.networks.registry import register_network
+from mtrl.networks.shape import Shape
 
 EPSILON = 1e-6
 """Of a squared length: a feature that depends on those before it becomes short, not infinite."""

@@ -6,7 +6,8 @@ import dataclasses
 
 from torch import nn
 
-from mtrl.networks.registry import Shape, register_network
+from mtrl.networks.registry import register_network
+from mtrl.networks.shape import Shape
 from mtrl.networks.shared import shared_network
 
 

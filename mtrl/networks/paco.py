@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtrl.networks.layers import Mixture, TaskTable
-from mtrl.networks.registry import Shape, register_network
+from mtrl.networks.registry import register_network
+from mtrl.networks.shape import Shape
 
 
 class MixedLinear(nn.Module):

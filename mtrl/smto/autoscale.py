@@ -136,9 +136,10 @@ class AutoScale(SMTO):
         return super().get_extra_state() | {"calls": self.calls, "length": self.length}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        state = {"length": self.length, **state}  # earlier checkpoints have none
         super().set_extra_state(state)
         self.calls = state["calls"]
-        self.length = state.get("length", self.length)  # a longer run does not explore again
+        self.length = state["length"]  # a run that is made longer does not explore again
         self._choose_needs()
 
 
