@@ -181,12 +181,20 @@ def test_videos_while_training(run: Path) -> None:
 def test_the_time_of_a_video_is_in_no_speed_and_counted_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where a log line and a checkpoint are of the same step."""
+    """Also where a log line and a checkpoint are of the same step. A video takes a thousand
+    seconds, on a clock of the test's own: no machine under load is as slow."""
+    later = [0.0]
 
     def slow(*_: object) -> Path:
-        time.sleep(2.0)
+        later[0] += 1000.0
         raise rendering.RenderingError("none today")
 
+    clock = types.SimpleNamespace(
+        perf_counter=lambda: time.perf_counter() + later[0],
+        monotonic=lambda: time.monotonic() + later[0],
+    )
+    for module in ("timing", "log_window"):
+        monkeypatch.setattr(f"mtrl.run.{module}.time", clock)
     monkeypatch.setattr("mtrl.commands.videos.record", slow)
     options = ("--train.total-steps", 800, "--train.video-every", 400, "--logging.every", 80)
     began = time.monotonic()
@@ -195,13 +203,13 @@ def test_the_time_of_a_video_is_in_no_speed_and_counted_once(
     lines = records(tmp_path / "run")
     videos = [line["time/video_ms"] for line in lines if "time/video_ms" in line]
     assert videos
-    assert min(videos) >= 2000
+    assert min(videos) >= 1e6
     for line in lines:
         stages = {key: value for key, value in line.items() if key.endswith("_ms")}
-        assert max([v for key, v in stages.items() if key != "time/video_ms"], default=0) < 2000
+        assert max([v for key, v in stages.items() if key != "time/video_ms"], default=0) < 5e5
         assert line.get("time/env_steps_per_s", 0.0) < 1e6
     status = json.loads((tmp_path / "run/status.json").read_text())
-    assert status["elapsed_s"] <= took + 0.1
+    assert 2000 <= status["elapsed_s"] <= 2000 + took + 0.1, "two videos"
 
 
 def test_what_is_not_known_yet_is_not_logged(tmp_path: Path) -> None:
