@@ -29,8 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness import run, take_turns
-from mtrl import benchmarks
-from mtrl.config import Config, EnvConfig
+from mtrl.config import Config, EnvConfig, benchmarks
 from mtrl.envs import metaworld as metaworld_tasks
 from mtrl.envs import tasks
 from mtrl.envs.vector import make_vector_env

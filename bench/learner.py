@@ -35,7 +35,7 @@ import torch
 from baselines import PlainLoop, Products
 from device import machine, peak_memory, seconds, set_up
 from harness import known, make_parser, run, take_turns
-from mtrl.benchmarks import BENCHMARKS, benchmark_tasks
+from mtrl.config.benchmarks import BENCHMARKS, benchmark_tasks
 from mtrl.device.compilation import exit_now
 from mtrl.report.markdown import Table
 from mtrl.smto import describe

@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from baselines import PlainLoop
 from device import machine, seconds, set_up
 from harness import make_parser, run
-from mtrl.benchmarks import BENCHMARKS, benchmark_tasks
+from mtrl.config.benchmarks import BENCHMARKS, benchmark_tasks
 from mtrl.replay import Batch
 from mtrl.report.markdown import Table
 from updates import Impossible, Update, make_agent, make_batch, prepare, use

@@ -25,7 +25,7 @@ from multiprocessing.synchronize import Barrier
 from tempfile import TemporaryDirectory
 
 from harness import make_parser, run
-from mtrl.benchmarks import BENCHMARKS, benchmark_tasks
+from mtrl.config.benchmarks import BENCHMARKS, benchmark_tasks
 from mtrl.report.markdown import Table
 
 CONTROL = "nvidia-cuda-mps-control"

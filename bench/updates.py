@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mtrl.agent import Agent
-from mtrl.benchmarks import MT50
 from mtrl.config import AgentConfig, Config, EnvConfig, LearnerConfig, NetworkConfig, SmtoConfig
+from mtrl.config.benchmarks import MT50
 from mtrl.device.compilation import Compilation
 from mtrl.device.cuda_graph import WARM_UPS, CapturedUpdate
 from mtrl.networks.registry import DEFAULT

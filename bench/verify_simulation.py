@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrl import benchmarks
+from mtrl.config import benchmarks
 from mtrl.envs import metaworld as metaworld_tasks
 
 REWARD_TOLERANCE = 1e-12

@@ -8,7 +8,6 @@ import torch
 
 from mtrl import losses
 from mtrl.agent import Agent
-from mtrl.benchmarks import TOY
 from mtrl.commands.notes import notes
 from mtrl.config import (
     AgentConfig,
@@ -21,6 +20,7 @@ from mtrl.config import (
     TemperatureSmtoConfig,
     TrainConfig,
 )
+from mtrl.config.benchmarks import TOY
 from mtrl.replay import Batch
 from mtrl.run import checkpoint
 from mtrl.smto import SMTO, available, register

@@ -17,11 +17,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from mtrl import benchmarks
 from mtrl.agent import Agent
 from mtrl.commands import main as cli
 from mtrl.commands.notes import notes
-from mtrl.config import AgentConfig, Config, CriticConfig, EnvConfig, NetworkConfig, SmtoConfig
+from mtrl.config import (
+    AgentConfig,
+    Config,
+    CriticConfig,
+    EnvConfig,
+    NetworkConfig,
+    SmtoConfig,
+    benchmarks,
+)
 from mtrl.device.compiled import MANY
 from mtrl.networks import Shape, available_networks, create_network
 from mtrl.networks.layers import layers_of

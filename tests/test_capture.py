@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from mtrl.agent import Agent, Metrics
-from mtrl.benchmarks import TOY
 from mtrl.config import (
     AgentConfig,
     Config,
@@ -24,6 +23,7 @@ from mtrl.config import (
     ReplayConfig,
     SmtoConfig,
 )
+from mtrl.config.benchmarks import TOY
 from mtrl.device.cuda_graph import WARM_UPS, CapturedUpdate
 from mtrl.networks import available_networks
 from mtrl.replay import ReplayBuffer

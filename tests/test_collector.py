@@ -16,7 +16,6 @@ from conftest import REPOSITORY, differences
 from torch import Tensor
 
 from mtrl.agent import Agent
-from mtrl.benchmarks import TOY
 from mtrl.collector import Collector
 from mtrl.config import (
     Config,
@@ -27,6 +26,7 @@ from mtrl.config import (
     TrainConfig,
     load_yaml,
 )
+from mtrl.config.benchmarks import TOY
 from mtrl.device import cuda_graph as capture
 from mtrl.envs.vector import Step, VectorEnv, make_vector_env
 from mtrl.replay import ReplayBuffer

@@ -13,8 +13,8 @@ from conftest import PATIENCE, differences
 from numpy.typing import NDArray
 
 from mtrl.agent import Agent
-from mtrl.benchmarks import TOY
 from mtrl.config import Config, EnvConfig, NetworkConfig
+from mtrl.config.benchmarks import TOY
 from mtrl.device.compilation import Compilation
 from mtrl.device.memory import snapshot
 from mtrl.envs import tasks, toy

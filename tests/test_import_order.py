@@ -19,7 +19,7 @@ ROOMS = [
     *("__main__", "commands", "tune", "sweep", "supervised", "report", "trainer", "options"),
     *("evaluation", "learner", "collector", "agent", "replay", "temperature", "reward_scale"),
     *("losses", "run", "envs", "gradients", "networks", "device", "smto"),
-    *("config", "benchmarks", "schema", "files"),
+    *("config", "schema", "files"),
 ]
 FIRST_SHELF = 12
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, Mtrl
 
-from mtrl.benchmarks import TOY
+from mtrl.config.benchmarks import TOY
 from mtrl.envs.toy import PointMass, optimal_return
 
 # Larger steps than the preset's: learns in a tenth of its updates. Returns count whole episodes.

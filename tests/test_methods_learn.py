@@ -13,8 +13,8 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
-from mtrl.benchmarks import TOY
 from mtrl.config import Config, LossSmtoConfig, SmtoConfig, load_yaml
+from mtrl.config.benchmarks import TOY
 from mtrl.envs.toy import PointMass, optimal_return
 from mtrl.envs.vector import VectorEnv, make_vector_env
 from mtrl.evaluation import evaluate, frozen_policy, goal_schedule

@@ -28,11 +28,11 @@ from tensorboard.plugins.hparams.api_pb2 import STATUS_SUCCESS
 from torch.utils.tensorboard import summary
 
 from mtrl.agent import Agent
-from mtrl.benchmarks import TOY
 from mtrl.commands import main as cli
 from mtrl.commands.trained import open_trained
 from mtrl.commands.videos import record
 from mtrl.config import Config, EnvConfig, LoggingConfig, TrainConfig
+from mtrl.config.benchmarks import TOY
 from mtrl.envs import rendering, toy
 from mtrl.envs.film import GREEN, HOLD, STRIDE
 from mtrl.run.dashboard import REINFORCEMENT_LEARNING

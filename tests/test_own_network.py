@@ -14,8 +14,8 @@ from test_architectures import SAMPLES, TASKS, draw, shape
 from test_cli import TOY, refused
 
 import mtrl
-from mtrl.benchmarks import BENCHMARKS
 from mtrl.config import Config, load_yaml
+from mtrl.config.benchmarks import BENCHMARKS
 from mtrl.networks import (
     Shape,
     available_networks,

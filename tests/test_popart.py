@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mtrl.agent import Agent
-from mtrl.benchmarks import TOY
 from mtrl.config import AgentConfig, Config, CriticConfig, EnvConfig, NetworkConfig, SmtoConfig
+from mtrl.config.benchmarks import TOY
 from mtrl.networks.critic import Critic
 from mtrl.networks.shape import Shape
 from mtrl.networks.shared import shared_network

@@ -194,6 +194,9 @@ def test_what_was_trained_until_a_reset_is_what_is_evaluated_and_saved_there(
     assert first[:2] == second[:2], "at 0 and at 400"
     later = [final_state(tmp_path / name, 800)["agent"] for name in ("with", "without")]
     assert any("critic" in path for path in differences(*later))
+    done = run_mtrl("resume", tmp_path / "with", "--train.total-steps", 1600)
+    succeeded(done)
+    assert "agent.resets = 1 follows the new length" in done.stderr
 
 
 def test_resumed_equals_uninterrupted_on_meta_world(runs: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mtrl import benchmarks
+from mtrl.config import benchmarks
 from mtrl.envs import metaworld as metaworld_tasks
 from mtrl.envs import tasks
 from mtrl.envs.goals import goal_index, lane_goals

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from mtrl.benchmarks import TOY
+from mtrl.config.benchmarks import TOY
 from mtrl.envs import toy
 
 tasks = st.sampled_from(TOY)

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mtrl.benchmarks import TOY
+from mtrl.config.benchmarks import TOY
 from mtrl.envs import tasks, toy
 from mtrl.envs.toy import PointMass
 from mtrl.envs.vector import (
@@ -346,7 +346,7 @@ def test_a_forgotten_vector_environment_ends_its_workers() -> None:
 PARENT = """
 import functools, sys, time
 import numpy as np
-from mtrl.benchmarks import TOY
+from mtrl.config.benchmarks import TOY
 from mtrl.envs import tasks
 from mtrl.envs.vector import VectorEnv
 

@@ -6,13 +6,13 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from mtrl.benchmarks import BENCHMARKS, all_tasks
 from mtrl.commands.evaluate import EvaluateOptions
 from mtrl.commands.export import ExportOptions
 from mtrl.commands.listing import TOPICS
 from mtrl.commands.main import COMMANDS
 from mtrl.commands.pack import PackOptions
 from mtrl.config import Config
+from mtrl.config.benchmarks import BENCHMARKS, all_tasks
 from mtrl.networks import available_networks
 from mtrl.options.command_line import presets
 from mtrl.options.command_words import Existing

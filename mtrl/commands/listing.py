@@ -6,8 +6,8 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-from mtrl.benchmarks import BENCHMARKS, all_tasks
 from mtrl.config import Config
+from mtrl.config.benchmarks import BENCHMARKS, all_tasks
 from mtrl.networks import available_networks, describe_network
 from mtrl.options.command_line import presets
 from mtrl.options.command_words import HELP, read_settings

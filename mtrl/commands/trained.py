@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mtrl import benchmarks
-from mtrl.config import Config
+from mtrl.config import Config, benchmarks
 from mtrl.envs import tasks
 from mtrl.envs.vector import VectorEnv
 from mtrl.networks import available_networks

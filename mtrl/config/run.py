@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from mtrl import benchmarks
+from mtrl.config import benchmarks
 from mtrl.config.agent import AgentConfig, CriticConfig, Loss, NetworkConfig, SmtoConfig
 from mtrl.schema import (
     OFF_OR_POSITIVE,

@@ -2,7 +2,7 @@
 
 import gymnasium
 
-from mtrl.benchmarks import MT50, TOY
+from mtrl.config.benchmarks import MT50, TOY
 
 for _name in MT50:
     gymnasium.register(f"mtrl/{_name}", "mtrl.envs.tasks:make_env", kwargs={"task_name": _name})

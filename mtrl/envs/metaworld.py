@@ -15,7 +15,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrl.benchmarks import MAX_GOALS
+from mtrl.config.benchmarks import MAX_GOALS
 from mtrl.envs.goals import GoalOrder
 from mtrl.envs.rendering import make_renderer, without_renderer
 from mtrl.files.atomic import replaced

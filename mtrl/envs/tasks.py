@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import gymnasium
 
-from mtrl.benchmarks import MAX_GOALS, STEP_COSTS, TOY, all_tasks
+from mtrl.config.benchmarks import MAX_GOALS, STEP_COSTS, TOY, all_tasks
 from mtrl.envs import gym_tasks, toy
 from mtrl.envs.fast_metaworld.versions import is_verified
 from mtrl.envs.metaworld import MetaWorldTask, goal_vectors

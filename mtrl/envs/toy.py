@@ -14,7 +14,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrl.benchmarks import TOY
+from mtrl.config.benchmarks import TOY
 from mtrl.envs.goals import GoalOrder
 
 TARGETS = dict(zip(TOY, ((0.8, 0.0), (0.0, 0.8), (-0.8, 0.0), (0.0, -0.8)), strict=True))

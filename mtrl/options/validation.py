@@ -6,8 +6,7 @@ simulation workers have been started.
 
 from __future__ import annotations
 
-from mtrl import benchmarks
-from mtrl.config import Config, TrainConfig
+from mtrl.config import Config, TrainConfig, benchmarks
 from mtrl.envs import gym_tasks
 from mtrl.envs import tasks as env_tasks
 from mtrl.run.sinks import check_sinks

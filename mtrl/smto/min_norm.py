@@ -49,9 +49,9 @@ class MGDA(_MinNorm):
     loss: l_i; loss+: l_i |g_i|. The direction is that point, scaled so that the weights a_i / s_i
     of the g_i sum to 1: a common descent direction on the mean scale. (Kurin et al. leave the l2
     version at a norm of at most 1 in RL.) With l2 it is EDM. raw: the weights of the g_i are a, as
-    in the code of MGDA-UB; the direction may then oppose a task. Only the loss
-    normalisations need positive losses. Certificate: the duality gap of that problem, relative to
-    the largest |g_i / s_i|^2. A zero gradient makes the direction zero.
+    in the code of MGDA-UB; the direction may then oppose a task. Only the loss normalisations need
+    positive losses. Certificate: the duality gap of that problem, relative to the largest
+    |g_i / s_i|^2. A zero gradient makes the direction zero.
     """
 
     def __init__(
