@@ -91,10 +91,8 @@ def main() -> None:
         parser.error(f"{options.folder} has no finished run that was tested")
     found = benchmarks(tested, "test", options.baseline)
     runs = {group.label: list(group.runs) for group in found[0].groups}
-    weaknesses = tuple(f"{label}: " for label in runs)  # of single methods: the table shows them
     for warning in found[0].warnings:
-        if not warning.startswith(weaknesses):
-            print(f"warning: {warning}", file=sys.stderr)
+        print(f"warning: {warning}", file=sys.stderr)
     scores = {method: [test_scores(run) for run in own] for method, own in runs.items()}
     keys = list(next(iter(scores.values()))[0])
     if len(found) > 1 or any(set(one) != set(keys) for own in scores.values() for one in own):

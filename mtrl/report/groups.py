@@ -57,7 +57,9 @@ class Benchmark:
     tasks: tuple[str, ...]
     groups: tuple[Group, ...]
     warnings: tuple[str, ...]
-    """What makes the comparison unfair or weak; shown loudly."""
+    """What makes the comparison unfair; shown loudly, as are the weaknesses."""
+    weaknesses: tuple[str, ...]
+    """What makes single methods weakly tested."""
 
     @property
     def runs(self) -> list[Run]:
@@ -79,9 +81,10 @@ def benchmarks(runs: Iterable[Run], metric: str, baseline: str) -> list[Benchmar
         kept, warnings = _without_copies(members)
         groups = _groups(kept)
         groups = tuple(sorted(groups, key=lambda g: (g.label != baseline, g.method != baseline)))
-        warnings = [*_unlike(groups), *warnings, *_weaknesses(groups)]
+        warnings = [*_unlike(groups), *warnings]
         shown = f"{name} ({alike + 1})" if alike else name
-        found.append(Benchmark(shown, _tasks(kept, metric), groups, tuple(warnings)))
+        weak = tuple(_weaknesses(groups))
+        found.append(Benchmark(shown, _tasks(kept, metric), groups, tuple(warnings), weak))
     return found
 
 
