@@ -6,6 +6,7 @@ learner's device that change in place, so that a captured update always reads to
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -133,7 +134,7 @@ class MovingAverage(RewardScale):
         return rewards / (self.ema_variance.sqrt() + EPSILON)[:, None]
 
 
-class ReturnScale(RewardScale):
+class ReturnScale(RewardScale, ABC):
     """Scales made from the discounted returns of finished episodes.
 
     G_t = r_t + gamma G_{t+1} for every step of an episode, backward from 0 where it terminated and
@@ -191,8 +192,9 @@ class ReturnScale(RewardScale):
         self.count += new
         torch.maximum(self.largest, largest, out=self.largest)
 
+    @abstractmethod
     def _measure(self, temperature: Tensor) -> Tensor:
-        raise NotImplementedError
+        """[task] float64, from the moments of the returns; temperature [task]."""
 
     def divisor(self, temperature: Tensor) -> Tensor:
         measure = self._measure(temperature.double()).clamp(min=EPSILON)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -43,7 +44,7 @@ class Record(NamedTuple):
     """[copies, ..., out]"""
 
 
-class Layer(nn.Module):
+class Layer(nn.Module, ABC):
     """Base class. `forward` ends with `return self._record(seen, output)`."""
 
     of_one_task = False
@@ -62,10 +63,10 @@ class Layer(nn.Module):
             self._records.append(Record(self, seen, output))
         return output
 
+    @abstractmethod
     def terms(self, seen: Tensor, gradient: Tensor) -> tuple[Term, ...]:
         """Of each parameter, in their order, from what the layer saw [copies, task, sample, in] and
         the loss gradient at its output [copies, task, sample, out]."""
-        raise NotImplementedError
 
 
 def layers_of(network: nn.Module) -> list[Layer]:
