@@ -1,11 +1,14 @@
 """Test scores of finished supervised runs: mean and 95% interval over seeds, Delta_m, mean rank.
 
     python scripts/compare_supervised.py runs/supervised_digits --baseline unitary
+    python scripts/compare_supervised.py runs/supervised_multi_mnist_cl_rr --baseline single_tasks
     python scripts/compare_supervised.py runs/supervised_nyuv2 --baseline published
     python scripts/compare_supervised.py runs/supervised_nyuv2 --baseline single_task.yaml
     python scripts/compare_supervised.py runs/supervised_digits --markdown docs/supervised.md
 
 The interval is Student's, over runs. Delta_m: POSITIVE is better (mtrl.supervised.comparison).
+single_tasks: the folder's runs of one task each (`mtrl supervised ... --tasks NAME`), of every seed
+that all tasks have.
 published: what Nash-MTL's code has for single tasks, of nyuv2 and qm9. A file has your own values:
 {segmentation: {mean_iou: 0.39, pixel_accuracy: 0.64}, depth: {absolute_error: 0.61, ...}, ...}.
 Time: the median training time of an epoch.
@@ -34,6 +37,7 @@ from mtrl.supervised.comparison import (
     published_scores,
 )
 
+SINGLE = "single_tasks"
 MANY = 8
 """Scores from which on only their mean is shown."""
 
@@ -53,6 +57,22 @@ def interval(values: list[float]) -> str:
         return f"{mean:.4f}"
     half = float(stats.t.ppf(0.975, n - 1)) * np.std(values, ddof=1) / n**0.5
     return f"{mean:.4f} ± {half:.4f}"
+
+
+def joined(runs: list[Run]) -> list[Scores]:
+    """Runs of one task each -> the scores of all tasks, of every seed that all of them have.
+
+    Raises ConfigError if runs of one task differ in their settings.
+    """
+    found = benchmarks(runs, "test", "")
+    for benchmark in found:
+        if len(benchmark.groups) > 1:
+            labels = ", ".join(group.label for group in benchmark.groups)
+            allowed = f"the runs of one task must have one setting; {benchmark.name} has {labels}"
+            raise ConfigError("baseline", SINGLE, allowed)
+    of_tasks = [{r.seed: test_scores(r) for r in one.groups[0].runs} for one in found]
+    seeds = sorted(set.intersection(*map(set, of_tasks))) if of_tasks else []
+    return [{key: v for one in of_tasks for key, v in one[seed].items()} for seed in seeds]
 
 
 def epoch_seconds(runs: list[Run]) -> str:
@@ -81,48 +101,55 @@ def main() -> None:
     parser.add_argument(
         "--baseline",
         default="unitary",
-        help="what Delta_m is relative to: a method, published, or a .yaml file with scores",
+        help="what Delta_m is relative to: a method, single_tasks, published, or a .yaml file with "
+        "scores",
     )
     MarkedPlace.option(parser, "scripts/compare_supervised.py")
     options = parser.parse_args()
     every = [read_run(path, ("test/", "time/epoch_s")) for path in find_runs([options.folder])]
     tested = [run for run in every if run.finished and test_scores(run)]
-    if not tested:
+    single = [run for run in tested if len(run.chosen_tasks) == 1]
+    together = [run for run in tested if run not in single]
+    if not together:
         parser.error(f"{options.folder} has no finished run that was tested")
-    found = benchmarks(tested, "test", options.baseline)
+    found = benchmarks(together, "test", options.baseline)
     runs = {group.label: list(group.runs) for group in found[0].groups}
     for warning in found[0].warnings:
         print(f"warning: {warning}", file=sys.stderr)
     scores = {method: [test_scores(run) for run in own] for method, own in runs.items()}
     keys = list(next(iter(scores.values()))[0])
-    if len(found) > 1 or any(set(one) != set(keys) for own in scores.values() for one in own):
-        parser.error("the runs are of different problems")
-    means = {
-        method: {key: float(np.mean([one[key] for one in own])) for key in keys}
-        for method, own in scores.items()
-    }
-    problem = str(next(iter(runs.values()))[0].config.get("problem", ""))
     try:
+        alone = [one for one in joined(single) if set(keys) <= one.keys()]
+        if len(found) > 1 or any(set(one) != set(keys) for own in scores.values() for one in own):
+            parser.error("the runs are of different problems")
+        means = {
+            method: {key: float(np.mean([one[key] for one in own])) for key in keys}
+            for method, own in (scores | {SINGLE: alone} if alone else scores).items()
+        }
+        problem = str(next(iter(runs.values()))[0].config.get("problem", ""))
         baseline = baseline_scores(options.baseline, means, problem)
     except ConfigError as error:
         parser.error(str(error))
-    ranks = mean_ranks(means)
+    ranks = mean_ranks({method: means[method] for method in runs})
     columns = {f"{metric}, {task}": [(task, metric)] for task, metric in keys}
     metrics = {metric for _, metric in keys}
     if len(metrics) == 1:
         mean = {f"{metrics.pop()}, mean": keys}
         columns = mean if len(keys) > MANY else columns | mean
     table = Table("method", "seeds", *columns, "Delta_m %", "mean rank", "s / epoch")
-    for method in sorted(runs, key=ranks.__getitem__):
+
+    def row(method: str, scores: list[Scores], *more: str) -> None:
         cells = [
-            interval(
-                [mean_over_tasks(of[0][1], [one[key] for key in of]) for one in scores[method]]
-            )
+            interval([mean_over_tasks(of[0][1], [one[key] for key in of]) for one in scores])
             for of in columns.values()
         ]
         gain = f"{delta_m(means[method], baseline):+.2f}"
-        row = [f"`{method}`", str(len(runs[method])), *cells, gain, f"{ranks[method]:.2f}"]
-        table.add(*row, epoch_seconds(runs[method]))
+        table.add(f"`{method}`", str(len(scores)), *cells, gain, *more)
+
+    for method in sorted(runs, key=ranks.__getitem__):
+        row(method, scores[method], f"{ranks[method]:.2f}", epoch_seconds(runs[method]))
+    if alone:
+        row(SINGLE, alone, "", "")
     table.publish(options.markdown)
 
 

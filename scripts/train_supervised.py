@@ -5,10 +5,10 @@
     python scripts/train_supervised.py supervised_celeba --methods unitary pcgrad imtl \\
         -- --data-dir /data --train.epochs 100
 
-`rotograd` stands for unitary with RotoGrad. What follows `--` goes to every run, as to
-`mtrl supervised`. Finished runs are left alone, others begin again: the same command continues
-where it was ended. Seeds take turns, so that a part of them can be compared early
-(scripts/compare_supervised.py).
+`rotograd` stands for unitary with RotoGrad, `single_tasks` for a run on each task alone. What
+follows `--` goes to every run, as to `mtrl supervised`. Finished runs are left alone, others begin
+again: the same command continues where it was ended. Seeds take turns, so that a part of them can
+be compared early (scripts/compare_supervised.py).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from mtrl.run.directory import RunDirectory
@@ -26,15 +27,24 @@ from mtrl.supervised.methods import available
 from mtrl.supervised.train import load_data, train
 
 METHODS = [method for method in available() if method != "fixed"]  # fixed has no weights of its own
-ROTOGRAD = "rotograd"
+ROTOGRAD, SINGLE = "rotograd", "single_tasks"
 
 
-def configure(name: str, method: str, seed: int, root: Path, more: list[str]) -> SupervisedConfig:
-    line = ["--smto.name", "unitary" if method == ROTOGRAD else method, "--seed", str(seed)]
+def configure(
+    name: str, method: str, seed: int, root: Path, more: list[str]
+) -> Iterator[SupervisedConfig]:
+    """The runs of a method and a seed: one, but for `single_tasks`."""
+    own = method not in (ROTOGRAD, SINGLE)
+    line = ["--smto.name", method if own else "unitary", "--seed", str(seed), *more]
     if method == ROTOGRAD:
         line += ["--rotograd.enabled"]
-    line += ["--run-dir", str(root / method / f"seed_{seed}"), *more]
-    return with_overrides(load_config(name), "train_supervised", line)
+    default = load_config(name)
+    folders: dict[Path, list[str]] = {Path(method): []}
+    if method == SINGLE:
+        folders = {Path(method, task): ["--tasks", task] for task in default.problem_tasks}
+    for folder, words in folders.items():
+        line_of = [*line, "--run-dir", str(root / folder / f"seed_{seed}"), *words]
+        yield with_overrides(default, "train_supervised", line_of)
 
 
 def is_finished(path: Path) -> bool:
@@ -52,9 +62,10 @@ def main() -> None:
     options, more = parser.parse_args(words[:cut]), words[cut + 1 :]
     root = options.out or Path("runs") / Path(options.config).stem
     configs = [
-        configure(options.config, method, seed, root, more)
+        config
         for seed in options.seeds
         for method in options.methods
+        for config in configure(options.config, method, seed, root, more)
     ]
     left = [config for config in configs if not is_finished(config.run_path)]
     print(f"{len(left)} of {len(configs)} runs to go")

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -32,15 +32,17 @@ from mtrl.supervised import comparison, methods, networks
 from mtrl.supervised.command import load_config, with_overrides
 from mtrl.supervised.comparison import delta_m, mean_ranks
 from mtrl.supervised.config import (
+    CELEBA_ATTRIBUTES,
     PROBLEMS,
     NetworkConfig,
+    ProblemName,
     SupervisedConfig,
     load_yaml,
     validate,
     with_smto,
 )
 from mtrl.supervised.dashboard import dashboard
-from mtrl.supervised.data import Batches, Loader
+from mtrl.supervised.data import Batch, Batches, Loader
 from mtrl.supervised.learner import Learner
 from mtrl.supervised.metrics import (
     ABSOLUTE_ERROR,
@@ -223,6 +225,33 @@ def test_tasks_of_the_problems() -> None:
     assert names["cityscapes_19_instances"] == centres
 
 
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_every_task_alone_has_its_own_targets_and_one_head(problem: str) -> None:
+    if problem == "qm9":
+        pytest.importorskip("torch_geometric")
+        pytest.importorskip("rdkit")
+    whole = SupervisedConfig(problem=cast(ProblemName, problem))
+    batch = Batch(None, tuple(torch.full((1,), i) for i in range(whole.num_tasks)))
+    for place, name in enumerate(whole.task_names):
+        config = dataclasses.replace(whole, tasks=(name,))
+        validate(config)
+        assert config.problem_tasks == whole.task_names
+        made = make_problem(config)
+        assert [task.name for task in made.tasks] == [name]
+        assert [int(target) for target in made.targets(batch)] == [place]
+    with torch.device("meta"):
+        assert len(made.network().heads) == 1
+    assert made.selects_by_mean or len(made.tasks[0].metrics) > 1
+
+
+def test_tasks_that_are_chosen_keep_the_problems_order_and_have_a_folder_of_their_own() -> None:
+    config = SupervisedConfig(problem="nyuv2", tasks=("normals", "segmentation"))
+    assert config.task_names == ("segmentation", "normals")
+    assert config.run_path == Path("runs/nyuv2/unitary_segmentation+normals/seed_1")
+    many = dataclasses.replace(config, problem="celeba", tasks=CELEBA_ATTRIBUTES[:20])
+    assert many.run_path == Path("runs/celeba/unitary_20_tasks/seed_1")
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -230,6 +259,8 @@ def test_tasks_of_the_problems() -> None:
         ("--seed 3", ["configuration first"]),
         ("supervised_digit", ["no such file or preset", "mean 'supervised_digits'"]),
         ("toy", ["is for `mtrl train`"]),
+        ("supervised_digits --tasks clasify_left", ["tasks", "mean 'classify_left'"]),
+        ("supervised_digits --tasks classify_left classify_left", ["tasks", "only once"]),
         ("supervised_digits --train.lr 0", ["train.lr = 0.0", "positive"]),
         ("supervised_digits --train.lr-decay 1.5", ["train.lr_decay = 1.5"]),
         ("supervised_digits --smto.name pcgrd", ["smto.name = 'pcgrd'", "mean 'pcgrad'"]),
@@ -727,7 +758,7 @@ def test_large_problems_on_files_of_the_true_format(problem: str, tmp_path: Path
     assert all(np.isfinite(score.value) for score in scores)
 
 
-@pytest.mark.parametrize("method", ["unitary", "pcgrad"])
+@pytest.mark.parametrize("method", ["unitary", "pcgrad", "unitary --tasks classify_right"])
 def test_digits_are_learned(method: str, tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     default = load_config("supervised_digits")
@@ -736,6 +767,7 @@ def test_digits_are_learned(method: str, tmp_path: Path) -> None:
     config = with_overrides(default, "", line.split())
     scores = train(config, RunDirectory.create(config), load_data(config))
     # The worse task with ten seeds: 0.72, standard deviation 0.03 (both methods); chance: 0.1.
+    # The right digit alone is easier.
     assert min(score.value for score in scores) > 0.6, scores
 
 
@@ -795,6 +827,43 @@ def test_comparison_keeps_settings_apart_and_counts_a_seed_once(
         ["| `unitary (lr=0.1)`", "1", "0.5000"],
     ]
     assert "the same settings and seed" in shown.err
+
+
+def write_tested(run: Path, config: str, **scores: float) -> None:
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(config)
+    tested = {f"test/accuracy/{task}": score for task, score in scores.items()}
+    (run / "metrics.jsonl").write_text(json.dumps({"step": 5, **tested}) + "\n")
+    (run / "status.json").write_text('{"status": "finished", "step": 5, "total_steps": 5}')
+
+
+def test_comparison_with_runs_of_single_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = "problem: digits\nseed: {}\nsmto: {{name: unitary}}\n"
+    for seed, scores in {1: (0.5, 0.8), 2: (0.7, 0.6)}.items():
+        for task, score in zip("ab", scores, strict=True):
+            text = kept.format(seed) + f"tasks: [{task}]\n"
+            write_tested(tmp_path / f"{task}_{seed}", text, **{task: score})
+    write_tested(
+        tmp_path / "a_3", kept.format(3) + "tasks: [a]\n", a=0.9
+    )  # there is no b of seed 3
+    write_tested(tmp_path / "both", kept.format(1) + "tasks: []\n", a=0.9, b=0.7)
+    script = REPOSITORY / "scripts" / "compare_supervised.py"
+    line = [str(script), str(tmp_path), "--baseline", "single_tasks"]
+    monkeypatch.setattr("sys.argv", line)
+    monkeypatch.syspath_prepend(script.parent)
+    runpy.run_path(str(script), run_name="__main__")
+    rows = [row.split(" | ") for row in capsys.readouterr().out.splitlines() if "`" in row]
+    (name, seeds, a, b, _, gain, rank, _), single = rows
+    assert (name, seeds, a, b, rank) == ("| `unitary`", "1", "0.9000", "0.7000", "1.00")
+    assert float(gain) == pytest.approx(100 * (0.9 - 0.6) / 0.6 / 2, abs=0.01)  # b's gain is 0
+    assert single[:2] == ["| `single_tasks`", "2"]
+    assert [one.split()[0] for one in single[2:5]] == ["0.6000", "0.7000", "0.6500"]
+    write_tested(tmp_path / "other", kept.format(1) + "tasks: [a]\ntrain: {lr: 1}\n", a=0.9)
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(script), run_name="__main__")
+    assert "the runs of one task must have one setting" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("baseline", ["published", "{file}"])

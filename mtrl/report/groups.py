@@ -73,8 +73,7 @@ def benchmarks(runs: Iterable[Run], metric: str, baseline: str) -> list[Benchmar
     """
     by_tasks: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
-        own = ",".join(run.config.get("env.tasks", ()))
-        by_tasks.setdefault((run.benchmark, own), []).append(run)
+        by_tasks.setdefault((run.benchmark, ",".join(run.chosen_tasks)), []).append(run)
     found: list[Benchmark] = []
     for (name, _), members in sorted(by_tasks.items()):
         alike = sum(benchmark.name.startswith(name) for benchmark in found)

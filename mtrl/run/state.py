@@ -25,6 +25,7 @@ from mtrl.schema import ConfigError, read_config, user_path
 # Where a configuration says it, the first that is there.
 METHOD_KEYS = ("agent.smto.name", "smto.name", "method")
 BENCHMARK_KEYS = ("env.benchmark", "benchmark", "problem", "name")
+TASK_KEYS = ("env.tasks", "tasks")
 RUN_FILES = ("metrics.jsonl", "status.json", "environment.json", ".lock")
 
 Status = Literal[
@@ -145,12 +146,18 @@ class Run:
         return own[0] if own[0] == own[1] else "+".join(own)
 
     @property
+    def chosen_tasks(self) -> tuple[str, ...]:
+        """If not all of a benchmark."""
+        return tuple(_first(self.config, TASK_KEYS, ()))
+
+    @property
     def benchmark(self) -> str:
         """The benchmark's name, or the task list that replaces it."""
-        tasks = self.config.get("env.tasks", ())
-        if tasks:
-            return ", ".join(tasks) if len(tasks) <= 3 else f"{len(tasks)} tasks: {tasks[0]}, ..."
-        return str(_first(self.config, BENCHMARK_KEYS, "unknown"))
+        tasks = self.chosen_tasks
+        if not tasks:
+            return str(_first(self.config, BENCHMARK_KEYS, "unknown"))
+        words = ", ".join(tasks) if len(tasks) <= 3 else f"{len(tasks)} tasks: {tasks[0]}, ..."
+        return f"{self.config['problem']} {words}" if "problem" in self.config else words
 
     @property
     def seed(self) -> int:
@@ -257,9 +264,10 @@ def _read_settings(path: Path) -> dict[str, Any]:
     _flatten(read_stored(path), "", flat)
     if not isinstance(flat.get("seed", 0), int):
         raise ConfigError("seed", flat["seed"], f"must be an integer, in {path}")
-    tasks = flat.get("env.tasks", [])
-    if not (isinstance(tasks, list) and all(isinstance(task, str) for task in tasks)):
-        raise ConfigError("env.tasks", tasks, f"must be a list of names, in {path}")
+    for key in TASK_KEYS:
+        tasks = flat.get(key, [])
+        if not (isinstance(tasks, list) and all(isinstance(task, str) for task in tasks)):
+            raise ConfigError(key, tasks, f"must be a list of names, in {path}")
     return flat
 
 

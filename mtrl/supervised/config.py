@@ -21,6 +21,7 @@ from mtrl.schema import (
     build,
     check_bounds,
     flatten,
+    nearest,
     read_config,
     user_path,
     within,
@@ -161,6 +162,8 @@ class SupervisedConfig:
 
     problem: ProblemName = "digits"
     """Data, tasks, network and metrics, as published; digits needs no files."""
+    tasks: tuple[str, ...] = ()
+    """Train these of the problem's tasks; empty = all. One alone is a single-task baseline."""
     name: str = ""
     """Name of the experiment; the preset's file name if empty."""
     seed: int = 1
@@ -182,6 +185,12 @@ class SupervisedConfig:
 
     @property
     def task_names(self) -> tuple[str, ...]:
+        """What is trained, in the problem's order."""
+        return tuple(name for name in self.problem_tasks if name in self.tasks or not self.tasks)
+
+    @property
+    def problem_tasks(self) -> tuple[str, ...]:
+        """All tasks of the problem, in the order of the stored targets."""
         if self.problem == "celeba":
             return CELEBA_ATTRIBUTES
         if self.problem == "qm9":
@@ -234,7 +243,11 @@ class SupervisedConfig:
     def run_path(self) -> Path:
         if self.run_dir:
             return user_path(self.run_dir)
-        return Path("runs") / (self.name or self.problem) / self.method / f"seed_{self.seed}"
+        method = self.method
+        if self.tasks:
+            few = len(self.tasks) <= 3
+            method += "_" + ("+".join(self.task_names) if few else f"{len(self.tasks)}_tasks")
+        return Path("runs") / (self.name or self.problem) / method / f"seed_{self.seed}"
 
     @property
     def protocol_stamp(self) -> str:
@@ -263,6 +276,11 @@ def validate(config: SupervisedConfig) -> None:
         if not condition:
             raise ConfigError(key, values[key], allowed)
 
+    for task in config.tasks:
+        known = config.problem_tasks
+        allowed = f"unknown task {task!r}, must be one of {', '.join(known)}{nearest(task, known)}"
+        need(task in known, "tasks", allowed)
+    need(len(set(config.tasks)) == len(config.tasks), "tasks", "each task may stand only once")
     need(
         not config.train.augment or config.is_dense,
         "train.augment",

@@ -79,13 +79,13 @@ class Learner:
         """
         config = self.config
         self.network.train()
-        inputs = self.problem.prepare(batch.inputs)
+        inputs, targets = self.problem.prepare(batch.inputs), self.problem.targets(batch)
         lr = config.train.lr * config.train.lr_decay ** (epoch // config.train.lr_decay_every)
         if isinstance(self.smto, AutoLambda):
             if held_out is None:
                 raise ValueError("auto_lambda needs a held-out batch")
-            unseen = Prepared(self.problem.prepare(held_out.inputs), held_out.targets)
-            training = Prepared(inputs, batch.targets)
+            unseen = Prepared(self.problem.prepare(held_out.inputs), self.problem.targets(held_out))
+            training = Prepared(inputs, targets)
             lambdas = self.smto.parameter
             self.smto.learn(look_ahead(lambdas, self.network, self.losses, training, unseen, lr))
         with nullcontext() if self._is_checked else self._first_step():
@@ -94,7 +94,7 @@ class Learner:
                 self.losses,
                 self.smto,
                 inputs,
-                batch.targets,
+                targets,
                 space=config.gradient_space,
                 chunk_size=config.smto.chunk_size,
                 samples=config.smto.gradient_samples,
@@ -125,9 +125,10 @@ class Learner:
         sums: dict[tuple[int, int], Tensor] = {}
         for batch in loader.in_order(self.config.train.batch_size):
             outputs = self.network(self.problem.prepare(batch.inputs))
+            targets = self.problem.targets(batch)
             for i, task in enumerate(self.problem.tasks):
                 for j, metric in enumerate(task.metrics):
-                    seen = metric.statistics(outputs[i], batch.targets[i])
+                    seen = metric.statistics(outputs[i], targets[i])
                     sums[i, j] = sums[i, j] + seen if (i, j) in sums else seen
         return [
             Score(task.name, metric.name, float(metric.value(sums[i, j])), metric.higher_is_better)

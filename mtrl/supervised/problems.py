@@ -9,13 +9,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from mtrl.schema import ConfigError
 from mtrl.supervised import celeba, cityscapes, mnist, mtan_arrays, networks, nyuv2, segnet
 from mtrl.supervised.config import SupervisedConfig
-from mtrl.supervised.data import Augment, Splits
+from mtrl.supervised.data import Augment, Batch, Splits
 from mtrl.supervised.metrics import (
     ABSOLUTE_ERROR,
     ACCURACY,
@@ -47,6 +47,9 @@ class Task:
 @dataclass(frozen=True)
 class Problem:
     tasks: tuple[Task, ...]
+    """Those that are trained."""
+    stored: tuple[str, ...]
+    """All that have targets, in the order of the targets."""
     load: Callable[[Path | None], Splits]
     """Folder of the official files -> data; DataError says what is missing."""
     network: Callable[[], MultiTaskNetwork]
@@ -56,6 +59,10 @@ class Problem:
     """Stored inputs -> the network's, normalised."""
     augment: Augment | None = None
     """Of training batches, as stored."""
+
+    def targets(self, batch: Batch) -> list[Tensor]:
+        """Those of the tasks that are trained."""
+        return [batch.targets[self.stored.index(task.name)] for task in self.tasks]
 
     @property
     def selects_by_mean(self) -> bool:
@@ -86,6 +93,7 @@ def _celeba(config: SupervisedConfig) -> Problem:
     names, rate = config.task_names, config.network.dropout
     return Problem(
         tuple(Task(name, functional.cross_entropy, (ACCURACY,)) for name in names),
+        config.problem_tasks,
         celeba.load,
         lambda: networks.celeba_network(len(names), None if rate == "published" else rate),
         2048,
@@ -102,7 +110,7 @@ def _dense(config: SupervisedConfig) -> Problem:
         load = partial(nyuv2.load, step=step)
     else:
         classes = 7 if config.problem == "cityscapes" else 19
-        augment, centres = cityscapes.rotate_and_mirror, "instance_centres" in names
+        augment, centres = cityscapes.rotate_and_mirror, "instance_centres" in config.problem_tasks
         load = partial(cityscapes.load, classes=classes, centres=centres, step=step)
     kinds: dict[str, tuple[int, Loss, tuple[Metric, ...]]] = {
         "segmentation": (classes, segmentation_loss, (MEAN_IOU, PIXEL_ACCURACY)),
@@ -113,6 +121,7 @@ def _dense(config: SupervisedConfig) -> Problem:
     outputs = [kinds[name][0] for name in names]
     return Problem(
         tuple(Task(name, *kinds[name][1:]) for name in names),
+        config.problem_tasks,
         load,
         lambda: networks.dense_network(encoder, outputs, _dropout(config)),
         networks.CHANNELS.get(encoder, 0),
@@ -131,7 +140,8 @@ def _qm9(config: SupervisedConfig) -> Problem:
     names = config.task_names
     return Problem(
         tuple(Task(name, scaled_mse, (MAE,)) for name in names),
-        partial(qm9.load, targets=names),
+        config.problem_tasks,
+        partial(qm9.load, targets=config.problem_tasks),
         lambda: molecule_network.molecule_network(len(names)),
         molecule_network.WIDTH,
         molecule_network.complete,
@@ -158,7 +168,7 @@ def _multi_mnist(config: SupervisedConfig) -> Problem:
 
     def load(folder: Path | None) -> Splits:
         pairs = mnist.digits() if config.problem == "digits" else mnist.multi_mnist(folder)
-        return pairs.targets_of(names)
+        return pairs.targets_of(config.problem_tasks)
 
     kinds: dict[bool, tuple[Loss, Metric]] = {
         True: (functional.cross_entropy, ACCURACY),
@@ -167,6 +177,7 @@ def _multi_mnist(config: SupervisedConfig) -> Problem:
     tasks = [(name, *kinds[is_class]) for name, is_class in zip(names, classify, strict=True)]
     return Problem(
         tuple(Task(name, loss, (metric,)) for name, loss, metric in tasks),
+        config.problem_tasks,
         load,
         network,
         50,

@@ -89,11 +89,12 @@ class Trainer:
         self.held_out: Batches | None = None
         kept, apart = _training_split(config, splits)
         if apart is not None:
-            loader = Loader(apart, config.num_tasks, device)
+            loader = Loader(apart, len(config.problem_tasks), device)
             self.held_out = Batches(loader, min(config.train.batch_size, loader.size), config.seed)
             stack.callback(self.held_out.close)
         train, self.validation, self.test = (
-            Loader(split, config.num_tasks, device) for split in splits._replace(train=kept)
+            Loader(split, len(config.problem_tasks), device)
+            for split in splits._replace(train=kept)
         )
         self.batches = Batches(train, config.train.batch_size, config.seed, self.problem.augment)
         stack.callback(self.batches.close)
@@ -294,6 +295,8 @@ class Trainer:
         """What a checkpoint and the run that continues from it have in common."""
         sizes = [loader.size for loader in (self.batches.loader, self.validation, self.test)]
         names = {"problem": self.config.problem, "method": self.config.method}
+        if self.config.tasks:
+            names["tasks"] = ", ".join(self.config.task_names)
         return names | {"samples for training, validation, test": sizes}
 
     def load(self, state: dict[str, Any]) -> None:
