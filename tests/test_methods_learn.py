@@ -1,4 +1,4 @@
-"""Every method trains the toy environment: the whole loop in this process, 600 updates each."""
+"""Every method trains the toy environment: the whole loop in this process, 300 updates each."""
 
 from __future__ import annotations
 
@@ -30,14 +30,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fixed": {"weights": [1.0] * len(TOY)},
     "pcd": {"tau": 0.3},  # by default the other tasks are to learn fifty times as slowly
 }
-# Mean, and worst task, with 4 seeds (standard deviation); db_mtl, dual_proj and excess_mtl are like
-# the others. Three standard deviations leave 0.764 and 0.405:
-#   modo           0.911 (0.049)    0.777 (0.124)
-#   gls            0.960 (0.026)    0.892 (0.102)
-#   go4align       0.962 (0.037)    0.905 (0.133)
-#   conflict_free  0.964 (0.031)    0.905 (0.116)
-#   ldc_mtl        0.963 (0.035)    0.909 (0.132)
-LESS_RELIABLE = ("modo", "gls", "go4align", "conflict_free", "ldc_mtl")
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +91,7 @@ def learn(config: Config, envs: VectorEnv, folder: Path) -> list[float]:
 def test_method_learns_all_tasks(
     method: str, base: Config, envs: VectorEnv, tmp_path: Path
 ) -> None:
+    base = dataclasses.replace(base, train=dataclasses.replace(base.train, total_steps=1_600))
     options = OPTIONS.get(method, {})
     if method in ON_THE_CRITIC_ALONE:
         agent = dataclasses.replace(base.agent, critic_smto=LossSmtoConfig(method))
@@ -106,14 +99,13 @@ def test_method_learns_all_tasks(
         agent = dataclasses.replace(base.agent, smto=SmtoConfig(method, options))
     shares = learn(dataclasses.replace(base, agent=agent), envs, tmp_path)
     assert max(shares) <= 1 + 1e-6
-    # Mean, and worst task, with 8 seeds (standard deviation), half of them without vector
-    # instructions. The methods with least room; three standard deviations leave 0.856 and 0.662:
-    #   rgd     0.952 (0.023)    0.928 (0.051)
-    #   stch    0.963 (0.036)    0.945 (0.074)
-    #   imtl_g  0.973 (0.025)    0.941 (0.093)
-    #   cagrad  0.974 (0.024)    0.947 (0.086)
-    #   mgda    0.979 (0.004)    0.974 (0.009)
-    mean, worst = (0.75, 0.4) if method in LESS_RELIABLE else (0.85, 0.65)
+    # Mean, and worst task, with 4 seeds (standard deviation). The methods with least room; without
+    # any update the worst task is at -0.16 to -1.5:
+    #   modo       0.712 (0.106)    0.466 (0.131)
+    #   autoscale  0.870 (0.052)    0.727 (0.137)
+    #   mgda       0.885 (0.033)    0.772 (0.129)
+    #   rgd        0.813 (0.087)    0.740 (0.083)
+    mean, worst = (0.35, 0.05) if method == "modo" else (0.5, 0.2)
     assert np.mean(shares) >= mean, shares
     assert min(shares) >= worst, shares
 
