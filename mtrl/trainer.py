@@ -50,6 +50,8 @@ class Trainer:
     ) -> None:
         """`stack` ends what the run starts: evaluation workers, threads and open files."""
         self.callbacks, self._asked_to_stop = callbacks, False
+        self._failure: Exception | None = None
+        """What a callback has raised: it ends the run where a checkpoint can be made."""
         self.config, self.run, self.device, self.stack = config, run, device, stack
         self.envs = envs
         self.evaluator = Evaluator(config)
@@ -154,6 +156,8 @@ class Trainer:
             for event in self.events:
                 event(may_save)
         self.writer.wait()
+        if self._failure is not None:
+            raise self._failure
 
     def _updates_due(self) -> int:
         return updates_due(self.config.agent, (self.step - self.warmup) // self.config.num_envs)
@@ -185,14 +189,26 @@ class Trainer:
     def _save_if_due(self, may_save: bool) -> None:
         if not may_save:
             return
-        if (self.stop_signal or self._asked_to_stop) and not self.finished:
+        if (self.stop_signal or self._asked_to_stop or self._failure) and not self.finished:
             self._save_and_stop()
         if self.finished or self.step % self.config.checkpoint.every == 0:
             self.save()
 
     def _ask(self, answers: Iterable[bool | None]) -> None:
         """Every callback is heard, also after one that asks to stop."""
-        self._asked_to_stop |= True in list(answers)
+        try:
+            self._asked_to_stop |= True in list(answers)
+        except Exception as error:  # whatever a user's code raises: nothing is lost by it
+            if self._failure is None:
+                self._failure = error
+                self._warn(f"a callback raised {type(error).__name__}: stopping after a checkpoint")
+
+    def _heard_of_log(self, callback: Callback, values: dict[str, float]) -> bool | None:
+        """values: with what the callback adds, if these are numbers."""
+        own = dict(values)
+        answer = callback.on_log(self.step, own)
+        values |= {tag: float(value) for tag, value in own.items()}
+        return answer
 
     def crossed(self, every: int) -> bool:
         """Whether the last vector step reached a multiple of so many steps; 0 = never."""
@@ -221,14 +237,11 @@ class Trainer:
         values["train/replay_fill"] = self.replay.size / self.replay.slots
         values |= {f"train/{loss}_lr": p.optimizer.lr for loss, p in self.agent.parts.items()}
         values |= window.metrics(self.step)
+        speeds = values["time/env_steps_per_s"], values["time/updates_per_s"]
+        success = {"train": values["train/episode_success_mean"], "eval": self.last_success}
+        self._ask(self._heard_of_log(callback, values) for callback in self.callbacks)
         recorder.scalars(self.step, values)
-        self._ask(callback.on_log(self.step, values) for callback in self.callbacks)
-        recorder.progress(
-            self.step,
-            {"train": values["train/episode_success_mean"], "eval": self.last_success},
-            values["time/env_steps_per_s"],
-            values["time/updates_per_s"],
-        )
+        recorder.progress(self.step, success, *speeds)
         self.status("running")
         window.restart(self.step)
         self.timer.lap("log")
@@ -327,12 +340,13 @@ class Trainer:
         path = checkpoint.step_path(self.run.checkpoints, self.step)
         self.writer.save(path, state)
         self._ask(callback.on_checkpoint(self.step, path) for callback in self.callbacks)
+        self.status("running")  # of the evaluation that was waited for, too
         self.exclude(self.timer.lap("checkpoint"))
 
     def _save_and_stop(self) -> NoReturn:
         self.save()
         self.writer.wait()
-        raise Stopped(self.stop_signal, self.run)
+        raise self._failure or Stopped(self.stop_signal, self.run)
 
     def load(self, state: dict[str, Any]) -> None:
         """Raises CheckpointError, before anything is changed, for a checkpoint of another run."""

@@ -10,10 +10,11 @@ from conftest import REPOSITORY, TINY, Mtrl, differences, final_state, succeeded
 from test_cli import TOY, refused
 from torch import Tensor
 
+from mtrl.files.user_code import is_own
 from mtrl.networks import registry
 from mtrl.smto import SMTO, create
 from mtrl.smto import registry as smto_registry
-from mtrl.smto.first_step import Unusable, checked, is_own, wrong_with
+from mtrl.smto.first_step import Unusable, checked, wrong_with
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +79,15 @@ def test_a_method_is_named(
     assert not run.exists(), "it is not in the way of the corrected command"
 
 
+def test_what_a_method_raises_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, run = tmp_path / "plugin.py", tmp_path / "run"
+    path.write_text(METHOD.format(**USUAL | {"weights": "losses.sqare()"}))
+    words = f"--plugins {path} --agent.critic-smto.name mine --run-dir {run}"
+    said = refused(["train", *LINE, *words.split()], capsys, "agent.critic_smto.name = 'mine'")
+    assert "raised AttributeError: 'Tensor' object has no attribute 'sqare', line" in said
+    assert not run.exists()
+
+
 @pytest.mark.parametrize("space", ["parameters", "representation"])
 def test_a_method_of_a_supervised_run_is_named(
     space: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -109,7 +119,7 @@ class Mine(nn.Module):
 # what the network does, and what must be said of it
 NETWORKS = {
     "NaN": ("(y - 10.0).log()", "Mine.forward gave NaN in 128 of 128 numbers"),
-    "one sample too few": ("y[..., :2, :]", "Mine.forward gave a tensor of shape [1, 4, 2, 4]"),
+    "fewer samples": ("y[..., :6, :]", "Mine.forward gave a tensor of shape [1, 4, 6, 4]"),
     "another type": ("y.double()", "Mine.forward gave numbers of type float64"),
 }
 

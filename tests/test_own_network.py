@@ -108,12 +108,27 @@ BAD = {
     "shape": (
         "return nn.Linear(i, o)",
         "",
-        ["network mine: gives outputs (4, 2, 4) for inputs (4, 2, 6), not [copies, task, sample"],
+        ["'mine': gives outputs (4, 5, 4) for inputs (4, 5, 6), not [copies, task, sample"],
     ),
     "a part for every task beside others": (
         "return nn.Sequential(Lift(n), TaskLinear(4, i, 8), nn.Linear(8, o))",
         "",
         ["network.architecture = 'mine'", "made of recorded layers alone"],
+    ),
+    "tasks that see each other": (
+        "return nn.Sequential(Lift(n), Linear(i, 8, copies=n), Centred(), Linear(8, o, copies=n))",
+        "",
+        ["network.architecture = 'mine': a task's outputs depend on the inputs of other tasks"],
+    ),
+    "rows of PyTorch's modules that see each other": (
+        "return nn.Sequential(Lift(n), nn.Linear(i, 8), Centred(dim=2), nn.Linear(8, o))",
+        "",
+        ["network.architecture = 'mine'", "must act on every row alike"],
+    ),
+    "PyTorch's layers for every task": (
+        "return nn.Sequential(Lift(n), nn.Linear(i, 8), Adapters(8, o))",
+        "",
+        ["network.architecture = 'mine'", "must act on every row alike", "TaskLinear"],
     ),
     "learned codes": (
         "return nn.Sequential(Lift(n), nn.Linear(i, o))",
@@ -128,12 +143,12 @@ BAD = {
     "popart without a head": (
         "return nn.Sequential(Lift(n), Linear(i, o, copies=n))",
         "--critic.kind popart",
-        ["network mine: needs `self.head = shape.head(...)` for critic.kind = popart"],
+        ["'mine': needs `self.head = shape.head(...)` for critic.kind = popart"],
     ),
     "a mistake in it": (
         "return nn.Linear(i, shape.missing)",
         "",
-        ["network.architecture = 'mine': cannot be made: AttributeError", "'missing', line 14"],
+        ["network.architecture = 'mine': cannot be made: AttributeError", "'missing', line 29"],
     ),
     "name taken": (
         "return None\n\nregister_network('paco')(mine)",
@@ -148,11 +163,19 @@ def test_bad_network(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
     body, options, expected = BAD[case]
     path, run = tmp_path / "plugin.py", tmp_path / "run"
     path.write_text(
-        "from torch import nn\n"
+        "import torch\nfrom torch import nn\n"
         "from mtrl.networks import Linear, TaskLinear, register_network\n\n"
         "class Lift(nn.Module):\n"
         "    def __init__(self, copies):\n        super().__init__()\n        self.n = copies\n"
         "    def forward(self, x):\n        return x.expand(self.n, *x.shape)\n\n"
+        "class Centred(nn.Module):\n"
+        "    def __init__(self, dim=1):\n        super().__init__()\n        self.dim = dim\n"
+        "    def forward(self, x):\n        return x - x.mean(self.dim, keepdim=True)\n\n"
+        "class Adapters(nn.Module):\n"
+        "    def __init__(self, i, o):\n        super().__init__()\n"
+        "        self.of = nn.ModuleList(nn.Linear(i, o) for _ in range(4))\n"
+        "    def forward(self, x):\n"
+        "        return torch.stack([of(x[:, k]) for k, of in enumerate(self.of)], 1)\n\n"
         f"@register_network('mine')\ndef mine(shape):\n    {UNPACK}\n    {body}\n"
     )
     words = f"--plugins {path} --network.architecture mine --run-dir {run} {options}"

@@ -79,6 +79,7 @@ def test_documented_example_trains_resumes_and_evaluates(
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+HEAD = "from mtrl.smto import SMTO, register\n\n\n@register('mine')\n"
 BAD = {
     "import fails": ("x = 1\ny = 1 / 0\n", ["ZeroDivisionError: division by zero", "line 2"]),
     "syntax": ("def f(:\n", ["SyntaxError", "line 1"]),
@@ -86,6 +87,16 @@ BAD = {
     "name taken": (
         "from mtrl.smto import SMTO, register\n\n\n@register('pcgrad')\nclass Mine(SMTO): ...\n",
         ["ValueError", "'pcgrad' is taken"],
+    ),
+    "leaves": ("import sys\nsys.exit(3)\n", ["SystemExit: 3", "line 2"]),
+    "needs something else": (
+        f"{HEAD}class Mine(SMTO):\n    needs = 'gram'\n",
+        ["method mine: needs = 'gram' must be one of losses, gramian, jacobian"],
+    ),
+    "no method at all": (f"{HEAD}class Mine: ...\n", ["method mine: must be a class derived from"]),
+    "an option without a default": (
+        f"{HEAD}class Mine(SMTO):\n    def __init__(self, num_tasks, *, power): ...\n",
+        ["method Mine: its option 'power' needs a default"],
     ),
 }
 
@@ -98,6 +109,41 @@ def test_bad_plugin(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
     arguments = ["--plugins", str(path), "--run-dir", str(tmp_path / "run")]
     refused(["train", TOY, *arguments], capsys, f"plugins = '{path}'".split("/")[0], *expected)
     assert not (tmp_path / "run").exists()
+
+
+NOT_MADE = {
+    "it raises": ("1 / 0", "ZeroDivisionError: division by zero, line 7"),
+    "no super().__init__": ("pass", "must call super().__init__(num_tasks)"),
+}
+
+
+@pytest.mark.parametrize("case", NOT_MADE)
+def test_a_method_that_cannot_be_made(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body, said = NOT_MADE[case]
+    path, start = tmp_path / "plugin.py", "    def __init__(self, num_tasks):\n"
+    path.write_text(f"{HEAD}class Mine(SMTO):\n{start}        {body}\n")
+    line = ["--plugins", str(path), "--agent.smto.name", "mine", "--run-dir", str(tmp_path / "run")]
+    refused(["train", TOY, *line], capsys, "agent.smto.name = 'mine'", said)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_cell_that_runs_again_and_a_file_under_two_names_replace_their_method(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for power in (1.0, 2.0):
+        cell = f"{HEAD}class Mine(SMTO):\n    def __init__(self, num_tasks, power={power}): ...\n"
+        exec(cell, {"__name__": "notebook"})
+        assert method_options("mine") == {"power": power}, "positional ones are options too"
+    monkeypatch.delitem(smto_registry._METHODS, "mine")
+    (tmp_path / "imported.py").write_text(f"{HEAD}class Mine(SMTO): ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.import_module("imported")
+    load_plugins(config(tmp_path / "imported.py"))
+    (tmp_path / "other.py").write_text(f"{HEAD}class Mine(SMTO): ...\n")
+    with pytest.raises(ConfigError, match="the method name 'mine' is taken by Mine"):
+        load_plugins(config(tmp_path / "other.py"))
 
 
 METHOD = """

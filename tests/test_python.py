@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import mtrl
 import mtrl.envs
+from mtrl.run.state import read_run
 from mtrl.schema import ConfigError
 from mtrl.smto import SMTO, available, check, create, describe
 
@@ -99,6 +100,7 @@ def test_a_policy_acts_on_any_shape(trained: mtrl.Run) -> None:
     for row, task, action in zip(rows, tasks, actions, strict=True):
         for observation in (row, row.tolist(), row.astype(np.float32)):
             np.testing.assert_allclose(policy.act(observation, names[task]), action, atol=1e-6)
+        np.testing.assert_array_equal(policy.act(row, np.int64(task)), policy.act(row, task))
     one_task = policy.act(rows, "toy-west")
     np.testing.assert_allclose(one_task, policy.act(rows, [2] * 5), atol=1e-6)
     for observation, task, said in (
@@ -114,6 +116,10 @@ def test_a_policy_acts_on_any_shape(trained: mtrl.Run) -> None:
 def test_evaluate_is_the_run_s_own_evaluation(trained: mtrl.Run) -> None:
     again = mtrl.evaluate(mtrl.load(trained, "latest"), episodes_per_task=2)
     assert again.success_mean == trained.success_mean
+    with pytest.raises(ConfigError, match="episodes_per_task = -3: must be at least 1"):
+        mtrl.evaluate(trained, episodes_per_task=-3)
+    with pytest.raises(ConfigError, match=r"checkpoint = 'besst': must be best, .* mean 'best'"):
+        mtrl.load(trained, "besst")
 
 
 class Log(mtrl.Callback):
@@ -141,12 +147,53 @@ def test_callbacks_hear_and_stop_and_the_run_resumes(trained: mtrl.Run, tmp_path
     assert stopped.status["reason"] == "stopped by a callback"
     assert 800 <= stopped.step < 1600
     assert ("evaluation", 800) in log.heard
+    assert stopped.metrics("eval/")["eval/success_mean"].steps[-1] == 800
+    assert stopped.status["best_success_mean"] == stopped.success_mean
     assert ("checkpoint", stopped.step) in log.heard
     assert ("log", 800) in log.heard
     finished = mtrl.train("toy", TINY, seed=1, run_dir=tmp_path / "run", resume=True)
     assert finished.finished
     mine, theirs = final_state(finished.path), final_state(trained.path)
     assert differences(mine["agent"], theirs["agent"]) == [], "bitwise as if never stopped"
+
+
+class Adds(mtrl.Callback):
+    def on_log(self, step: int, values: dict[str, float]) -> None:
+        values["mine/half"] = torch.tensor(step / 2)  # type: ignore[assignment]
+        if step >= 800:
+            values["mine/bad"] = "no number"  # type: ignore[assignment]
+
+
+def test_what_a_callback_adds_is_logged_and_what_it_raises_loses_nothing(tmp_path: Path) -> None:
+    run, short = tmp_path / "run", TINY | {"checkpoint.every": 1600}
+    with pytest.raises(ValueError, match="no number"):
+        mtrl.train("toy", short, run_dir=run, callbacks=[Adds()])
+    ended = read_run(run)
+    assert (ended.state, ended.step) == ("failed", 800), "where every episode has ended"
+    assert ended.status["reason"].startswith("ValueError: could not convert string")
+    assert final_state(run, 800)["step"] == 800
+    ((steps, values),) = ended.metrics("mine/").values()
+    assert (list(steps), list(values)) == ([400], [200.0])
+    assert "train/critic_loss/toy-east" in ended.metrics("train/critic_loss/")
+    assert mtrl.train("toy", short, run_dir=run, resume=True).finished
+
+
+class Misspelt(mtrl.Callback):
+    def on_evaluate(self, *_: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "said"),
+    [
+        ([Misspelt()], "callbacks = 'Misspelt.on_evaluate': must be one of on_log, on_evaluation"),
+        ([Log], "must be instances of classes derived from mtrl.Callback"),
+        (print, "must be instances of classes derived from mtrl.Callback"),
+    ],
+)
+def test_what_would_never_be_called_is_refused(callbacks: Any, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        mtrl.train("toy", TINY, run_dir=tmp_path / "run", callbacks=callbacks)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

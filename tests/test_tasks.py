@@ -317,6 +317,18 @@ def test_make_env_follows_the_gymnasium_api() -> None:
     check_env(tasks.make_env("reach-v3", seed=SEED), skip_render_check=True)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_make_env_of_a_registered_environment_is_what_a_run_sees() -> None:
+    env = tasks.make_env("Pendulum-v1", seed=SEED, horizon=900, num_goals=3)
+    check_env(env, skip_render_check=True)
+    np.testing.assert_array_equal(env.action_space.high, [1.0])  # Pendulum's own: 2
+    starts = [env.reset(options={"goal": goal})[0] for goal in (0, 1, 0)]
+    np.testing.assert_array_equal(starts[0], starts[2])
+    assert not np.array_equal(starts[0], starts[1])
+    *_, info = env.step(np.zeros(1, np.float32))
+    assert info["success"] is False
+
+
 @pytest.mark.parametrize("horizon", [1, 7, 500])
 def test_episodes_are_truncated_exactly_at_the_horizon_and_never_terminated(horizon: int) -> None:
     env = tasks.make_env("reach-v3", horizon=horizon, num_goals=2, seed=SEED)

@@ -20,10 +20,10 @@ from mtrl.evaluation import Evaluation, goal_schedule, numpy_policy
 from mtrl.evaluation import evaluate as run_episodes
 from mtrl.options.command_line import load_config, with_settings
 from mtrl.options.command_words import Existing
-from mtrl.run.callbacks import Callback
+from mtrl.run.callbacks import Callback, check_callbacks
 from mtrl.run.state import Run, read_run
 from mtrl.run.stopping import Stopped
-from mtrl.schema import user_path
+from mtrl.schema import ConfigError, user_path
 
 
 def train(
@@ -54,14 +54,14 @@ def train(
     wanted = with_settings(default, settings)
     existing = Existing(overwrite=overwrite, resume_if_exists=resume)
     try:
-        launch.start(wanted, existing, tuple(callbacks))
+        launch.start(wanted, existing, check_callbacks(callbacks))
     except Stopped as stopped:
         if stopped.signum:
             raise
     return read_run(wanted.run_path)
 
 
-Task = str | int
+Task = str | int | np.integer[Any]
 """A task's name, or its index in the run's order."""
 
 
@@ -89,7 +89,7 @@ class Policy:
         """
         rows = np.atleast_2d(np.asarray(observation, dtype=np.float32))
         single = np.ndim(observation) == 1
-        given = [task] * len(rows) if isinstance(task, str | int) else task
+        given = [task] * len(rows) if isinstance(task, str | int | np.integer) else task
         tasks = [self._index(one) for one in given]
         width = len(self.network.encoder.mean)
         if rows.ndim != 2 or rows.shape[1] != width or len(tasks) != len(rows):
@@ -140,7 +140,11 @@ def evaluate(
 
     policy: what `load` gives, or a run, whose best policy is meant. plugins: where the plug-ins
     that register its network and its environments are now, if they have moved.
+
+    Raises ConfigError as `load` does, and for less than one episode.
     """
+    if episodes_per_task < 1:
+        raise ConfigError("episodes_per_task", episodes_per_task, "must be at least 1")
     if not isinstance(policy, Policy):
         policy = load(policy, plugins=plugins)
     learner = dataclasses.replace(policy.config.learner, device=str(policy.device))

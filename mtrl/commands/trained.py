@@ -19,7 +19,7 @@ from mtrl.options.validation import check_gym_tasks
 from mtrl.run import checkpoint
 from mtrl.run.directory import RunDirectory
 from mtrl.run.earlier_checkpoints import upgraded
-from mtrl.schema import ConfigError, user_path
+from mtrl.schema import ConfigError, nearest, user_path
 
 
 class Trained(NamedTuple):
@@ -71,11 +71,15 @@ def open_trained(path: Path, chosen: str) -> Trained:
 def stored_state(run: RunDirectory, chosen: str) -> dict[str, Any]:
     """All that a checkpoint holds; chosen: best, latest or a checkpoint file.
 
-    CheckpointError for what cannot be read.
+    ConfigError for a file that is not there, CheckpointError for what cannot be read.
     """
     if chosen == "best":
         return checkpoint.load(run.checkpoints / "best.pt")
     if chosen != "latest":
+        if not user_path(chosen).is_file():
+            known = ("best", "latest")
+            allowed = f"must be best, latest or a checkpoint file{nearest(chosen, known)}"
+            raise ConfigError("checkpoint", chosen, allowed)
         return checkpoint.load(user_path(chosen))
     state, warnings = checkpoint.load_latest(run.checkpoints)
     for warning in warnings:

@@ -56,6 +56,7 @@ class GymTask(gymnasium.Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[Any], dict[str, Any]]:
+        super().reset(seed=seed)  # Gymnasium's contract; nothing here draws from it
         goal = self._order.choose(seed, options)
         entropy = [self._order.seed, zlib.crc32(self.task_name.encode()), goal]
         start = int(np.random.SeedSequence(entropy).generate_state(1)[0])

@@ -149,6 +149,9 @@ def make_env(
 ) -> gymnasium.Env:
     """One task as a Gymnasium environment; its goals equal `metaworld.MT1(task_name, seed)`'s.
 
+    A registered environment of your own comes as a run sees it: flat observations, actions in
+    [-1, 1], `info["success"]`, a goal for each start. reward_version and fast mean nothing to it.
+
     `reset()` visits the goals in a seeded order, all of them before any comes again;
     `reset(options={"goal": i})` chooses one. `reset(seed=s)` starts another order.
     Observations float64 [39], actions float32 [4] in [-1, 1]; `info["success"]` is 0.0 or 1.0.
@@ -161,11 +164,15 @@ def make_env(
 
     Raises ValueError for an unknown task, reward version, horizon, number of goals or render mode.
     """
-    if task_name not in all_tasks():
-        raise ValueError(f"unknown task {task_name!r}; allowed: {', '.join(all_tasks())}")
+    own = is_gym(task_name)
+    if not own and task_name not in all_tasks():
+        raise ValueError(
+            f"unknown task {task_name!r}; allowed: registered Gymnasium environments, "
+            f"{', '.join(all_tasks())}"
+        )
     if reward_version not in ("v1", "v2"):
         raise ValueError(f"reward_version must be 'v1' or 'v2', not {reward_version!r}")
-    if not 1 <= horizon <= 500:
+    if horizon < 1 or (horizon > 500 and not own):
         raise ValueError(f"horizon must be between 1 and 500, not {horizon!r}")
     if not 1 <= num_goals <= MAX_GOALS:
         raise ValueError(f"num_goals must be between 1 and {MAX_GOALS}, not {num_goals!r}")
@@ -178,7 +185,9 @@ def make_env(
         horizon=horizon,
         num_goals=num_goals,
         fast=fast,
+        render=own and render_mode is not None,
     ).factories
     env = factory()
-    env.render_mode = render_mode
+    if not own:
+        env.render_mode = render_mode
     return env

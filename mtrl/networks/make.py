@@ -6,14 +6,16 @@ import torch
 from torch import nn
 
 from mtrl.config import Config
+from mtrl.files.user_code import is_own
 from mtrl.networks.actor import Actor
 from mtrl.networks.critic import Critic
 from mtrl.networks.encoder import InputEncoder
 from mtrl.networks.layers import TaskTable, is_recorded, layers_of
-from mtrl.networks.registry import create_network
+from mtrl.networks.registry import Body, create_network, describe_network
 from mtrl.networks.shape import Shape
 from mtrl.networks.values import Value
 from mtrl.schema import ConfigError
+from mtrl.smto.first_step import Unusable
 
 
 def make_encoder(config: Config, observation_dim: int) -> InputEncoder:
@@ -74,6 +76,8 @@ def _make_body(config: Config, shape: Shape) -> nn.Module:
     net = config.network
     try:
         body = create_network(net.architecture, shape, net.options)
+    except Unusable as error:
+        raise ConfigError("network.architecture", net.architecture, str(error)) from None
     except ValueError as error:
         reason = f"network {net.architecture}: {error}"
         raise ConfigError("network.options", dict(net.options), reason) from None
@@ -90,6 +94,11 @@ def _make_body(config: Config, shape: Shape) -> nn.Module:
             raise ConfigError("network.task_encoding", net.task_encoding, needs)
         if config.critic.kind == "popart":
             raise ConfigError("critic.kind", config.critic.kind, needs)
+    if isinstance(body, Body) and is_own(describe_network(net.architecture).make):
+        try:
+            body.check_independence(shape)
+        except Unusable as error:
+            raise ConfigError("network.architecture", net.architecture, str(error)) from None
     return body
 
 

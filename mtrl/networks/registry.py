@@ -10,8 +10,9 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from mtrl.files.user_code import options_in, redefines
 from mtrl.networks.bodies import MLP, Residual
-from mtrl.networks.layers import TaskLinear
+from mtrl.networks.layers import TaskLinear, is_recorded
 from mtrl.networks.shape import Shape
 from mtrl.smto.first_step import Unusable, wrong_with
 
@@ -47,6 +48,33 @@ class Body(nn.Module):
         for buffer, before in zip(self.buffers(), buffers, strict=True):
             buffer.copy_(before)
 
+    @torch.no_grad()
+    def check_independence(self, shape: Shape) -> None:
+        """Unusable where task gradients would be wrong: where a task's outputs depend on another
+        task's inputs, or those of PyTorch's own modules on more than the row."""
+        m = shape.num_tasks
+        generator = torch.Generator().manual_seed(0)
+        x, other = torch.randn(2, m, m + 1, shape.inputs, generator=generator)  # m + 1 samples
+        self.eval()  # no dropout; statistics stay
+        try:
+            outputs = self(x)
+            other[1:] = x[1:]  # another first task
+            if not _equal(self(other)[:, 1:], outputs[:, 1:]):
+                raise Unusable("a task's outputs depend on the inputs of other tasks")
+            if not is_recorded(self.network):
+                try:
+                    alone = self(x[-1])
+                except Exception:  # whatever a user's network raises
+                    alone = outputs[:0]
+                if not _equal(alone, outputs[:, -1]):
+                    raise Unusable(
+                        "gives other outputs for the rows of one task alone, without the task "
+                        "dimension; PyTorch's own modules must act on every row alike: a part for "
+                        "every task is a TaskLinear, in a network of recorded layers alone"
+                    )
+        finally:
+            self.train()
+
     @property
     def head(self) -> nn.Module | None:
         """The last layer, if the network calls it so."""
@@ -77,6 +105,14 @@ class Network(NamedTuple):
         return " ".join((inspect.getdoc(self.make) or "").split("\n\n")[0].split())
 
 
+def _equal(found: Tensor, expected: Tensor) -> bool:
+    """But for rounding."""
+    if found.shape != expected.shape:
+        return False
+    scale = float(expected.nan_to_num(0, 0, 0).abs().max()) if expected.numel() else 0.0
+    return torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * scale, equal_nan=True)
+
+
 _NETWORKS: dict[str, Network] = {}
 
 
@@ -87,10 +123,9 @@ def register_network(
     [task, sample, inputs] to [copies, task, sample, outputs]."""
 
     def add(make: Made) -> Made:
-        if name in _NETWORKS:
+        if name in _NETWORKS and not redefines(make, _NETWORKS[name].make):
             raise ValueError(f"the network name {name!r} is taken")
-        parameters = inspect.signature(make).parameters.values()
-        options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        options = options_in(make, f"network {name}")
         _NETWORKS[name] = Network(name, make, options, files, any_body)
         return make
 
@@ -109,19 +144,20 @@ def describe_network(name: str) -> Network:
 
 
 def create_network(name: str, shape: Shape, options: Mapping[str, Any]) -> nn.Module:
-    """[task, ..., inputs] -> [copies, task, ..., outputs]. ValueError for an unknown name, an
-    option out of range, or a network that gives another shape."""
+    """[task, ..., inputs] -> [copies, task, ..., outputs]. ValueError for an unknown name or an
+    option out of range; Unusable for a network that no update can use."""
     network = describe_network(name).make(shape, **options)
     if isinstance(network, MLP | Residual):  # these take any leading dimensions
         return network
+    inputs = torch.zeros(shape.num_tasks, shape.num_tasks + 1, shape.inputs)
     with torch.no_grad():
-        found = network(torch.zeros(shape.num_tasks, 2, shape.inputs)).shape
-    expected = shape.copies, shape.num_tasks, 2, shape.outputs
+        found = network(inputs).shape
+    expected = shape.copies, *inputs.shape[:2], shape.outputs
     if found != expected:
-        raise ValueError(
-            f"gives outputs {tuple(found)} for inputs {(shape.num_tasks, 2, shape.inputs)}, "
+        raise Unusable(
+            f"gives outputs {tuple(found)} for inputs {tuple(inputs.shape)}, "
             f"not [copies, task, sample, outputs] = {expected}"
         )
     if shape.task_head and not isinstance(getattr(network, "head", None), TaskLinear):
-        raise ValueError("needs `self.head = shape.head(...)` for critic.kind = popart")
+        raise Unusable("needs `self.head = shape.head(...)` for critic.kind = popart")
     return Body(network)

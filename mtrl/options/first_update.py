@@ -14,14 +14,17 @@ from torch import Tensor
 
 from mtrl.agent import Agent
 from mtrl.config import Config, Loss
+from mtrl.files.user_code import file_of, is_own
 from mtrl.gradients.objective import create_smto
 from mtrl.networks import describe_network
 from mtrl.networks.registry import Body
+from mtrl.options.plugins import reason_of
 from mtrl.replay import Batch
 from mtrl.schema import ConfigError
 from mtrl.smto import SMTO
-from mtrl.smto.first_step import Unusable, checked, is_own
+from mtrl.smto.first_step import Unusable, checked
 
+OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
 LOSSES: tuple[Loss, ...] = ("critic", "actor", "temperature")
 
 
@@ -50,10 +53,14 @@ def check_first_update(
             try:
                 with checked(smto):
                     _try_out(agent, loss, smto, batch, bound)
-            except Unusable as error:
+            except OUT_OF_MEMORY:
+                raise
+            except Exception as error:  # whatever a user's method raises
                 given = getattr(config.agent, f"{loss}_smto").name
                 key = "agent.smto.name" if given is None else f"agent.{loss}_smto.name"
-                raise _refused(key, config.smto_of(loss).name, error, loss) from None
+                known = isinstance(error, Unusable)
+                reason = str(error) if known else f"raised {reason_of(error, file_of(type(smto)))}"
+                raise _refused(key, config.smto_of(loss).name, reason, loss) from error
 
 
 def _try_out(agent: Agent, loss: Loss, smto: SMTO, batch: Batch, bound: Tensor | None) -> None:
@@ -85,8 +92,8 @@ def _check_network(config: Config, agent: Agent, batch: Batch) -> None:
                 body.check(x, copies, outputs)
         except Unusable as error:
             name = config.network.architecture
-            raise _refused("network.architecture", name, error, loss) from None
+            raise _refused("network.architecture", name, str(error), loss) from None
 
 
-def _refused(key: str, name: str, error: Unusable, loss: Loss) -> ConfigError:
-    return ConfigError(key, name, f"{error} (of the {loss}, at the first update)")
+def _refused(key: str, name: str, reason: str, loss: Loss) -> ConfigError:
+    return ConfigError(key, name, f"{reason} (of the {loss}, at the first update)")

@@ -10,6 +10,7 @@ import torch
 
 from mtrl.config import Config, Loss
 from mtrl.envs import tasks as env_tasks
+from mtrl.files.user_code import file_of, is_own
 from mtrl.networks import available_networks, describe_network
 from mtrl.networks.make import make_encoder, make_networks
 from mtrl.networks.registry import DEFAULT
@@ -17,6 +18,7 @@ from mtrl.networks.values import create_value
 from mtrl.options.plugins import load_plugins, reason_of
 from mtrl.schema import ConfigError, coerce, describe_type, nearest, user_path
 from mtrl.smto import SMTO, available, create, describe
+from mtrl.smto.registry import find
 
 LOSSES: tuple[Loss, ...] = ("critic", "actor", "temperature")
 SET_BY_THE_RUN = ("seed", "device", "total_steps")
@@ -77,9 +79,18 @@ def check_method(
     try:
         run = {"total_steps": max(total_updates, 1)}
         set_by_run = {k: v for k, v in run.items() if k in describe(method).options}
-        create(method, num_tasks, **set_by_run, **options)
+        made = create(method, num_tasks, **set_by_run, **options)
     except ValueError as error:
         raise ConfigError(options_key, dict(options), f"method {name}: {error}") from None
+    except Exception as error:  # whatever a user's method raises
+        kind = find(method)
+        if not is_own(kind):
+            raise
+        raise ConfigError(
+            name_key, name, f"cannot be made: {reason_of(error, file_of(kind))}"
+        ) from error
+    if not ("_modules" in vars(made) and hasattr(made, "num_tasks")):
+        raise ConfigError(name_key, name, "must call super().__init__(num_tasks)")
 
 
 def _check_options(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import traceback
-from collections import Counter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,9 +11,10 @@ import gymnasium
 
 from mtrl.envs.rendering import without_renderer
 from mtrl.files.python_files import import_file
-from mtrl.networks import available_networks
+from mtrl.networks import available_networks, describe_network
 from mtrl.schema import ConfigError, user_path
 from mtrl.smto import available
+from mtrl.smto.registry import find
 
 Configured = TypeVar("Configured", bound=Any)
 """A configuration of any kind that has `plugins`."""
@@ -45,14 +45,15 @@ def load_plugins(config: Configured) -> Configured:
 
 def _import(path: Path, given: str) -> tuple[str, ...]:
     """-> names of the methods, networks and environments that the file registers."""
-    before = Counter(_registered())
+    before = _registered()
     try:
         with without_renderer():
             import_file(path)
-    except Exception as error:  # whatever the user's file raises
+    except (Exception, SystemExit) as error:  # whatever the user's file raises
         reason = reason_of(error, str(path))
         raise ConfigError("plugins", given, f"cannot be imported: {reason}") from error
-    names = tuple(Counter(_registered()) - before)
+    new = {key for key, thing in _registered().items() if before.get(key) is not thing}
+    names = tuple(name for _, name in sorted(new))
     if not names:
         raise ConfigError(
             "plugins",
@@ -63,7 +64,7 @@ def _import(path: Path, given: str) -> tuple[str, ...]:
     return names
 
 
-def reason_of(error: Exception, *paths: str) -> str:
+def reason_of(error: BaseException, *paths: str) -> str:
     """One line: kind, message, and the line of the last of these files that it came through."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in paths]
     line = frames and frames[-1].lineno
@@ -73,6 +74,8 @@ def reason_of(error: Exception, *paths: str) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0] + where
 
 
-def _registered() -> tuple[str, ...]:
-    """One name may be a method's and a network's, too."""
-    return (*available(), *available_networks(), *gymnasium.registry)
+def _registered() -> dict[tuple[str, str], Any]:
+    """By kind and name: one name may be a method's and a network's, too."""
+    found: dict[tuple[str, str], Any] = {("method", name): find(name) for name in available()}
+    found |= {("network", name): describe_network(name).make for name in available_networks()}
+    return found | {("environment", name): spec for name, spec in gymnasium.registry.items()}

@@ -15,12 +15,6 @@ class Unusable(ValueError):
     """The message names class and method, what they gave, and what they must give."""
 
 
-def is_own(something: Any) -> bool:
-    """Whether a class or a function is a user's, not one of ours."""
-    places = [kind.__module__ for kind in getattr(something, "__mro__", [something])]
-    return any(p.partition(".")[0] not in ("mtrl", "torch", "abc", "builtins") for p in places)
-
-
 def wrong_with(found: Any, shape: tuple[int, ...], like: Tensor, *, dtype: bool = False) -> str:
     """What is wrong with `found` as a finite tensor of this shape, on the device of `like`; '' if
     nothing is. dtype: of its dtype, too."""

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar, get_args
 
+from mtrl.files.user_code import options_in, redefines
 from mtrl.smto.base import SMTO, Averaged, Needs
 
 _METHODS: dict[str, type[SMTO]] = {}
@@ -32,10 +33,16 @@ def register(name: str, *aliases: str) -> Callable[[Class], Class]:
     """Class decorator: make a method known by `name` to `create` and the command line."""
 
     def add(cls: Class) -> Class:
+        if not (isinstance(cls, type) and issubclass(cls, SMTO)):
+            raise ValueError(f"method {name}: must be a class derived from mtrl.smto.SMTO")
+        if cls.needs not in get_args(Needs):
+            allowed = ", ".join(get_args(Needs))
+            raise ValueError(f"method {name}: needs = {cls.needs!r} must be one of {allowed}")
+        _own_options(cls)
         for word in (name, *aliases):
-            if word in _METHODS or word in _ALIASES:
-                taken = _METHODS[_ALIASES.get(word, word)].__name__
-                raise ValueError(f"the method name {word!r} is taken by {taken}")
+            taken = _METHODS.get(_ALIASES.get(word, word))
+            if taken is not None and not redefines(cls, taken):
+                raise ValueError(f"the method name {word!r} is taken by {taken.__name__}")
         _METHODS[name] = cls
         _ALIASES.update(dict.fromkeys(aliases, name))
         return cls
@@ -47,6 +54,11 @@ def available() -> tuple[str, ...]:
     """Names of all registered methods, the cheapest inputs first; aliases left out."""
     costs = get_args(Needs)
     return tuple(sorted(_METHODS, key=lambda name: costs.index(_METHODS[name].needs)))
+
+
+def find(name: str | type[SMTO]) -> type[SMTO]:
+    """The class of a method; ValueError for an unknown name."""
+    return _find(name)[1]
 
 
 def _find(name: str | type[SMTO]) -> tuple[str, type[SMTO]]:
@@ -71,10 +83,9 @@ def _own_options(cls: type[SMTO]) -> dict[str, Any]:
     for base in cls.__mro__:
         if "__init__" not in vars(base):
             continue
-        parameters = inspect.signature(base.__init__).parameters.values()  # type: ignore[misc]  # classes are safe here
-        for p in parameters:
-            if p.kind is p.KEYWORD_ONLY:
-                options.setdefault(p.name, p.default)
+        start = base.__init__  # type: ignore[misc]  # classes are safe here
+        options = options_in(start, f"method {base.__name__}") | options
+        parameters = inspect.signature(start).parameters.values()
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
     return options
@@ -82,7 +93,7 @@ def _own_options(cls: type[SMTO]) -> dict[str, Any]:
 
 def options_of(name: str | type[SMTO]) -> tuple[str, ...]:
     """Option names of a method, `seed` and `device` of random methods included."""
-    return tuple(_defaults(_find(name)[1]))
+    return tuple(_defaults(find(name)))
 
 
 def describe(name: str | type[SMTO]) -> Method:

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mtrl.files.user_code import is_own
 from mtrl.run.earlier_checkpoints import smto_state
 from mtrl.schema import ConfigError, user_path
 from mtrl.smto import SMTO, create
-from mtrl.smto.first_step import Unusable, checked, is_own
+from mtrl.smto.first_step import Unusable, checked
 from mtrl.smto.registry import options_of
 from mtrl.supervised import methods
 from mtrl.supervised.auto_lambda import AutoLambda, Prepared, look_ahead
