@@ -314,7 +314,7 @@ class Trainer:
             elapsed_s=round(self.elapsed, 1),
             protocol=self.config.protocol_stamp,
             success_mean=None if math.isnan(self.last_success) else self.last_success,
-            best_success_mean=max(self.best_success, 0.0),
+            best_success_mean=None if self.best_success < 0 else self.best_success,
         )
 
     def save(self) -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from mtrl.report.groups import benchmarks
+from mtrl.report.groups import benchmarks, differing, settings
 from mtrl.report.markdown import MarkedPlace, Table
 from mtrl.run.state import Run, find_runs, read_run
 from mtrl.schema import ConfigError
@@ -75,6 +75,17 @@ def joined(runs: list[Run]) -> list[Scores]:
     return [{key: v for one in of_tasks for key, v in one[seed].items()} for seed in seeds]
 
 
+def unlike(single: list[Run], together: list[Run]) -> str:
+    """The settings in which runs of single tasks and others differ, but for what is a method's."""
+    rows = differing([settings(run) for run in (*single, *together)])
+    own = ("tasks", "smto.", "rotograd.")
+    return ", ".join(f"{k} ({_values(row)})" for k, row in rows.items() if not k.startswith(own))
+
+
+def _values(row: list[object]) -> str:
+    return " and ".join(dict.fromkeys(map(str, row)))
+
+
 def epoch_seconds(runs: list[Run]) -> str:
     seen = [run.series["time/epoch_s"].values for run in runs if "time/epoch_s" in run.series]
     return f"{np.median(np.concatenate(seen)):.2f}" if seen else ""
@@ -106,22 +117,24 @@ def main() -> None:
     )
     MarkedPlace.option(parser, "scripts/compare_supervised.py")
     options = parser.parse_args()
-    every = [read_run(path, ("test/", "time/epoch_s")) for path in find_runs([options.folder])]
-    tested = [run for run in every if run.finished and test_scores(run)]
-    single = [run for run in tested if len(run.chosen_tasks) == 1]
-    together = [run for run in tested if run not in single]
-    if not together:
-        parser.error(f"{options.folder} has no finished run that was tested")
-    found = benchmarks(together, "test", options.baseline)
-    runs = {group.label: list(group.runs) for group in found[0].groups}
-    for warning in found[0].warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    scores = {method: [test_scores(run) for run in own] for method, own in runs.items()}
-    keys = list(next(iter(scores.values()))[0])
     try:
-        alone = [one for one in joined(single) if set(keys) <= one.keys()]
+        every = [read_run(path, ("test/", "time/epoch_s")) for path in find_runs([options.folder])]
+        tested = [run for run in every if run.finished and test_scores(run)]
+        single = [run for run in tested if len(run.chosen_tasks) == 1]
+        together = [run for run in tested if run not in single]
+        if not together:
+            parser.error(f"{options.folder} has no finished run that was tested")
+        found = benchmarks(together, "test", options.baseline)
+        runs = {group.label: list(group.runs) for group in found[0].groups}
+        scores = {method: [test_scores(run) for run in own] for method, own in runs.items()}
+        keys = list(next(iter(scores.values()))[0])
         if len(found) > 1 or any(set(one) != set(keys) for own in scores.values() for one in own):
             parser.error("the runs are of different problems")
+        alone = [one for one in joined(single) if set(keys) <= one.keys()]
+        if options.baseline == SINGLE and not alone:
+            there = ", ".join(sorted({run.chosen_tasks[0] for run in single})) or "no task"
+            allowed = f"needs finished runs of every task, with a seed that all have; has {there}"
+            raise ConfigError("baseline", SINGLE, allowed)
         means = {
             method: {key: float(np.mean([one[key] for one in own])) for key in keys}
             for method, own in (scores | {SINGLE: alone} if alone else scores).items()
@@ -130,6 +143,11 @@ def main() -> None:
         baseline = baseline_scores(options.baseline, means, problem)
     except ConfigError as error:
         parser.error(str(error))
+    warnings = list(found[0].warnings)
+    if alone and (differences := unlike(single, together)):
+        warnings.append(f"runs of single tasks and others differ in {differences}")
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     ranks = mean_ranks({method: means[method] for method in runs})
     columns = {f"{metric}, {task}": [(task, metric)] for task, metric in keys}
     metrics = {metric for _, metric in keys}

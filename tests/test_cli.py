@@ -533,7 +533,7 @@ def test_evaluate_best_and_file(toy_run: Path, run_mtrl: Mtrl) -> None:
 def test_evaluate_refuses_bad_options(toy_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = str(toy_run)
     missing = str(toy_run / "checkpoints/none.pt")
-    refused(["evaluate", run, "--checkpoint", missing], capsys, "none.pt", code=1)
+    refused(["evaluate", run, "--checkpoint", missing], capsys, "none.pt", "a checkpoint file")
     refused(["evaluate", run, "--checkpoint", f"{run}/config.yaml"], capsys, "damaged", code=1)
     refused(["evaluate", run, "--episodes-per-task", "0"], capsys, "episodes_per_task = 0")
     refused(["evaluate", run, "--episodes", "x"], capsys, "--episodes")

@@ -78,7 +78,8 @@ def test_packing_again_gives_the_same_bytes(run_mtrl: Mtrl, tmp_path: Path) -> N
 def test_nothing_of_the_user_is_published(run_mtrl: Mtrl, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", SCORES)
     config = run / "config.yaml"
-    config.write_text(config.read_text() + f"run_dir: {tmp_path}/run\n")
+    paths = f"run_dir: {tmp_path}/run\ndata_dir: {tmp_path}\nplugins: [{tmp_path}/mine.py]\n"
+    config.write_text(config.read_text() + paths)
     environment = {"command": [f"{tmp_path}/mtrl"], "git_diff": "secret", "cores": 2}
     (run / "environment.json").write_text(json.dumps(environment))
     succeeded(run_mtrl("pack", run, "--out", tmp_path / "out"))
@@ -87,6 +88,9 @@ def test_nothing_of_the_user_is_published(run_mtrl: Mtrl, tmp_path: Path) -> Non
         text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
         assert str(tmp_path) not in text
         assert "secret" not in text
+    packed = read_run(tmp_path / "out" / "run")
+    assert packed.config["plugins"] == ["mine.py"]
+    assert packed.environment["git_diff"], "the report says that the code had been changed"
 
 
 @pytest.mark.parametrize(
@@ -105,6 +109,23 @@ def test_what_cannot_be_packed(
     assert done.returncode == 2
     assert said in done.stderr
     assert sorted(path.name for path in run.iterdir()) == before
+
+
+def test_two_runs_for_one_place_are_refused_and_a_broken_run_is_left_out(
+    run_mtrl: Mtrl, tmp_path: Path
+) -> None:
+    for folder in ("a", "b"):
+        write_run(tmp_path / folder / "seed_1", SCORES)
+    done = run_mtrl("pack", "a", "b", "--out", "out", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "would be the place of a/seed_1 too" in done.stderr
+    assert not (tmp_path / "out").exists()
+    write_run(tmp_path / "a" / "seed_0", SCORES)
+    (tmp_path / "a/seed_0/config.yaml").write_text("[broken")
+    done = run_mtrl("pack", "a", "--out", "out", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "mtrl: left out: CONFIG = " in done.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["seed_1"]
 
 
 @given(

@@ -209,6 +209,19 @@ def test_groups_by_settings(tmp_path: Path) -> None:
     assert labels(found) == {"unitary": 2, "cagrad (c=0.4)": 1, "cagrad (c=0.9)": 1}
 
 
+def test_several_settings_of_the_baseline_are_said(tmp_path: Path) -> None:
+    for number, l2 in enumerate((0.0, 1e-4)):
+        write_run(tmp_path / f"u{number}", {}, settings={"agent.actor_l2": l2})
+        write_run(tmp_path / f"p{number}", {}, method="pcgrad", settings={"agent.actor_l2": l2})
+    (warning,) = read(*sorted(tmp_path.iterdir())).warnings
+    assert "2 settings of the baseline unitary" in warning
+    assert "compared with unitary (actor_l2=0);" in warning
+    assert "unitary (actor_l2=0); unitary (actor_l2=0.0001)." in warning
+    chosen = read(*sorted(tmp_path.iterdir()), baseline="unitary (actor_l2=0.0001)")
+    assert chosen.warnings == ()
+    assert chosen.groups[0].label == "unitary (actor_l2=0.0001)"
+
+
 def test_variants_are_named_by_what_few_of_them_have(tmp_path: Path) -> None:
     usual = {"agent.tau": 0.02, "agent.gamma": 0.9, "agent.n_step": 5, "agent.lr_decay": 0.5}
     others = {"agent.tau": 0.01, "agent.gamma": 0.5, "agent.n_step": 1, "agent.lr_decay": 0.0}
@@ -221,7 +234,7 @@ def test_variants_are_named_by_what_few_of_them_have(tmp_path: Path) -> None:
         "unitary (agent.tau=0.01)": 1,
         "unitary (agent.gamma=0.5)": 1,
         "unitary (agent.n_step=1)": 1,
-        "unitary (agent.lr_decay=0.0)": 1,
+        "unitary (agent.lr_decay=0)": 1,
     }
     assert found.groups[0].label == "unitary", "the baseline"
 
@@ -290,7 +303,7 @@ def test_speeds_of_different_machines(mt10: Benchmark, tmp_path: Path) -> None:
         (["{runs}", "--figure-width", "nan"], "figure-width = nan: must be 2 to 20 inches"),
         (
             ["{runs}", "--metric", "eval/nope"],
-            "metric = 'eval/nope': no run has such a score",
+            "metric = 'eval/nope': no run of MT10 has such a score",
         ),
         (["{runs}", "--metric", "eval/sucess"], "are eval/success; did you mean 'eval/success'?"),
         (["{runs}", "--metric", "eval/success_mean"], "there are eval/success"),

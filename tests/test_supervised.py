@@ -860,10 +860,22 @@ def test_comparison_with_runs_of_single_tasks(
     assert float(gain) == pytest.approx(100 * (0.9 - 0.6) / 0.6 / 2, abs=0.01)  # b's gain is 0
     assert single[:2] == ["| `single_tasks`", "2"]
     assert [one.split()[0] for one in single[2:5]] == ["0.6000", "0.7000", "0.6500"]
+    write_tested(tmp_path / "faster", kept.format(2) + "tasks: []\ntrain: {lr: 1}\n", a=0.9, b=0.7)
+    runpy.run_path(str(script), run_name="__main__")
+    assert (
+        "runs of single tasks and others differ in train.lr (None and 1)" in capsys.readouterr().err
+    )
     write_tested(tmp_path / "other", kept.format(1) + "tasks: [a]\ntrain: {lr: 1}\n", a=0.9)
     with pytest.raises(SystemExit):
         runpy.run_path(str(script), run_name="__main__")
     assert "the runs of one task must have one setting" in capsys.readouterr().err
+    for name in ("b_1", "b_2", "other"):
+        shutil.rmtree(tmp_path / name)
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(script), run_name="__main__")
+    assert "needs finished runs of every task, with a seed that all have; has a" in (
+        capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("baseline", ["published", "{file}"])

@@ -206,7 +206,7 @@ REFUSED = {
         ["learner.compile = 'maybe'", "auto, on, off"],
     ),
     "seed twice": ("--seeds 0..3 2", ["seeds", "seed 2 twice"]),
-    "method twice": ("--methods mgda mgda", ["mgda/seed_1", "share this directory"]),
+    "method twice": ("--methods mgda mgda", ["methods = 'mgda mgda'", "has mgda twice"]),
     "no room": ("--parallel 0", ["parallel = 0", "at least 1"]),
     "part of two GPUs": ("--gpus-per-run 1.5", ["gpus_per_run = 1.5", "whole number"]),
     "an unknown option": ("--seed 1", ["--seed = '1': unknown option; did you mean '--seeds'?"]),
@@ -229,6 +229,17 @@ def test_impossible_sweeps_are_refused_in_a_line(
     for part in expected:
         assert part in " ".join((streams.err + streams.out).replace("│", " ").split())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_root_that_cannot_be_made_is_refused_before_the_plan(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["sweep", TOY, "--root", str(tmp_path / "file"), "--no-estimate"])
+    said = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert said == f"mtrl: root = '{tmp_path}/file/toy': cannot be made: Not a directory\n"
 
 
 def test_dry_run_shows_the_grid_and_starts_nothing(
@@ -475,7 +486,7 @@ def test_killed_run_and_killed_driver_lose_nothing(
         _, errors = driver.communicate(timeout=60)
     finally:
         driver.kill()
-    assert "pcgrad/seed_1: died: ended by SIGKILL" in errors
+    assert re.search(r"pcgrad/seed_1: died(, success \S+)?: ended by SIGKILL", errors)
     _, alive = psutil.wait_procs(runs, timeout=60)
     assert alive == [], "runs end with their sweep"
     assert any(standing(folder / name).state != "finished" for name in names(*map(str, grid)))

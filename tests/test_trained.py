@@ -192,7 +192,7 @@ def test_a_checkpoint_that_does_not_fit_is_one_line(
         (supervised / "checkpoints/best.pt", 2, "it is a checkpoint of mtrl supervised"),
         (foreign, 1, "is damaged, or none of mtrl's"),
         (listed, 2, "it is a checkpoint of something else"),
-        (tmp_path, 1, "cannot read checkpoint"),
+        (tmp_path, 2, "must be best, latest or a checkpoint file"),
     ):
         line = [command, str(reference), "--checkpoint", str(path)]
         refused(line, capsys, str(path), expected, code=code)

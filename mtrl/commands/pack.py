@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -24,7 +25,9 @@ from mtrl.schema import ConfigError, at_least, check_bounds
 EVALUATIONS = ("eval/", "test/")
 DIGITS = 5
 ENVIRONMENT = ("python", "cores", "cpu", "gpu", "versions", "git_commit")  # nothing of the user's
-STATUS = ("status", "step", "total_steps", "elapsed_s", "protocol", "success_mean")
+STATUS = (
+    "status", "step", "total_steps", "elapsed_s", "protocol", "success_mean", "best_success_mean",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,19 +43,34 @@ class PackOptions:
 def pack_command(words: list[str]) -> None:
     options = read_options(PackOptions, "mtrl pack", words, bare="runs")
     check_bounds(options)
+    places: dict[Path, Path] = {}
     for root in options.runs:
         for run in find_runs([root]):
-            place = run.relative_to(root)
-            size = pack(run, options.out / (run.name if run == root else place), options.intervals)
-            print(f"{run}: {size / 1024:.1f} KiB")
+            place = options.out / (run.name if run == root else run.relative_to(root))
+            if place.resolve() == run.resolve():
+                raise ConfigError("out", str(options.out), "is where the run lies")
+            if place in places:
+                allowed = f"{place} would be the place of {places[place]} too: pack them apart"
+                raise ConfigError("runs", str(run), allowed)
+            places[place] = run
+    broken = 0
+    for place, run in places.items():
+        try:
+            print(f"{run}: {pack(run, place, options.intervals) / 1024:.1f} KiB")
+        except ConfigError as error:
+            print(f"mtrl: left out: {error}", file=sys.stderr)
+            broken = 1
+    if broken:
+        sys.exit(1)
 
 
 def pack(run: Path, out: Path, intervals: int = 20) -> int:
-    """Write the run's record to the folder `out`; -> its size in bytes."""
-    if out.resolve() == run.resolve():
-        raise ConfigError("out", str(out), "is where the run lies")
+    """Write the run's record to the folder `out`, another one; -> its size in bytes.
+
+    ConfigError for a run that cannot be read.
+    """
     config = read_stored(run / "config.yaml")
-    config.pop("run_dir", None)
+    _without_folders(config)
     status = read_json(run / "status.json")
     environment = read_json(run / "environment.json")
     lines = reduced(list(read_metrics(run / "metrics.jsonl")), intervals)
@@ -63,11 +81,24 @@ def pack(run: Path, out: Path, intervals: int = 20) -> int:
         ("environment.json", ENVIRONMENT, environment),
     ):
         kept = {key: content[key] for key in keys if key in content}
+        if content.get("git_diff"):
+            kept["git_diff"] = "not published"  # that there was one, for the report
         write_atomically(out / name, json.dumps(kept, indent=1) + "\n")
     text = "".join(json.dumps(line) + "\n" for line in lines)
     with replaced(out / "metrics.jsonl.gz") as temporary:
         temporary.write_bytes(gzip.compress(text.encode(), mtime=0))
     return sum(path.stat().st_size for path in out.iterdir())
+
+
+def _without_folders(config: dict[str, Any]) -> None:
+    """Of the user's machine nothing but the names of files."""
+    for key in ("run_dir", "data_dir"):
+        config.pop(key, None)
+    if config.get("plugins"):
+        config["plugins"] = [Path(path).name for path in config["plugins"]]
+    network = config.get("network", {})
+    if network.get("weights"):
+        network["weights"] = Path(network["weights"]).name
 
 
 def reduced(records: Iterable[dict[str, float]], intervals: int) -> list[dict[str, float]]:

@@ -51,10 +51,10 @@ def export_policy(
     """
     example = (torch.zeros(2, observation_dim), torch.zeros(2, dtype=torch.int64))
     n = torch.export.Dim("n")
+    by_task = config.network.architecture != DEFAULT
+    module = ExportedPolicy(policy, config.num_tasks, by_task=by_task).eval()
     program = torch.export.export(
-        ExportedPolicy(
-            policy, config.num_tasks, by_task=config.network.architecture != DEFAULT
-        ).eval(),
+        module.requires_grad_(False),  # for `.numpy()` of the actions
         example,
         dynamic_shapes={"observations": {0: n}, "tasks": {0: n}},
     )

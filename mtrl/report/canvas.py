@@ -150,7 +150,7 @@ def score_axis(axes: Any, values: Iterable[Iterable[float]], axis: str = "y") ->
 
 
 def steps_axis(axes: Any) -> None:
-    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
     axes.ticklabel_format(axis="x", style="sci", scilimits=(0, 4), useMathText=True)
     axes.xaxis.get_offset_text().set_fontsize(7)
     axes.set_xlim(left=0)

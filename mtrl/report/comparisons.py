@@ -12,7 +12,9 @@ from mtrl.report import statistics
 from mtrl.report.results import Scores
 from mtrl.report.statistics import Interval, Test, Unit
 
-Verdict = Literal["better", "worse", "not distinguishable", "untested"]
+Verdict = Literal[
+    "better", "worse", "better before Holm", "worse before Holm", "not distinguishable", "untested"
+]  # fmt: skip
 Outcome = Literal[
     "no runs", "one seed", "no spread", "equal means", "not distinguishable", "better", "worse",
     "better before Holm", "worse before Holm",
@@ -49,11 +51,11 @@ VERDICTS: dict[Outcome, tuple[Verdict, str]] = {
     "better": ("better", "{method} is better than {baseline} at 95%: " + TESTED + "."),
     "worse": ("worse", "{method} is worse than {baseline} at 95%: " + TESTED + "."),
     "better before Holm": (
-        "better",
+        "better before Holm",
         "{method} is better than {baseline} at 95%: " + TESTED + "." + HOLM,
     ),
     "worse before Holm": (
-        "worse",
+        "worse before Holm",
         "{method} is worse than {baseline} at 95%: " + TESTED + "." + HOLM,
     ),
 }  # fmt: skip

@@ -143,6 +143,7 @@ def improvement(canvas: Canvas, comparisons: Sequence[Comparison]) -> Drawn | No
         return None
     labels = [one.method for one in shown]
     figure, panels = canvas.rows_of_methods(labels, 2, sharex=True)
+    theirs = shown[0].baseline if len(shown[0].baseline) <= 20 else "the baseline"
     titles = {"mean over tasks": "improvement", "share of runs": "run_improvement"}
     for axes, (title, what) in zip(panels, titles.items(), strict=True):
         for y, one in enumerate(shown):
@@ -150,7 +151,7 @@ def improvement(canvas: Canvas, comparisons: Sequence[Comparison]) -> Drawn | No
             axes.plot(value, y, look.marker, color=look.color, markersize=5)
             axes.plot([low, high], [y, y], color=look.color, linewidth=1.8)
         axes.axvline(0.5, color="0.4", linewidth=0.8, linestyle="--")
-        axes.set(title=title, xlim=(-0.03, 1.03), xlabel=f"P(better than {plain(one.baseline)})")
+        axes.set(title=title, xlim=(-0.03, 1.03), xlabel=f"P(better than {plain(theirs)})")
     rows = [
         (one.method, one.baseline, *one.runs, *one.improvement, *one.run_improvement)
         for one in shown

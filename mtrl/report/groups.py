@@ -80,11 +80,21 @@ def benchmarks(runs: Iterable[Run], metric: str, baseline: str) -> list[Benchmar
         kept, warnings = _without_copies(members)
         groups = _groups(kept)
         groups = tuple(sorted(groups, key=lambda g: (g.label != baseline, g.method != baseline)))
-        warnings = [*_unlike(groups), *warnings]
+        warnings = [*_several_baselines(groups, baseline), *_unlike(groups), *warnings]
         shown = f"{name} ({alike + 1})" if alike else name
         weak = tuple(_weaknesses(groups))
         found.append(Benchmark(shown, _tasks(kept, metric), groups, tuple(warnings), weak))
     return found
+
+
+def _several_baselines(groups: Sequence[Group], baseline: str) -> list[str]:
+    labels = [group.label for group in groups if group.method == baseline]
+    if len(labels) < 2 or baseline in labels:
+        return []
+    return [
+        f"There are {len(labels)} settings of the baseline {baseline}. All others are compared "
+        f"with {labels[0]}; --baseline takes any: {'; '.join(labels)}."
+    ]
 
 
 def _tasks(runs: Sequence[Run], metric: str) -> tuple[str, ...]:
@@ -156,7 +166,13 @@ def _usual(values: Sequence[Any]) -> Any:
 
 
 def _assignments(settings: Iterable[tuple[str, Any]]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in settings)
+    return ", ".join(f"{key}={_brief(value)}" for key, value in settings)
+
+
+def _brief(value: Any) -> str:
+    """With as many digits as tell trials of a search apart."""
+    short = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return str(value) if len(short) >= len(str(value)) else short
 
 
 def _without_copies(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:

@@ -272,7 +272,7 @@ class Section:
     def _settings(self) -> Table:
         rows = differing([settings(group.runs[0]) for group in self.groups])
         columns = [Column(group.label, group.label) for group in self.groups]
-        shown = [(key, *row) for key, row in rows.items()]
+        shown = [(key, *("-" if v is None else str(v) for v in row)) for key, row in rows.items()]
         return Table("settings", (Column("setting", "setting", text=True), *columns), shown)
 
 

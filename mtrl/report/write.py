@@ -13,6 +13,7 @@ from mtrl import __version__
 from mtrl.options.command_words import read_options
 from mtrl.report import canvas, page
 from mtrl.report.groups import Benchmark, benchmarks, machines
+from mtrl.report.looks import COLOURS
 from mtrl.report.section import Section, Topic
 from mtrl.report.tables import Column, Table
 from mtrl.run.state import Run, find_runs, read_run, read_series
@@ -33,8 +34,8 @@ class ReportOptions:
     baseline: str = ""
     """Method that the others are compared with; unitary if empty and there."""
     highlight: tuple[str, ...] = ()
-    """Methods that have a colour in any case. Without it, of many methods the baseline and the best
-    seven have one, and the others are grey."""
+    """Methods that have a colour, seven at most. Without it, of many methods the baseline and the
+    best seven have one, and the others are grey."""
     figure_width: float = 7.0
     """Of every figure, inches: a page's text is about 7 wide, a column 3.3."""
     bootstrap: Literal["runs", "tasks"] = "runs"
@@ -60,11 +61,18 @@ def write_report(options: ReportOptions) -> Path:
     if not runs:
         shown = ", ".join(map(str, asked))
         raise ConfigError("RUNS", shown, f"holds broken runs only: {broken[0].now.reason}")
-    _check_metric(runs, options.metric)
     baseline = options.baseline or DEFAULT_BASELINE
     found = benchmarks(runs, options.metric, baseline)
+    for benchmark in found:
+        _check_metric(benchmark, options.metric)
     _check_methods(found, "baseline", [options.baseline] if options.baseline else [])
     _check_methods(found, "highlight", options.highlight)
+    for benchmark in found:
+        others = [group for group in benchmark.groups if not group.is_called(baseline)]
+        chosen = [group for group in others if any(map(group.is_called, options.highlight))]
+        if len(chosen) > len(COLOURS):
+            allowed = f"names {len(chosen)} methods; there are {len(COLOURS)} colours"
+            raise ConfigError("highlight", " ".join(options.highlight), allowed)
     out = options.out.expanduser()
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -115,12 +123,13 @@ def _topic(topic: Topic, folder: Path) -> dict[str, Any]:
     return {"topic": topic, "tables": tables, "figures": figures}
 
 
-def _check_metric(runs: Sequence[Run], metric: str) -> None:
-    """ConfigError if the runs have scores, but none of this name; it says which there are. Or if
+def _check_metric(benchmark: Benchmark, metric: str) -> None:
+    """ConfigError if its runs have scores, but none of this name; it says which there are. Or if
     this score is better where it is lower: a report would call the worse method better."""
     if metric.rpartition("/")[2] in LOWER_IS_BETTER:
         instead = "is better where it is lower, and a report takes the higher score for the better"
         raise ConfigError("metric", metric, f"{instead}; see scripts/compare_supervised.py")
+    runs = benchmark.runs
     if "/" in metric and any(tag.startswith(f"{metric}/") for run in runs for tag in run.series):
         return
     tags = {
@@ -128,8 +137,8 @@ def _check_metric(runs: Sequence[Run], metric: str) -> None:
     }
     known = sorted({"/".join(tag.split("/")[:2]) for tag in tags if tag.count("/") > 1})
     if known:
-        there = f"no run has such a score; there are {', '.join(known)}{nearest(metric, known)}"
-        raise ConfigError("metric", metric, there)
+        there = f"no run of {benchmark.name} has such a score; there are {', '.join(known)}"
+        raise ConfigError("metric", metric, there + nearest(metric, known))
 
 
 def _check_methods(found: Sequence[Benchmark], option: str, names: Iterable[str]) -> None:

@@ -7,6 +7,7 @@ import os
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from rich.table import Table
 
@@ -14,6 +15,7 @@ from mtrl.options.command_line import load_config
 from mtrl.options.command_words import HELP
 from mtrl.run.console import open_console, say
 from mtrl.run.state import Standing, standing
+from mtrl.run.timing import duration
 from mtrl.schema import ConfigError, UsageError
 from mtrl.sweep.board import Board, Row
 from mtrl.sweep.estimate import EstimateError, estimate_hours
@@ -44,10 +46,19 @@ def sweep_command(words: list[str]) -> int:
         _say(f"{name} is broken and left alone: {reason}")
     states = {trial.name: standing(trial.path, broken.get(trial.name, "")) for trial in trials}
     to_do = [trial for trial in trials if _has_work(states[trial.name], options)]
+    if not options.dry_run:
+        _make_folder(trials[0].folder)
     if options.engine == "ray":
         return _on_ray(options, trials, to_do, states)
     share = divide(options, len(os.sched_getaffinity(0)), visible_gpus(trials[0].config))
     return _locally(options, trials, to_do, states, share)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError("root", str(folder), f"cannot be made: {error.strerror}") from None
 
 
 def _has_work(now: Standing, options: SweepOptions) -> bool:
@@ -148,8 +159,9 @@ def _means(rows: Sequence[Row]) -> Table:
     """Success over the seeds of each method, as the final evaluations have it."""
     labels = dict.fromkeys(row.trial.label for row in rows)
     table = Table(title="success in the final evaluation, over seeds", box=None)
-    for column in ("method", "finished", "mean", "standard deviation"):
-        table.add_column(column, justify="left" if column == "method" else "right")
+    table.add_column("method", overflow="fold")
+    for column in ("finished", "mean", "standard deviation"):
+        table.add_column(column, justify="right")
     for label in labels:
         own = [row for row in rows if row.trial.label == label]
         ended = [row.now.success for row in own if row.now.state == "finished"]
@@ -167,6 +179,7 @@ def _plan(
     options: SweepOptions, trials: Sequence[Trial], states: dict[str, Standing], engine: str
 ) -> None:
     config = trials[0].config
+    lengths = dict.fromkeys(f"{trial.config.train.total_steps:,}" for trial in trials)
     methods = list(options.methods or [config.method])
     seeds = list(dict.fromkeys(str(trial.config.seed) for trial in trials))
     factors = [f"{len(methods)} method(s)", f"{len(seeds)} seed(s)"]
@@ -177,8 +190,7 @@ def _plan(
         "methods": _shorten(methods),
         "seeds": f"{_shorten(seeds)}: each draws its own networks, exploration and goals; "
         "with one seed, every method meets the same goals",
-        "length": f"{config.train.total_steps:,} environment steps, protocol "
-        f"{config.protocol_stamp}",
+        "length": f"{' or '.join(lengths)} environment steps, protocol {config.protocol_stamp}",
         **{key: _shorten(list(map(str, values))) for key, values in options.set.items()},
         "engine": engine,
         "so far": ", ".join(f"{number} {state}" for state, number in now.items()),
@@ -198,10 +210,11 @@ def _estimate(options: SweepOptions, to_do: Sequence[Trial], parallel: int | Non
     except EstimateError as error:
         _say(f"no estimate: {error}")
         return
-    total = hours * len(to_do)
-    text = f"about {hours:.2f} h a run (measured here, alone, {first.config.method}), "
-    text += f"{total:.1f} run hours"
-    _say(text + (f", {total / parallel:.1f} h at {parallel} at a time" if parallel else ""))
+    seconds = 3600 * hours
+    total = seconds * len(to_do)
+    text = f"about {duration(seconds)} a run (measured here, alone, {first.config.method}), "
+    text += f"{duration(total)} of runs"
+    _say(text + (f", {duration(total / parallel)} at {parallel} at a time" if parallel else ""))
 
 
 def _shorten(words: Sequence[str]) -> str:

@@ -108,6 +108,9 @@ def expand(options: SweepOptions) -> list[Trial]:
     Raises ConfigError for an impossible grid; its runs are then all refused.
     """
     base = load_config(options.config)
+    for word in options.methods:
+        if options.methods.count(word) > 1:
+            raise ConfigError("methods", " ".join(options.methods), f"has {word} twice")
     seeds = parse_seeds(options.seeds) or [base.seed]
     methods = [(word, _with_method(base, word)) for word in options.methods] or [("", base)]
     folder = (user_path(options.root) / (options.name or base.name)).resolve()
