@@ -143,9 +143,10 @@ def _handle(style: Style) -> Line2D:
 
 
 def score_axis(axes: Any, values: Iterable[Iterable[float]], axis: str = "y") -> None:
-    """Rates share the axis 0..1; other scores choose their own."""
+    """Rates share the axis 0..1, unless they are so close together that nothing would be seen
+    there; other scores choose their own."""
     known = [value for of in values for value in of if not math.isnan(value)]
-    if known and min(known) >= 0 and max(known) <= 1:
+    if known and min(known) >= 0 and max(known) <= 1 and np.ptp(known) > 0.1:
         axes.set(**{f"{axis}lim": (-0.03, 1.03)})
 
 

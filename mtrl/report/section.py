@@ -88,7 +88,7 @@ class Section:
         yield self._cost(curves)
         if curves:
             drawn = (
-                figures.task_curves(self.canvas, curves, self.tasks),
+                figures.task_curves(self.canvas, curves, self.tasks) if _is_drawn(curves) else None,
                 figures.heat_map(self.canvas, self.final, self.tasks),
             )
             yield Topic("Tasks", figures=drawn)
@@ -135,7 +135,7 @@ class Section:
         profiles = {label: results.profile(of, taus, self.unit) for label, of in finished.items()}
         return [
             figures.score_intervals(self.canvas, self.final, self.best, unfinished, self.unit),
-            figures.learning_curves(self.canvas, curves),
+            figures.learning_curves(self.canvas, curves) if _is_drawn(curves) else None,
             figures.profiles(self.canvas, profiles),
         ]
 
@@ -193,6 +193,7 @@ class Section:
             group.label: curve
             for group in self.groups
             if group.label in curves
+            and _is_drawn(curves)
             and (curve := cost.over_time(group, curves[group.label]["mean"])) is not None
         }
         name = "epoch_time" if self.has_epochs else "update_time"
@@ -274,6 +275,11 @@ class Section:
         columns = [Column(group.label, group.label) for group in self.groups]
         shown = [(key, *("-" if v is None else str(v) for v in row)) for key, row in rows.items()]
         return Table("settings", (Column("setting", "setting", text=True), *columns), shown)
+
+
+def _is_drawn(curves: Curves) -> bool:
+    """A score that is measured once, such as test/accuracy, has no curve."""
+    return any(len(of["mean"].steps) > 1 for of in curves.values())
 
 
 def _rank(scores: Scores) -> float:
