@@ -353,8 +353,9 @@ def test_runs_behind_links_are_in_the_report(tmp_path: Path) -> None:
 
 def test_another_metric_and_no_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metric = "eval/accuracy"
-    run = write_run(tmp_path / "run", {1000: [3.0, 5.0]}, method="famo", tasks=TASKS[:2],
-                    metric=metric, rates=())  # fmt: skip
+    scores = {500: [4.0, 4.0], 1000: [3.0, 5.0]}
+    run = write_run(tmp_path / "run", scores, method="famo", tasks=TASKS[:2], metric=metric,
+                    rates=())  # fmt: skip
     metrics = run / "metrics.jsonl"
     epochs = [f'{{"step": {10 * k}, "epoch": {k}, "time/epoch_s": {k}.5}}\n' for k in (1, 2, 3)]
     metrics.write_text("".join(epochs) + metrics.read_text())

@@ -224,8 +224,10 @@ def test_what_has_no_finished_run_comes_last_and_breaks_nothing(tmp_path: Path) 
 
 
 def test_no_finished_run_at_all(tmp_path: Path) -> None:
-    write_run(tmp_path / "a", {500: [0.5] * 4}, status="stopped", tasks=TASKS)
-    (found,) = benchmarks([read_run(tmp_path / "a", TAGS)], METRIC, "unitary")
-    drawn = {one.name for topic in section(found).topics() for one in topic.figures if one}
-    assert "curves" in drawn
-    assert not {"profile", "heat_map", "improvement"} & drawn
+    for name, steps in {"a": (250, 500), "once": (500,)}.items():
+        scores = dict.fromkeys(steps, [0.5] * 4)
+        write_run(tmp_path / name, scores, status="stopped", tasks=TASKS)
+        (found,) = benchmarks([read_run(tmp_path / name, TAGS)], METRIC, "unitary")
+        drawn = {one.name for topic in section(found).topics() for one in topic.figures if one}
+        assert ("curves" in drawn) == ("tasks" in drawn) == (len(steps) > 1)
+        assert not {"profile", "heat_map", "improvement"} & drawn
