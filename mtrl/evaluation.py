@@ -200,10 +200,15 @@ def success_table(names: Sequence[str], result: Evaluation) -> Table:
     for name, success, value in zip(
         names, result.task_success, result.returns.mean(1), strict=True
     ):
-        table.add_row(name, f"{success:.2f}", f"{value:,.0f}")
+        table.add_row(name, f"{success:.2f}", _three_digits(value))
     table.add_section()
-    table.add_row("mean", f"{result.success_mean:.3f}", f"{result.returns.mean():,.0f}")
+    table.add_row("mean", f"{result.success_mean:.3f}", _three_digits(result.returns.mean()))
     return table
+
+
+def _three_digits(value: float) -> str:
+    """Returns of tasks may differ a thousandfold."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def evaluation_json(names: Sequence[str], result: Evaluation, **extra: Any) -> dict[str, Any]:
