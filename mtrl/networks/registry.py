@@ -55,6 +55,7 @@ class Body(nn.Module):
         m = shape.num_tasks
         generator = torch.Generator().manual_seed(0)
         x, other = torch.randn(2, m, m + 1, shape.inputs, generator=generator)  # m + 1 samples
+        modes = {module: module.training for module in self.modules()}
         self.eval()  # no dropout; statistics stay
         try:
             outputs = self(x)
@@ -73,7 +74,8 @@ class Body(nn.Module):
                         "every task is a TaskLinear, in a network of recorded layers alone"
                     )
         finally:
-            self.train()
+            for module, mode in modes.items():
+                module.training = mode
 
     @property
     def head(self) -> nn.Module | None:
