@@ -76,14 +76,13 @@ def joined(runs: list[Run]) -> list[Scores]:
 
 
 def unlike(single: list[Run], together: list[Run]) -> str:
-    """The settings in which runs of single tasks and others differ, but for what is a method's."""
-    rows = differing([settings(run) for run in (*single, *together)])
-    own = ("tasks", "smto.", "rotograd.")
-    return ", ".join(f"{k} ({_values(row)})" for k, row in rows.items() if not k.startswith(own))
-
-
-def _values(row: list[object]) -> str:
-    return " and ".join(dict.fromkeys(map(str, row)))
+    """The settings that runs of single tasks have and no other has, but for what is a method's."""
+    found = []
+    for key, row in differing([settings(run) for run in (*single, *together)]).items():
+        alone, others = row[: len(single)], row[len(single) :]
+        if not key.startswith(("tasks", "smto.", "rotograd.")):
+            found += [f"{key} = {value}" for value in alone if value not in others]
+    return ", ".join(dict.fromkeys(found))
 
 
 def epoch_seconds(runs: list[Run]) -> str:
@@ -145,7 +144,7 @@ def main() -> None:
         parser.error(str(error))
     warnings = list(found[0].warnings)
     if alone and (differences := unlike(single, together)):
-        warnings.append(f"runs of single tasks and others differ in {differences}")
+        warnings.append(f"runs of single tasks have {differences}, others do not")
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     ranks = mean_ranks({method: means[method] for method in runs})

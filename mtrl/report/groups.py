@@ -103,8 +103,10 @@ def _tasks(runs: Sequence[Run], metric: str) -> tuple[str, ...]:
 
 
 def settings(run: Run) -> dict[str, Any]:
-    """What the run was asked to learn, without what has no effect on it."""
-    return {key: v for key, v in run.config.items() if not key.startswith(WITHOUT_EFFECT)}
+    """What the run was asked to learn, without what has no effect on it, and without empty lists:
+    the run of an earlier version may lack the key."""
+    kept = {key: v for key, v in run.config.items() if not key.startswith(WITHOUT_EFFECT)}
+    return {key: v for key, v in kept.items() if v != []}
 
 
 def differing(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
