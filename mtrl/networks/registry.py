@@ -63,15 +63,16 @@ class Body(nn.Module):
             if not _equal(self(other)[:, 1:], outputs[:, 1:]):
                 raise Unusable("a task's outputs depend on the inputs of other tasks")
             if not is_recorded(self.network):
+                alone, why = outputs[:0], ""
                 try:
                     alone = self(x[-1])
-                except Exception:  # whatever a user's network raises
-                    alone = outputs[:0]
+                except Exception as error:  # whatever a user's network raises: it is named below
+                    why = f" ({type(error).__name__}: {error})".splitlines()[0]
                 if not _equal(alone, outputs[:, -1]):
                     raise Unusable(
                         "gives other outputs for the rows of one task alone, without the task "
                         "dimension; PyTorch's own modules must act on every row alike: a part for "
-                        "every task is a TaskLinear, in a network of recorded layers alone"
+                        f"every task is a TaskLinear, in a network of recorded layers alone{why}"
                     )
         finally:
             for module, mode in modes.items():

@@ -85,7 +85,7 @@ class Section:
                 (figures.improvement(self.canvas, self.comparisons),),
                 [one.sentence for one in self.comparisons],
             )
-        yield self._cost(curves)
+        yield self._cost(curves if _is_drawn(curves) else {})
         if curves:
             drawn = (
                 figures.task_curves(self.canvas, curves, self.tasks) if _is_drawn(curves) else None,
@@ -193,7 +193,6 @@ class Section:
             group.label: curve
             for group in self.groups
             if group.label in curves
-            and _is_drawn(curves)
             and (curve := cost.over_time(group, curves[group.label]["mean"])) is not None
         }
         name = "epoch_time" if self.has_epochs else "update_time"
