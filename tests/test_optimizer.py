@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mtrl.config import AgentConfig
 from mtrl.gradients.muon import orthogonalized
-from mtrl.gradients.optimizer import Optimizer
+from mtrl.gradients.optimizer import Optimizer, torch_optimizer
 
 CUDA = torch.device("cuda")
 SHAPES = ((2, 40, 30), (2, 1, 30), (3, 700, 200))
@@ -97,6 +97,21 @@ def test_muon_moves_matrices_by_its_own_rule_and_the_rest_by_adamw() -> None:
         assert 0.2 < root / adam < 1.5, "lr means the same for both"
         rank = torch.linalg.svdvals(moved)
         assert rank.amin() > 0.1 * rank.amax(), "directions with small gradients move as far"
+
+
+def test_a_kernel_is_one_matrix() -> None:
+    """A convolution moves as its own matrix would, written as a linear layer."""
+    generator = torch.Generator().manual_seed(1)
+    kernel = torch.randn(8, 3, 5, 5, generator=generator)
+    matrix = kernel.flatten(1).clone()
+    twins = [torch_optimizer("muon", [kernel], 1e-2, kernels=True)]
+    twins.append(torch_optimizer("muon", [matrix], 1e-2))
+    for _ in range(3):
+        kernel.grad = torch.randn(kernel.shape, generator=generator)
+        matrix.grad = kernel.grad.flatten(1).clone()
+        for optimizer in twins:
+            optimizer.step()
+    torch.testing.assert_close(kernel.flatten(1), matrix, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)

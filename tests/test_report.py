@@ -200,7 +200,8 @@ def labels(benchmark: Benchmark) -> dict[str, int]:
 
 def test_groups_by_settings(tmp_path: Path) -> None:
     write_run(tmp_path / "a", {}, seed=1)
-    write_run(tmp_path / "b", {}, seed=2, settings={"env.workers": 7, "env.tasks": []})  # no effect
+    same = {"env.workers": 7, "train.optimizer": "adam"}  # as without these keys
+    write_run(tmp_path / "b", {}, seed=2, settings=same)
     options = {"agent.smto": {"name": "cagrad", "options": {"c": 0.4}}}
     write_run(tmp_path / "c", {}, settings=options)
     options = {"agent.smto": {"name": "cagrad", "options": {"c": 0.9}}}

@@ -18,7 +18,7 @@ import torch
 import yaml
 from conftest import REPOSITORY, content, differences, empty_charts, steps_shown
 from supervised_files import write_celeba, write_cityscapes, write_mnist
-from supervised_runs import stop_after
+from supervised_runs import resumed_equals_uninterrupted, stop_after
 from test_cli import refused
 from torch import Tensor
 
@@ -263,6 +263,14 @@ def test_tasks_that_are_chosen_keep_the_problems_order_and_have_a_folder_of_thei
         ("supervised_digits --tasks classify_left classify_left", ["tasks", "only once"]),
         ("supervised_digits --train.lr 0", ["train.lr = 0.0", "positive"]),
         ("supervised_digits --train.lr-decay 1.5", ["train.lr_decay = 1.5"]),
+        (
+            "supervised_digits --train.weight-decay 0.1",
+            ["train.weight_decay = 0.1", "train.optimizer=adamw", "adam has train.l2"],
+        ),
+        (
+            "supervised_digits --train.optimizer muon --train.l2 0.1",
+            ["train.l2 = 0.1", "adam and sgd", "muon has train.weight_decay"],
+        ),
         ("supervised_digits --smto.name pcgrd", ["smto.name = 'pcgrd'", "mean 'pcgrad'"]),
         ("supervised_digits --smto.options c=1", ["smto.options.c", "no such option"]),
         ("supervised_digits kurin/celeba/mgd", ["no such file", "mean 'kurin/celeba/mgda'"]),
@@ -428,6 +436,15 @@ def test_stopped_and_resumed_equals_uninterrupted(
         for path in (finished, run.path)
     )
     assert ours[-3:] == theirs[-3:], "last losses, validation and test"
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
+def test_every_optimizer_resumes(optimizer: str, mnist_folder: Path, tmp_path: Path) -> None:
+    config = small_config(mnist_folder, tmp_path, "unitary")
+    config = dataclasses.replace(
+        config, train=dataclasses.replace(config.train, optimizer=optimizer, batch_size=50)
+    )
+    assert "train/loss_mean" in resumed_equals_uninterrupted(config, tmp_path, stop_at=3)
 
 
 def line_of(run: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -21,22 +22,33 @@ class Muon(torch.optim.AdamW):
     copies side by side.
     """
 
+    def __init__(
+        self, parameters: Iterable[Tensor], *, kernels: bool = False, **options: Any
+    ) -> None:
+        """kernels: more than two dimensions are a convolution's kernel [out, in, ...], one matrix
+        [out, in * ...], not copies of a matrix side by side. options: AdamW's."""
+        super().__init__(parameters, **options)
+        self._kernels = kernels
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         group = self.param_groups[0]
         beta = group["betas"][0]
         for p in group["params"]:
-            if p.grad is None or p.dim() < 2 or min(p.shape[-2:]) == 1:
+            if p.grad is None or p.dim() < 2:
+                continue
+            gradient = p.grad.flatten(1) if self._kernels else p.grad
+            if min(gradient.shape[-2:]) == 1:
                 continue
             state = self.state[p]
             if not state:
                 state["momentum_buffer"] = torch.zeros_like(p)
                 state["step"] = torch.zeros((), device=p.device)  # AdamW looks for it when loading
-            momentum = state["momentum_buffer"].lerp_(p.grad, 1.0 - beta)
-            nesterov = torch.lerp(p.grad, momentum, beta)
-            size = group["lr"] * 0.2 * math.sqrt(max(p.shape[-2:]))
+            momentum = state["momentum_buffer"].view_as(gradient).lerp_(gradient, 1.0 - beta)
+            nesterov = torch.lerp(gradient, momentum, beta)
+            size = group["lr"] * 0.2 * math.sqrt(max(gradient.shape[-2:]))
             p.mul_(1.0 - group["lr"] * group["weight_decay"])
-            p.sub_(size * orthogonalized(nesterov))
+            p.sub_((size * orthogonalized(nesterov)).view_as(p))
             p.grad = None  # AdamW has the others
         return super().step(closure)
 

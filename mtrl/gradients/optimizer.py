@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,31 @@ from torch import Tensor
 from mtrl.config import AgentConfig
 from mtrl.device.compiled import compiled
 from mtrl.gradients.muon import Muon
+
+
+def torch_optimizer(
+    name: Literal["adam", "adamw", "sgd", "muon"],
+    parameters: Iterable[Tensor],
+    lr: float,
+    *,
+    betas: tuple[float, float] = (0.9, 0.999),
+    l2: float = 0.0,
+    weight_decay: float = 0.0,
+    kernels: bool = False,
+) -> torch.optim.Optimizer:
+    """betas: of Adam's moments; the first is the momentum of SGD and Muon too. l2: coupled weight
+    decay (adam, sgd), whose gradient is added to the direction. weight_decay: decoupled (adamw,
+    muon). kernels: see Muon."""
+    decoupled: dict[str, Any] = {"betas": betas, "weight_decay": weight_decay}
+    match name:
+        case "adam":
+            return torch.optim.Adam(parameters, lr, betas, weight_decay=l2, fused=True)
+        case "adamw":
+            return torch.optim.AdamW(parameters, lr, **decoupled, fused=True)
+        case "muon":
+            return Muon(parameters, lr=lr, **decoupled, kernels=kernels, fused=True)
+        case "sgd":
+            return torch.optim.SGD(parameters, lr, betas[0], weight_decay=l2, fused=True)
 
 
 class Optimizer:
@@ -37,23 +62,17 @@ class Optimizer:
 
     @cached_property
     def torch(self) -> torch.optim.Optimizer:
-        parameters, lr, config, l2 = self._parameters, self._lr, self._config, self._l2
+        config = self._config
         if config is None:
-            return torch.optim.Adam(parameters, lr=lr, fused=True)
-        betas, decay = config.betas, config.weight_decay
-        match config.optimizer:
-            case "adam":
-                return torch.optim.Adam(parameters, lr=lr, betas=betas, weight_decay=l2, fused=True)
-            case "adamw":
-                return torch.optim.AdamW(
-                    parameters, lr=lr, betas=betas, weight_decay=decay, fused=True
-                )
-            case "muon":
-                return Muon(parameters, lr=lr, betas=betas, weight_decay=decay, fused=True)
-            case "sgd":
-                return torch.optim.SGD(
-                    parameters, lr=lr, momentum=betas[0], weight_decay=l2, fused=True
-                )
+            return torch_optimizer("adam", self._parameters, self._lr)
+        return torch_optimizer(
+            config.optimizer,
+            self._parameters,
+            self._lr,
+            betas=config.betas,
+            l2=self._l2,
+            weight_decay=config.weight_decay,
+        )
 
     def step(self, gradients: Sequence[Tensor], max_norm: float | None = None) -> Tensor:
         """-> the norm of all gradients together, a scalar; max_norm: clip it, after that."""

@@ -36,6 +36,22 @@ def check_seed(seed: int, largest: int = LARGEST_SEED) -> None:
         raise ConfigError("seed", seed, f"must be zero or positive, and at most {largest}")
 
 
+def check_weight_decay(section: str, optimizer: str, **strengths: float) -> None:
+    """ConfigError for a kind of weight decay that the optimiser does not have; strengths: of the
+    coupled kind, then of the decoupled one, by their keys in the section."""
+    (coupled, l2), (decoupled, decay) = strengths.items()
+    if decay and optimizer not in ("adamw", "muon"):
+        raise ConfigError(
+            section + decoupled,
+            decay,
+            f"needs {section}optimizer=adamw or muon; {optimizer} has {section}{coupled}",
+        )
+    if l2 and optimizer not in ("adam", "sgd"):
+        raise ConfigError(
+            section + coupled, l2, f"is for adam and sgd; {optimizer} has {section}{decoupled}"
+        )
+
+
 def check_video(config: Config, prefix: str = "") -> None:
     """ConfigError for a picture that cannot be made; prefix: of the options' names."""
     train, goals = config.train, config.env.num_goals
@@ -123,15 +139,8 @@ def validate(config: Config) -> None:
         "agent.n_step",
         f"must be in 1..{env.horizon}, the horizon",
     )
-    need(
-        agent.weight_decay == 0 or agent.optimizer in ("adamw", "muon"),
-        "agent.weight_decay",
-        f"needs agent.optimizer=adamw or muon; {agent.optimizer} has agent.actor_l2",
-    )
-    need(
-        agent.actor_l2 == 0 or agent.optimizer in ("adam", "sgd"),
-        "agent.actor_l2",
-        f"is for adam and sgd; {agent.optimizer} has agent.weight_decay",
+    check_weight_decay(
+        "agent.", agent.optimizer, actor_l2=agent.actor_l2, weight_decay=agent.weight_decay
     )
     check_video(config, "train.")
     episode = config.episode_steps

@@ -23,6 +23,13 @@ WITHOUT_EFFECT = (
     "logging.",
     "diagnostics.",
 )
+# Keys that the run of an earlier version may lack, with what it did.
+WERE = {
+    "tasks": [],
+    "train.optimizer": "adam",
+    "train.betas": [0.9, 0.999],
+    "train.weight_decay": 0.0,
+}
 MACHINE = ("gpu", "cores", "platform")
 MAX_LABEL_KEYS = 3
 
@@ -103,10 +110,9 @@ def _tasks(runs: Sequence[Run], metric: str) -> tuple[str, ...]:
 
 
 def settings(run: Run) -> dict[str, Any]:
-    """What the run was asked to learn, without what has no effect on it, and without empty lists:
-    the run of an earlier version may lack the key."""
-    kept = {key: v for key, v in run.config.items() if not key.startswith(WITHOUT_EFFECT)}
-    return {key: v for key, v in kept.items() if v != []}
+    """What the run was asked to learn, without what has no effect on it."""
+    config = {**WERE, **run.config}
+    return {key: v for key, v in config.items() if not key.startswith(WITHOUT_EFFECT)}
 
 
 def differing(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from mtrl import config as shared
 from mtrl.options.methods import check_method
-from mtrl.options.validation import check_seed
+from mtrl.options.validation import check_seed, check_weight_decay
 from mtrl.run.sinks import check_sinks
 from mtrl.schema import (
     NOT_NEGATIVE,
@@ -61,21 +61,29 @@ Z_METHODS = ("mgda", "imtl", "imtl_g", "graddrop", "graddrop_random")
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Adam, its regularisation and its length."""
+    """The optimiser, its regularisation and its length."""
 
     epochs: Annotated[int, at_least(1)] = 100
     """Passes over the training split."""
     batch_size: Annotated[int, at_least(1)] = 256
     """Samples per iteration; the incomplete batch at an epoch's end is left out."""
     lr: Annotated[float, POSITIVE] = 1e-3
-    """Adam step size of encoder and heads."""
+    """Step size of encoder and heads."""
     lr_decay: Annotated[float, within("(0, 1]")] = 1.0
     """The step size is multiplied by this after every epoch (Kurin et al.: 0.95); 1 = constant."""
     lr_decay_every: Annotated[int, at_least(1)] = 1
     """Epochs from one such multiplication to the next (NYUv2's papers: 100, by 0.5)."""
+    optimizer: Literal["adam", "adamw", "sgd", "muon"] = "adam"
+    """Optimiser of encoder and heads, with which the SMTO's direction is applied. muon: for weight
+    matrices and kernels, with AdamW for all else (Jordan et al. 2024)."""
+    betas: Annotated[tuple[float, float], within("[0, 1)")] = (0.9, 0.999)
+    """Decay rates of Adam's and AdamW's two moments; the first is also the momentum of SGD and
+    Muon."""
     l2: Annotated[float, NOT_NEGATIVE] = 0.0
-    """l2 regularisation: Adam's coupled weight decay. It meets the MEAN of the task losses: a
-    published strength for their sum is to be divided by the number of tasks."""
+    """l2 regularisation: coupled weight decay of Adam and SGD. It meets the MEAN of the task
+    losses: a published strength for their sum is to be divided by the number of tasks."""
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.0
+    """Decoupled weight decay, with adamw and muon; per unit of the step size."""
     augment: bool = False
     """Cityscapes: turn training images by up to 10 degrees (Gama & Grassi); NYUv2: enlarge a part
     of them (CAGrad, Nash-MTL, FAMO); both: mirror half of them."""
@@ -286,6 +294,8 @@ def validate(config: SupervisedConfig) -> None:
         "train.augment",
         "is for cityscapes and nyuv2 alone; the others were published without",
     )
+    train = config.train
+    check_weight_decay("train.", train.optimizer, l2=train.l2, weight_decay=train.weight_decay)
     check_seed(config.seed)
     _check_network(config, need)
     check_method(

@@ -1,4 +1,4 @@
-"""One network, one optimiser, one SMTO: batch -> losses per task -> direction -> Adam."""
+"""One network, one optimiser, one SMTO: batch -> losses per task -> direction -> step."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mtrl.files.user_code import is_own
+from mtrl.gradients.optimizer import torch_optimizer
 from mtrl.run.earlier_checkpoints import smto_state
 from mtrl.schema import ConfigError, user_path
 from mtrl.smto import SMTO, create
@@ -43,12 +44,14 @@ class Learner:
         self.network = problem.network()
         self.network.to(device)
         self.losses = [task.loss for task in problem.tasks]
-        # Coupled weight decay (Adam, not AdamW): the l2 gradient is added to the direction.
-        self.optimizer = torch.optim.Adam(
+        self.optimizer = torch_optimizer(
+            config.train.optimizer,
             self.network.weights().values(),
             config.train.lr,
-            weight_decay=config.train.l2,
-            fused=True,
+            betas=config.train.betas,
+            l2=config.train.l2,
+            weight_decay=config.train.weight_decay,
+            kernels=True,
         )
         self.rotation_optimizer: torch.optim.Adam | None = None
         if config.rotograd.enabled:
@@ -74,7 +77,7 @@ class Learner:
     def update(
         self, batch: Batch, epoch: int, *, look: bool = False, held_out: Batch | None = None
     ) -> Outcome:
-        """One step of Adam. look: make the Gramian on the shared parameters; changes nothing.
+        """One step. look: make the Gramian on the shared parameters; changes nothing.
 
         held_out: samples that are not trained on, for Auto-Lambda.
         """
