@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import re
 from pathlib import Path
 
@@ -105,6 +106,15 @@ def test_a_highlighted_method_is_in_the_legend(many: Benchmark) -> None:
     (legend,) = drawn.figure.legends
     shown = {text.get_text() for text in legend.get_texts()}
     assert shown == {"unitary", "_own", "20 other methods", *(f"m{i}" for i in range(18, 24))}
+
+
+@pytest.mark.parametrize(("count", "banded"), [(5, 5), (6, 1), (8, 1)])
+def test_few_bands_or_the_baselines_alone(many: Benchmark, count: int, banded: int) -> None:
+    few = dataclasses.replace(many, groups=many.groups[:count])
+    drawn = figures.learning_curves(section(few).canvas, curves_of(few))
+    bands = [tuple(band.get_facecolor()[0, :3]) for band in drawn.figure.axes[0].collections]
+    assert len(bands) == banded
+    assert (0.0, 0.0, 0.0) in bands
 
 
 # -- figures ----------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from mtrl.report.looks import OTHER, Style, plain
+from mtrl.report.looks import BASELINE, OTHER, Style, plain
 from mtrl.report.results import Curve
 
 STYLE = {
@@ -36,6 +36,7 @@ STYLE = {
     "figure.dpi": 100,
 }
 MOST_MARKERS = 12  # on a curve
+MOST_BANDS = 5  # more would hide each other
 CURVE_COLUMNS = ("method", "quantity", "step", "runs", "value", "low", "high")
 
 
@@ -60,6 +61,12 @@ class Canvas:
     """What the axis of scores is called."""
     steps: str
     """What the axis of training is called."""
+
+    @property
+    def _banded(self) -> set[Style]:
+        """Whose lines have a band: the coloured ones, or if these are too many, the baseline."""
+        coloured = {style for style in self.looks.values() if style != OTHER}
+        return coloured if len(coloured) <= MOST_BANDS else coloured & {BASELINE}
 
     def panels(
         self, count: int, panel: tuple[float, float], *, most: int = 5, **shared: Any
@@ -99,7 +106,7 @@ class Canvas:
         wide = 0.8 if style == OTHER else 1.3 * size
         axes.plot(curve.steps[: end + 1], curve.middle[: end + 1], linewidth=wide, **look)
         axes.plot(curve.steps[end:], curve.middle[end:], linewidth=0.5, alpha=0.7, **look)
-        if style != OTHER:  # many grey bands would hide the others
+        if style in self._banded:
             axes.fill_between(
                 curve.steps, curve.low, curve.high, color=style.color, alpha=0.1, lw=0
             )
