@@ -46,10 +46,11 @@ os.environ |= {
 ENVIRONMENT = dict(os.environ)  # of the processes that tests start
 PATIENCE = 120.0
 """Seconds after which something hangs: no machine under load takes as long."""
-# 20 episodes of every task, 16 of them with updates; logs, evaluates and saves on the way.
+# 20 episodes of every task, 75 updates in 15 of them; logs, evaluates and saves on the way.
 TINY_OPTIONS: dict[str, object] = {
     "train.total-steps": 1600,
     "train.warmup-steps": 400,
+    "agent.updates-per-step": 0.25,
     "checkpoint.every": 400,
     "evaluation.every": 800,
     "evaluation.episodes-per-task": 2,

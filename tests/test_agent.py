@@ -537,8 +537,13 @@ def test_learning_does_not_change_the_exploration_noise():
 # -- compilation ----------------------------------------------------------------------------------
 
 
-def test_compiled_equals_eager():
-    """With the method; tests/test_resume.py has what is compiled up to the method."""
+@pytest.mark.parametrize(("body", "backend"), [("mlp", "inductor"), ("residual", "aot_eager")])
+def test_compiled_equals_eager(body, backend, monkeypatch):
+    """With the method; tests/test_resume.py has what is compiled up to the method.
+
+    aot_eager: all that is traced, which takes seconds, not translated to C++, which takes a minute.
+    """
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     settings = {
         "critic_smto": LossSmtoConfig("fixed", {"weights": [1.0, 2.0, 3.0]}),
         "network": {
@@ -547,7 +552,7 @@ def test_compiled_equals_eager():
             "task_encoding": "learned",
             "depth": 1,  # a layer takes seconds to compile
         },
-        "critic": {"body": "residual"},
+        "critic": {"body": body},
     }
     eager, compiled = make_agent(**settings), make_agent(**settings)
     compiled.compile(make_batch(seed=9))
