@@ -216,6 +216,21 @@ def test_table_in_latex_and_csv(tmp_path: Path) -> None:
     assert [float(cell) for cell in exact[1][1:]] == [1 / 3, 0.25, 0.5]
 
 
+def test_in_latex_a_column_that_says_one_thing_is_a_comment(tmp_path: Path) -> None:
+    columns = (Column("runs", "runs"), Column("test", "test", text=True), Column("p", "p"))
+    page.save_table(Table("t", columns, [(4, "paired t", 0.1), (4, "paired t", 0.2)]), tmp_path)
+    assert "paired t" in (tmp_path / "t.csv").read_text()
+    page.save_table(
+        Table("t", columns, [(4, "paired t", 0.1), (4, "paired t", 0.2)], in_paper=True), tmp_path
+    )
+    lines = (tmp_path / "t.tex").read_text().splitlines()
+    assert lines[1] == "% in every row: test = paired t"
+    assert lines[4] == r"runs & p \\"
+    assert lines[6:8] == [r"4 & 0.100 \\", r"4 & 0.200 \\"], "the first column names the rows"
+    page.save_table(Table("t", columns, [(4, "paired t", 0.1)], in_paper=True), tmp_path)
+    assert r"4 & paired t & 0.100 \\" in (tmp_path / "t.tex").read_text(), "one row is whole"
+
+
 def test_rows_are_sorted_by_score(many: Benchmark) -> None:
     first = next(section(many).topics())
     methods = [row[0] for row in first.tables[0].rows]
@@ -228,7 +243,12 @@ def test_what_has_no_finished_run_comes_last_and_breaks_nothing(tmp_path: Path) 
     write_run(tmp_path / "c", {}, method="mgda", status="failed", rates=())
     written = write_report(ReportOptions((tmp_path,), out=tmp_path / "out", figure_width=3.3))
     table = (tmp_path / "out/MT10/results.tex").read_text().splitlines()
-    assert [line.split(" & ")[0] for line in table[5:8]] == ["unitary", "famo", "mgda"]
+    first = table.index(r"\midrule") + 1
+    assert [line.split(" & ")[0] for line in table[first : first + 3]] == [
+        "unitary",
+        "famo",
+        "mgda",
+    ]
     assert "nan" not in " ".join(table)
     assert "famo against unitary: no finished runs on one side." in written.read_text()
 

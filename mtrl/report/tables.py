@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from mtrl.report.statistics import Interval
@@ -50,6 +50,22 @@ class Table:
             [shown(cell, column.digits) for cell, column in zip(row, self.columns, strict=True)]
             for row in self.rows
         ]
+
+    def narrow(self) -> tuple[Table, list[str]]:
+        """For a paper: without columns that say the same in every row, and what those say."""
+        rows = self.shown()
+        alike = [
+            index
+            for index in range(1, len(self.columns))
+            if len(rows) > 1 and len({row[index] for row in rows}) == 1
+        ]
+        kept = [index for index in range(len(self.columns)) if index not in alike]
+        narrow = replace(
+            self,
+            columns=tuple(self.columns[index] for index in kept),
+            rows=[tuple(row[index] for index in kept) for row in self.rows],
+        )
+        return narrow, [f"{self.columns[index].title} = {rows[0][index]}" for index in alike]
 
     def exact(self) -> Iterator[list[Any]]:
         """The header and the rows of the CSV."""
