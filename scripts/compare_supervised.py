@@ -5,12 +5,16 @@
     python scripts/compare_supervised.py runs/supervised_nyuv2 --baseline published
     python scripts/compare_supervised.py runs/supervised_nyuv2 --baseline single_task.yaml
     python scripts/compare_supervised.py runs/supervised_digits --markdown docs/supervised.md
+    python scripts/compare_supervised.py runs/supervised_digits --reference reference.yaml
 
 The interval is Student's, over runs. Delta_m: POSITIVE is better (mtrl.supervised.comparison).
 single_tasks: the folder's runs of one task each (`mtrl supervised ... --tasks NAME`), of every seed
 that all tasks have.
 published: what Nash-MTL's code has for single tasks, of nyuv2 and qm9. A file has your own values:
 {segmentation: {mean_iou: 0.39, pixel_accuracy: 0.64}, depth: {absolute_error: 0.61, ...}, ...}.
+--reference writes the best validation scores of the runs of one task. Laid over a configuration,
+`mtrl supervised supervised_digits reference.yaml` keeps the model with the best Delta_m against
+them.
 Time: the median training time of an epoch.
 """
 
@@ -27,6 +31,7 @@ from scipy import stats
 from mtrl.report.groups import benchmarks, differing, settings
 from mtrl.report.markdown import MarkedPlace, Table
 from mtrl.run.state import Run, find_runs, read_run
+from mtrl.run.tags import LOWER_IS_BETTER
 from mtrl.schema import ConfigError
 from mtrl.supervised.comparison import (
     Scores,
@@ -75,12 +80,29 @@ def joined(runs: list[Run]) -> list[Scores]:
     return [{key: v for one in of_tasks for key, v in one[seed].items()} for seed in seeds]
 
 
+def write_reference(path: Path, runs: list[Run]) -> None:
+    """The mean over seeds of the best validation score, of every metric; a configuration's part."""
+    best: dict[str, list[float]] = {}
+    for run in runs:
+        for tag, series in run.series.items():
+            prefix, *key = tag.split("/")
+            if prefix == "eval" and len(key) == 2:
+                top = min if key[0] in LOWER_IS_BETTER else max
+                best.setdefault("/".join(key), []).append(float(top(series.values)))
+    if not best:
+        raise ConfigError("reference", str(path), "needs finished runs of one task each (--tasks)")
+    seeds = ", ".join(map(str, sorted({run.seed for run in runs})))
+    lines = [f"# Best validation scores of single tasks, mean over seeds {seeds}.", "train:"]
+    lines += ["  reference:", *(f"    {key}: {np.mean(v):.6g}" for key, v in sorted(best.items()))]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def unlike(single: list[Run], together: list[Run]) -> str:
     """The settings that runs of single tasks have and no other has, but for what is a method's."""
     found = []
     for key, row in differing([settings(run) for run in (*single, *together)]).items():
         alone, others = row[: len(single)], row[len(single) :]
-        if not key.startswith(("tasks", "smto.", "rotograd.")):
+        if not key.startswith(("tasks", "smto.", "rotograd.", "train.reference")):
             found += [f"{key} = {value}" for value in alone if value not in others]
     return ", ".join(dict.fromkeys(found))
 
@@ -114,13 +136,23 @@ def main() -> None:
         help="what Delta_m is relative to: a method, single_tasks, published, or a .yaml file with "
         "scores",
     )
+    parser.add_argument(
+        "--reference", type=Path, help="write a file for train.reference here, and nothing else"
+    )
     MarkedPlace.option(parser, "scripts/compare_supervised.py")
-    options = parser.parse_args()
+    options, doubt = parser.parse_args(), ""
     try:
-        every = [read_run(path, ("test/", "time/epoch_s")) for path in find_runs([options.folder])]
+        every = [
+            read_run(path, ("test/", "eval/", "time/epoch_s"))
+            for path in find_runs([options.folder])
+        ]
         tested = [run for run in every if run.finished and test_scores(run)]
         single = [run for run in tested if len(run.chosen_tasks) == 1]
         together = [run for run in tested if run not in single]
+        if options.reference is not None:
+            joined(single)  # one setting for each task
+            write_reference(options.reference, single)
+            return
         if not together:
             parser.error(f"{options.folder} has no finished run that was tested")
         found = benchmarks(together, "test", options.baseline)
@@ -129,7 +161,12 @@ def main() -> None:
         keys = list(next(iter(scores.values()))[0])
         if len(found) > 1 or any(set(one) != set(keys) for own in scores.values() for one in own):
             parser.error("the runs are of different problems")
-        alone = [one for one in joined(single) if set(keys) <= one.keys()]
+        try:
+            alone = [one for one in joined(single) if set(keys) <= one.keys()]
+        except ConfigError as error:
+            if options.baseline == SINGLE:
+                raise
+            alone, doubt = [], f"runs of single tasks are left out: {error}"
         if options.baseline == SINGLE and not alone:
             there = ", ".join(sorted({run.chosen_tasks[0] for run in single})) or "no task"
             allowed = f"needs finished runs of every task, with a seed that all have; has {there}"
@@ -142,7 +179,7 @@ def main() -> None:
         baseline = baseline_scores(options.baseline, means, problem)
     except ConfigError as error:
         parser.error(str(error))
-    warnings = list(found[0].warnings)
+    warnings = [*found[0].warnings, *([doubt] if doubt else [])]
     if alone and (differences := unlike(single, together)):
         warnings.append(f"runs of single tasks have {differences}, others do not")
     for warning in warnings:

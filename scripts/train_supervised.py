@@ -5,10 +5,11 @@
     python scripts/train_supervised.py supervised_celeba --methods unitary pcgrad imtl \\
         -- --data-dir /data --train.epochs 100
 
-`rotograd` stands for unitary with RotoGrad, `single_tasks` for a run on each task alone. What
-follows `--` goes to every run, as to `mtrl supervised`. Finished runs are left alone, others begin
-again: the same command continues where it was ended. Seeds take turns, so that a part of them can
-be compared early (scripts/compare_supervised.py).
+`rotograd` stands for unitary with RotoGrad, `single_tasks` for a run on each task alone, with its
+own settings where configs/gama has some. What follows `--` goes to every run, as to `mtrl
+supervised`. Finished runs are left alone, others begin again: the same command continues where it
+was ended. Seeds take turns, so that a part of them can be compared early
+(scripts/compare_supervised.py).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from mtrl.options.command_line import presets
 from mtrl.run.directory import RunDirectory
 from mtrl.run.state import is_run, read_run
 from mtrl.supervised.command import load_config, with_overrides
@@ -34,17 +36,24 @@ def configure(
     name: str, method: str, seed: int, root: Path, more: list[str]
 ) -> Iterator[SupervisedConfig]:
     """The runs of a method and a seed: one, but for `single_tasks`."""
-    own = method not in (ROTOGRAD, SINGLE)
-    line = ["--smto.name", method if own else "unitary", "--seed", str(seed), *more]
+    line = ["--smto.name", "unitary" if method in (ROTOGRAD, SINGLE) else method]
+    line += ["--seed", str(seed), *more]
     if method == ROTOGRAD:
         line += ["--rotograd.enabled"]
     default = load_config(name)
-    folders: dict[Path, list[str]] = {Path(method): []}
+    parts: dict[Path, list[str]] = {Path(method): []}  # folder: presets laid over the first
     if method == SINGLE:
-        folders = {Path(method, task): ["--tasks", task] for task in default.problem_tasks}
-    for folder, words in folders.items():
-        line_of = [*line, "--run-dir", str(root / folder / f"seed_{seed}"), *words]
-        yield with_overrides(default, "train_supervised", line_of)
+        parts = {
+            Path(method, task): [f"gama/{default.problem}/single_{task}"]
+            for task in default.problem_tasks
+        }
+    known = presets()
+    for folder, own in parts.items():
+        config = load_config(name, *(preset for preset in own if preset in known))
+        words = ["--run-dir", str(root / folder / f"seed_{seed}")]
+        if method == SINGLE:
+            words += ["--tasks", folder.name]
+        yield with_overrides(config, "train_supervised", [*line, *words])
 
 
 def is_finished(path: Path) -> bool:

@@ -120,6 +120,11 @@ def test_gama_and_grassis_settings_read_by_hand() -> None:
     assert (city.rotograd.lr, city.train.l2, city.train.epochs) == (1.0, 0.0, 150)
     learned = supervised.load_config("gama/multi_mnist_cl_cr", "gama/multi_mnist_cl_cr/auto_lambda")
     assert learned.network.dropout == 0.3
+    single = supervised.load_config(
+        "supervised_multi_mnist_cl_rr", "gama/multi_mnist_cl_rr/single_classify_left"
+    )
+    assert (single.tasks, single.train.lr) == (("classify_left",), 0.0025)
+    assert single.network.dropout == 0.5
     assert learned.smto.options["lr"] == pytest.approx(0.1 * 0.005 * 5), "from 1/2, not from 0.1"
 
 

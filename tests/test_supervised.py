@@ -36,7 +36,9 @@ from mtrl.supervised.config import (
     PROBLEMS,
     NetworkConfig,
     ProblemName,
+    RotoGradConfig,
     SupervisedConfig,
+    TrainConfig,
     load_yaml,
     validate,
     with_smto,
@@ -56,6 +58,7 @@ from mtrl.supervised.metrics import (
     depth_loss,
 )
 from mtrl.supervised.problems import Problem, make_problem
+from mtrl.supervised.step_size import StepSize
 from mtrl.supervised.train import Trainer, load_data, train
 
 PRESETS = sorted((REPOSITORY / "configs").glob("supervised_*.yaml"))
@@ -617,18 +620,33 @@ def test_checkpoints_that_cannot_be_read(
     refused(["resume", str(run)], capsys, str(best), "another run's: Error", code=1)
 
 
+PLUGIN = """
+from mtrl.smto import SMTO, register
+
+@register("of_a_plugin_that_moves")
+class Mine(SMTO):
+    needs = "losses"
+
+    def weights(self, *, losses=None, gramian=None):
+        return losses / losses.sum()
+"""
+
+
 def test_a_run_is_resumed_from_any_folder(
     mnist_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """And with its data in another place; but not with other data."""
+    """And with its data and plug-in in another place; but not with other data."""
     shutil.copytree(mnist_folder, tmp_path / "data")
+    (tmp_path / "mine.py").write_text(PLUGIN)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     line = "supervised_multi_mnist --data-dir data --run-dir run --train.epochs 1 --learner.device"
-    cli.main(["supervised", *line.split(), "cpu", "--train.batch-size", "20"])
+    cli.main(
+        ["supervised", *line.split(), "cpu", "--train.batch-size", "20", "--plugins", "mine.py"]
+    )
     assert load_yaml(tmp_path / "run" / "config.yaml").data_dir == str(tmp_path / "data")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -645,8 +663,12 @@ def test_a_run_is_resumed_from_any_folder(
     gc.collect()  # what was refused in this process lets go of the run
     cli.main([*resume, "~/moved", "--train.epochs", "3"])
     assert load_yaml(tmp_path / "run" / "config.yaml").data_dir == str(tmp_path / "moved")
+    (tmp_path / "mine.py").unlink()  # in this process its name is taken for good
+    (tmp_path / "yours.py").write_text(PLUGIN.replace("that_moves", "that_has_moved"))
+    refused(["resume", "../run", "--train.epochs", "4"], capsys, "plugins", "if it has moved")
+    cli.main(["resume", "../run", "--train.epochs", "4", "--plugins", "~/yours.py"])
     status = json.loads((tmp_path / "run" / "status.json").read_text())
-    assert (status["status"], status["step"]) == ("finished", 15)
+    assert (status["status"], status["step"]) == ("finished", 20)
 
 
 def test_start_weights_are_needed_at_the_start_alone(
@@ -728,6 +750,15 @@ def test_weights_of_the_run_are_a_configuration(
     refused(["weights", str(tmp_path)], capsys, "not a run directory")
 
 
+def test_a_method_that_the_run_is_too_short_for_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "--smto.name autoscale --train.epochs 1 --run-dir"
+    line = ["supervised", "supervised_digits", *words.split(), str(tmp_path / "run")]
+    refused(line, capsys, "smto.options", "train.epochs = 1 are 46 steps")
+    assert not (tmp_path / "run").exists()
+
+
 def test_fixed_weights_are_averaged_as_published() -> None:
     def line(step: int, a: float, b: float) -> dict[str, float]:
         return {"step": step, "smto/shared/weight/a": a, "smto/shared/weight/b": b}
@@ -753,7 +784,7 @@ def test_large_problems_on_files_of_the_true_format(problem: str, tmp_path: Path
         config = load_config("supervised_celeba", "kurin/celeba/imtl")
     else:
         folder = write_cityscapes(tmp_path / problem, instances=True)
-        line = ["--smto.name", "imtl", "--train.augment"]
+        line = ["--smto.name", "imtl"]
         config = with_overrides(load_config(f"gama/{problem}"), "", line)
     made: Problem = make_problem(config)
     splits = made.load(folder)
@@ -886,6 +917,12 @@ def test_comparison_with_runs_of_single_tasks(
     with pytest.raises(SystemExit):
         runpy.run_path(str(script), run_name="__main__")
     assert "the runs of one task must have one setting" in capsys.readouterr().err
+    line[-1] = "unitary"
+    runpy.run_path(str(script), run_name="__main__")
+    shown = capsys.readouterr()
+    assert "runs of single tasks are left out: " in shown.err
+    assert "single_tasks" not in shown.out
+    line[-1] = "single_tasks"
     for name in ("b_1", "b_2", "other"):
         shutil.rmtree(tmp_path / name)
     with pytest.raises(SystemExit):
@@ -940,6 +977,77 @@ def test_comparison_with_given_single_task_values(
     refused_with("depth.absolute_error = 'small': ")
     line[-1] = str(tmp_path / "nowhere.yaml")
     refused_with("nowhere.yaml")
+
+
+def test_the_model_with_the_best_delta_m_is_the_one_that_is_tested(
+    mnist_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Gama & Grassi: single tasks first, then runs that are selected against their scores."""
+    best: dict[str, float] = {}
+    for task in ("classify_left", "reconstruct_right"):
+        config = small_config(mnist_folder, tmp_path / task, "unitary", epochs=3)
+        config = dataclasses.replace(config, tasks=(task,), rotograd=RotoGradConfig())
+        train(config, RunDirectory.create(config), load_data(config))
+        (tag,) = (t for t in records(tmp_path / task)[-1] if t.endswith(f"/{task}"))
+        validation = tag.replace("test/", "eval/")
+        seen = [r[validation] for r in records(tmp_path / task) if validation in r]
+        assert len(seen) == 3
+        best[validation.removeprefix("eval/")] = (min if "mse" in tag else max)(seen)
+    script = REPOSITORY / "scripts" / "compare_supervised.py"
+    file = tmp_path / "reference.yaml"
+    monkeypatch.setattr("sys.argv", [str(script), str(tmp_path), "--reference", str(file)])
+    monkeypatch.syspath_prepend(script.parent)
+    runpy.run_path(str(script), run_name="__main__")
+    reference = load_config("supervised_multi_mnist_cl_rr", str(file)).train.reference
+    assert reference == pytest.approx(best, rel=1e-5)
+
+    config = small_config(mnist_folder, tmp_path / "both", "unitary", epochs=3)
+    config = dataclasses.replace(
+        config, train=dataclasses.replace(config.train, reference=reference, lr_patience=1)
+    )
+    run = RunDirectory.create(config)
+    train(config, run, load_data(config))
+    log = [r for r in records(run.path) if "eval/delta_m" in r]
+    gains = [
+        50 * (r["eval/accuracy/classify_left"] / reference["accuracy/classify_left"] - 1)
+        + 50 * (1 - r["eval/mse/reconstruct_right"] / reference["mse/reconstruct_right"])
+        for r in log
+    ]
+    assert [r["eval/delta_m"] for r in log] == pytest.approx(gains, rel=1e-5)
+    state = checkpoint.load(run.checkpoints / "best.pt")
+    assert state["step"] == log[gains.index(max(gains))]["step"]
+    assert not list(run.checkpoints.glob("best_*")), "one model for all metrics"
+    cli.main(["resume", str(run.path), "--train.epochs", "4"])
+    assert sum("eval/delta_m" in r for r in records(run.path)) == 4
+
+    wrong = ["--train.reference", "accuracy/classify_left=0.9", "mse/reconstruct_rihgt=1"]
+    words = ["supervised", "supervised_multi_mnist_cl_rr", *wrong, "--data-dir", str(mnist_folder)]
+    refused(words, capsys, "train.reference.mse/reconstruct_rihgt", "mean 'mse/reconstruct_right'")
+    words[4:5] = []
+    refused(words, capsys, "train.reference.mse/reconstruct_right", "must be a number, not zero")
+    words[2:4] = ["--train.lr-patience", "3"]
+    refused(words, capsys, "train.lr_patience = 3", "train.reference")
+
+
+def test_step_sizes_follow_a_plateau_like_pytorchs() -> None:
+    config = TrainConfig(lr=0.1, lr_decay=0.7, lr_patience=2, lr_min=0.03)
+    ours = StepSize(config)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, factor=0.7, patience=2, min_lr=0.03
+    )
+    scores = [3.0, 2.0, 2.0, 1.9999, 2.1, 2.2, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    for epoch, score in enumerate([*scores, 0.5, *[0.6] * 9]):
+        assert ours.at(epoch) == pytest.approx(optimizer.param_groups[0]["lr"])
+        ours.hear(score, higher_is_better=False)
+        theirs.step(score)
+        again = StepSize(config)
+        again.load_state_dict(ours.state_dict())
+        ours = again
+    assert ours.at(0) == 0.03
 
 
 def test_delta_m_and_ranks_by_hand() -> None:

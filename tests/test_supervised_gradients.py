@@ -200,6 +200,29 @@ def test_looking_changes_nothing(name: str, space: Space) -> None:
     assert all(torch.equal(seen[key], unseen[key]) for key in unseen)
 
 
+@pytest.mark.parametrize("samples", [0, 4])
+def test_looking_changes_nothing_where_there_is_no_jacobian_of_the_batch(samples: int) -> None:
+    """Weights of some samples, and weights that are held from the update before."""
+    found = []
+    for look in (True, False):
+        network, smto = make_network(), create("nash_mtl", TASKS, update_every=2)
+        inputs, targets = make_batch()
+        losses = [functional.cross_entropy] * TASKS
+        for _ in range(2):
+            backward(
+                network,
+                losses,
+                smto,
+                inputs,
+                targets,
+                space="parameters",
+                samples=samples,
+                look=look,
+            )
+        found.append([p.grad for p in network.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_the_look_is_on_the_shared_parameters() -> None:
     network = make_network()
     inputs, targets = make_batch()

@@ -48,7 +48,7 @@ def find_config(name: str) -> Path:
     if path.is_file():
         return path
     known = presets()
-    preset = path.with_suffix("").as_posix().removeprefix("configs/")
+    preset = path.as_posix().removesuffix(".yaml").removeprefix("configs/")
     if preset not in known:
         runs = [preset for preset in known if "/" not in preset]
         allowed = f"no such file or preset; presets: {', '.join(runs)}{nearest(preset, known)}"

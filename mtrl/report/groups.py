@@ -29,6 +29,9 @@ WERE = {
     "train.optimizer": "adam",
     "train.betas": [0.9, 0.999],
     "train.weight_decay": 0.0,
+    "train.lr_patience": 0,
+    "train.lr_min": 0.0,
+    "train.reference": {},
 }
 MACHINE = ("gpu", "cores", "platform")
 MAX_LABEL_KEYS = 3

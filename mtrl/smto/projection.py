@@ -55,9 +55,9 @@ class PCGrad(_Projection):
     """PCGrad (Yu et al. 2020, Algorithm 1), as weights on the Gramian.
 
     g_i' starts as g_i; for every other task j in random order, if g_i'.g_j < 0:
-    g_i' -= (g_i'.g_j / |g_j|^2) g_j. The direction is the MEAN of the g_i' (the paper sums; Kurin
-    et al. 2022 average, as here). Every task has its own order, as in the paper (some public code
-    shares one); a zero g_j is skipped.
+    g_i' -= (g_i'.g_j / |g_j|^2) g_j. The direction is the MEAN of the g_i' (the paper sums, as do
+    Kurin et al. 2022 on supervised tasks; their code for RL averages). Every task has its own
+    order, as in the paper (some public code shares one); a zero g_j is skipped.
     """
 
     def meet(self, cosine: Tensor, order: Tensor) -> Tensor:

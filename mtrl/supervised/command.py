@@ -62,7 +62,7 @@ def supervised_command(words: list[str]) -> None:
     _train(config, run, resume=False)
 
 
-MACHINE = ("data_dir", "network.weights", "learner.device")
+MACHINE = ("data_dir", "network.weights", "plugins", "learner.device")
 """What another machine may have elsewhere."""
 
 

@@ -73,6 +73,16 @@ class TrainConfig:
     """The step size is multiplied by this after every epoch (Kurin et al.: 0.95); 1 = constant."""
     lr_decay_every: Annotated[int, at_least(1)] = 1
     """Epochs from one such multiplication to the next (NYUv2's papers: 100, by 0.5)."""
+    lr_patience: Annotated[int, OFF_OR_POSITIVE] = 0
+    """Multiply only after more than so many epochs in a row without a better validation score
+    (QM9's papers: 5, by 0.7); 0 = after every lr_decay_every epochs."""
+    lr_min: Annotated[float, NOT_NEGATIVE] = 0.0
+    """The step size falls no further (QM9's papers: 1e-5)."""
+    reference: dict[str, Any] = field(default_factory=dict)
+    """Validation scores of single tasks, e.g. accuracy/classify_left=0.97 mse/reconstruct_right=0.4
+    (scripts/compare_supervised.py --reference writes them). One model is kept and tested: the one
+    with the best Delta_m against them (Gama & Grassi 2025). Empty: the best mean, or one model for
+    every metric where the tasks have different ones (Kurin et al. 2022)."""
     optimizer: Literal["adam", "adamw", "sgd", "muon"] = "adam"
     """Optimiser of encoder and heads, with which the SMTO's direction is applied. muon: for weight
     matrices and kernels, with AdamW for all else (Jordan et al. 2024)."""

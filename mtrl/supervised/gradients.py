@@ -74,9 +74,8 @@ def backward(
     shared = list(network.encoder.parameters())
     needs = smto.needs
     source = _Parameters(losses, z, shared, rows, chunk_size)
-    # Looking must not change how a method that needs the losses alone is computed.
-    aside = _Parameters(losses, z, shared, rows, chunk_size) if needs == "losses" else source
-    matrix = aside.gramian() if look else None
+    # From a source of its own: one that holds a Jacobian adds up directions in another order.
+    matrix = _Parameters(losses, z, shared, rows, chunk_size).gramian() if look else None
     weights: Tensor | None = None
     if needs != "losses" and space == "representation" and isinstance(smto, GradDrop):
         direction = source.from_z(sign_dropped(smto, z.detach(), rows))

@@ -24,6 +24,7 @@ from mtrl.supervised.gradients import Outcome, backward
 from mtrl.supervised.networks import load_encoder
 from mtrl.supervised.problems import Problem
 from mtrl.supervised.rotograd import RotatedNetwork
+from mtrl.supervised.step_size import StepSize
 
 
 class Score(NamedTuple):
@@ -44,6 +45,7 @@ class Learner:
         self.network = problem.network()
         self.network.to(device)
         self.losses = [task.loss for task in problem.tasks]
+        self.step_size = StepSize(config.train)
         self.optimizer = torch_optimizer(
             config.train.optimizer,
             self.network.weights().values(),
@@ -72,7 +74,15 @@ class Learner:
         known = {"seed": config.seed + 1, "device": self.device, "total_steps": total_steps}
         method = methods.find(config.smto.name)
         own = {key: value for key, value in known.items() if key in options_of(method)}
-        return create(method, config.num_tasks, **own | config.smto.options).to(self.device)
+        try:
+            smto = create(method, config.num_tasks, **own | config.smto.options)
+        except ValueError as error:  # what depends on the length, which the data decide
+            raise ConfigError(
+                "smto.options",
+                config.smto.options,
+                f"{error} (train.epochs = {config.train.epochs} are {total_steps} steps)",
+            ) from None
+        return smto.to(self.device)
 
     def update(
         self, batch: Batch, epoch: int, *, look: bool = False, held_out: Batch | None = None
@@ -84,7 +94,7 @@ class Learner:
         config = self.config
         self.network.train()
         inputs, targets = self.problem.prepare(batch.inputs), self.problem.targets(batch)
-        lr = config.train.lr * config.train.lr_decay ** (epoch // config.train.lr_decay_every)
+        lr = self.step_size.at(epoch)
         if isinstance(self.smto, AutoLambda):
             if held_out is None:
                 raise ValueError("auto_lambda needs a held-out batch")
@@ -147,6 +157,8 @@ class Learner:
 
     def _stateful(self) -> dict[str, Any]:
         names = ["network", "optimizer", "smto"]
+        if self.config.train.lr_patience:
+            names.append("step_size")
         if self.rotation_optimizer is not None:
             names.append("rotation_optimizer")
         return {name: getattr(self, name) for name in names}

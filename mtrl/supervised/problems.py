@@ -65,6 +65,11 @@ class Problem:
         return [batch.targets[self.stored.index(task.name)] for task in self.tasks]
 
     @property
+    def scored(self) -> list[str]:
+        """What a model is scored by: "<metric>/<task>"."""
+        return [f"{metric.name}/{task.name}" for task in self.tasks for metric in task.metrics]
+
+    @property
     def selects_by_mean(self) -> bool:
         """One model by the mean metric, where all tasks have the same one; else one per metric
         (metrics of different kinds have no mean: Kurin et al. 2022, 4.1.3)."""

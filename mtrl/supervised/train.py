@@ -28,15 +28,15 @@ from mtrl.run.directory import RunDirectory
 from mtrl.run.recorder import Recorder
 from mtrl.run.state import Status
 from mtrl.run.stopping import Stopped, TrainingError, outcome, signals
-from mtrl.schema import ConfigError, user_path
+from mtrl.schema import ConfigError, nearest, user_path
 from mtrl.supervised.auto_lambda import HELD_OUT
-from mtrl.supervised.comparison import mean_over_tasks
+from mtrl.supervised.comparison import delta_m, mean_over_tasks
 from mtrl.supervised.config import SupervisedConfig
 from mtrl.supervised.dashboard import dashboard
 from mtrl.supervised.data import Batches, Loader, Split, Splits, cut
 from mtrl.supervised.learner import Learner, Score
 from mtrl.supervised.networks import read_encoder
-from mtrl.supervised.problems import make_problem
+from mtrl.supervised.problems import Problem, make_problem
 
 
 def load_data(config: SupervisedConfig) -> Splits:
@@ -45,9 +45,28 @@ def load_data(config: SupervisedConfig) -> Splits:
     Before a run directory is made or changed.
     """
     folder = config.data_dir or os.environ.get("MTRL_DATA", "")
-    splits = make_problem(config).load(user_path(folder) if folder else None)
+    problem = make_problem(config)
+    check_selection(config, problem)
+    splits = problem.load(user_path(folder) if folder else None)
     _training_split(config, splits)
     return splits
+
+
+def check_selection(config: SupervisedConfig, problem: Problem) -> None:
+    """Raises ConfigError unless the reference has a score for each metric of each task, or is empty
+    and not needed."""
+    given, wanted = config.train.reference, problem.scored
+    for key in dict.fromkeys([*given, *(wanted if given else ())]):
+        if key not in wanted:
+            allowed = f"must be one of {', '.join(wanted)}{nearest(key, wanted)}"
+            raise ConfigError(f"train.reference.{key}", given[key], allowed)
+        value = given.get(key)
+        if not isinstance(value, int | float) or not math.isfinite(value) or not value:
+            raise ConfigError(f"train.reference.{key}", value, "must be a number, not zero")
+    patience = config.train.lr_patience
+    if patience and not given and not problem.selects_by_mean:
+        allowed = "needs one score to watch; tasks of different metrics have none but Delta_m, "
+        raise ConfigError("train.lr_patience", patience, allowed + "by train.reference")
 
 
 def check_start_weights(config: SupervisedConfig) -> None:
@@ -173,9 +192,15 @@ class Trainer:
     def _select(self, scores: list[Score]) -> None:
         """Record the validation scores and keep the models that are best so far."""
         values = self._values("eval", scores)
+        criteria = self._criteria(scores)
+        if self.config.train.reference:
+            values |= {f"eval/{name}": value for name, value, _ in criteria}
         self.scores = {tag: value for tag, value in values.items() if tag.endswith("_mean")}
         self.recorder.scalars(self.step, values)
-        for name, value, higher in self._criteria(scores):
+        if self.config.train.lr_patience:
+            ((_, score, higher_is_better),) = criteria
+            self.learner.step_size.hear(score, higher_is_better=higher_is_better)
+        for name, value, higher in criteria:
             if not math.isfinite(value):
                 raise TrainingError(f"non-finite {name} on the validation split")
             best = self.best.get(name, -math.inf if higher else math.inf)
@@ -186,13 +211,21 @@ class Trainer:
 
     def _criteria(self, scores: list[Score]) -> list[tuple[str, float, bool]]:
         """(name, value, higher is better) of each model to select."""
+        if reference := self.config.train.reference:
+            found = {(s.task, s.metric): s.value for s in scores}
+            single = {(s.task, s.metric): reference[f"{s.metric}/{s.task}"] for s in scores}
+            return [("delta_m", delta_m(found, single), True)]
         if self.problem.selects_by_mean:
             mean = mean_over_tasks(scores[0].metric, [score.value for score in scores])
             return [(f"{scores[0].metric}_mean", mean, scores[0].higher_is_better)]
         return [(f"{s.metric}_{s.task}", s.value, s.higher_is_better) for s in scores]
 
+    @property
+    def _keeps_one_model(self) -> bool:
+        return bool(self.config.train.reference) or self.problem.selects_by_mean
+
     def _best_path(self, criterion: str) -> Path:
-        name = "best" if self.problem.selects_by_mean else f"best_{criterion}"
+        name = "best" if self._keeps_one_model else f"best_{criterion}"
         return self.run.checkpoints / f"{name}.pt"
 
     def test_scores(self) -> list[Score]:
@@ -209,7 +242,7 @@ class Trainer:
             scores += [
                 score
                 for score in measured
-                if self.problem.selects_by_mean or name == f"{score.metric}_{score.task}"
+                if self._keeps_one_model or name == f"{score.metric}_{score.task}"
             ]
         self.learner.network.load_state_dict(last)
         return scores
