@@ -265,6 +265,7 @@ def test_config_that_is_not_text(
         ),
         ("train", ["train needs a configuration"]),
         ("train --seed 3", ["configuration first", "--seed"]),
+        ("train toy.yml", ["CONFIG = 'toy.yml'", "no such file or preset"]),
         ("train no/such.yaml", ["CONFIG = 'no/such.yaml'", "no such file or preset", "toy"]),
         ("train toi", ["CONFIG = 'toi'", "did you mean 'toy'"]),
         ("resume", ["resume needs a run directory"]),
@@ -528,6 +529,9 @@ def test_evaluate_best_and_file(toy_run: Path, run_mtrl: Mtrl) -> None:
     chosen = evaluate(run_mtrl, path, "--episodes-per-task", 1)
     assert chosen["step"] == 1200
     assert chosen["episodes_per_task"] == 1
+    done = run_mtrl("evaluate", path.name, "--episodes-per-task", 1, "--json", cwd=path.parent)
+    found = json.loads(done.stdout)
+    assert found == chosen | {"checkpoint": path.name}, "named from inside its folder"
 
 
 def test_evaluate_refuses_bad_options(toy_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

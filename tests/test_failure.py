@@ -287,6 +287,18 @@ def test_closed_output_ends_the_run_and_says_why(running: Any) -> None:
     run.assert_no_child_left()
 
 
+def test_ctrl_c_that_ends_the_reader_too_saves(running: Any) -> None:
+    """As in `mtrl train ... 2>&1 | tee log`."""
+    run = running(*LONG, "--logging.every", 400_000)
+    run.wait_for_checkpoint()
+    run.process.stderr.close()
+    run.process.stdout.close()
+    run.process.send_signal(signal.SIGINT)
+    assert run.process.wait(PATIENCE) == 128 + signal.SIGINT
+    assert run.status()["status"] == "stopped"
+    run.assert_no_child_left()
+
+
 def test_workers_end_with_the_main_process(running: Any) -> None:
     run = running(*LONG, "--env.workers", 2, "--evaluation.every", 400)
     run.wait_for_checkpoint()

@@ -12,6 +12,7 @@ from conftest import PCGRAD, REPOSITORY, TINY, Mtrl, content, metrics, steps_sho
 from test_cli import refused
 
 from mtrl.config import load_yaml
+from mtrl.config.benchmarks import TOY as TOY_TASKS
 from mtrl.files import atomic
 from mtrl.run import checkpoint
 from mtrl.run.directory import RunDirectory
@@ -179,6 +180,31 @@ def test_a_second_look_at_a_finished_run_changes_nothing(
     assert (done.returncode == 0) == (ended is None), done.stderr
     assert "is finished: only evaluated again" in done.stderr
     assert content(finished) == before
+
+
+@pytest.mark.parametrize("more", [(), ("--train.total-steps", 2000)])
+def test_a_finished_run_without_checkpoints_is_not_trained_again(
+    more: tuple[object, ...], finished: Path, run_mtrl: Mtrl
+) -> None:
+    for path in (finished / "checkpoints").glob("step_*"):
+        path.unlink()
+    before = content(finished)
+    done = run_mtrl("resume", finished, *more)
+    assert done.returncode == 1
+    assert "no checkpoint is left to continue from; the run is finished" in done.stderr
+    assert content(finished) == before
+
+
+def test_one_command_for_start_and_restart_with_a_file_of_a_network(
+    run_mtrl: Mtrl, tmp_path: Path
+) -> None:
+    (tmp_path / "tasks.json").write_text(json.dumps({task: [1.0] for task in TOY_TASKS}))
+    care = ("--network.architecture", "care", "--network.options", "embeddings=tasks.json")
+    short = ("--train.total-steps", 480, "--evaluation.every", 0, "--resume-if-exists")
+    for _ in range(2):
+        done = run_mtrl(*run_mtrl.toy_line(tmp_path / "run", *care, *short), cwd=tmp_path)
+        succeeded(done)
+    assert "only evaluated again" in done.stderr
 
 
 def test_a_finished_run_that_is_lengthened_runs(finished: Path, run_mtrl: Mtrl) -> None:

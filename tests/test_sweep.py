@@ -31,12 +31,13 @@ from conftest import (
 
 from mtrl.commands import main as cli
 from mtrl.config import load_yaml
+from mtrl.options.command_line import continued, load_config
 from mtrl.run import checkpoint
 from mtrl.run.state import Standing, standing
-from mtrl.schema import ConfigError, flatten
+from mtrl.schema import ConfigError, dump_yaml, flatten, with_values
 from mtrl.sweep.board import Board
 from mtrl.sweep.grid import Trial, expand, find_stored, parse_seeds, refuse_changes
-from mtrl.sweep.local import Share, divide, run_local
+from mtrl.sweep.local import Share, divide, run_local, visible_gpus
 from mtrl.sweep.options import SweepOptions, parse_options
 from mtrl.sweep.process import StopRequest, attempt, outcome
 
@@ -332,6 +333,26 @@ def test_changed_configuration_is_refused_by_name(tmp_path: Path) -> None:
         refuse_changes(other)
 
 
+def test_what_a_machine_lacked_is_no_change(tmp_path: Path) -> None:
+    """A run says what it had in its place."""
+    wanted = ("--set", "learner.precision=bf16", "learner.capture=on")
+    run = stored_run(tmp_path, *wanted, status="stopped")
+    had = {"learner.precision": "fp32", "learner.capture": "off"}
+    had_config = with_values(load_yaml(run.path / "config.yaml"), had)
+    (run.path / "config.yaml").write_text(dump_yaml(had_config))
+    (again,) = expand(parse_options([TOY, "--root", str(tmp_path), *wanted]))
+    refuse_changes(again)
+    (found,), _ = find_stored([dataclasses.replace(again, name="elsewhere")])
+    assert found.path == run.path
+    stored = load_yaml(run.path / "config.yaml")
+    assert continued(stored, again.config).learner == stored.learner
+    (other,) = expand(parse_options([TOY, "--root", str(tmp_path)]))
+    fixed = dataclasses.replace(
+        other, config=with_values(other.config, {"learner.precision": "tf32"})
+    )
+    refuse_changes(fixed)
+
+
 def test_what_a_directory_says(tmp_path: Path) -> None:
     run = stored_run(tmp_path, status="running", step=400, total_steps=1600, elapsed_s=2.0)
     assert standing(tmp_path / "nothing").state == "waiting"
@@ -340,16 +361,21 @@ def test_what_a_directory_says(tmp_path: Path) -> None:
         assert standing(run.path).state == "running"
         assert standing(run.path).step == 400
     assert standing(run.path).state == "died", "no process holds it"
-    killed = outcome(run, -signal.SIGKILL)
+    before = Standing("waiting")
+    killed = outcome(run, -signal.SIGKILL, before)
     assert (killed.state, killed.reason) == ("died", "ended by SIGKILL")
-    assert outcome(run, -signal.SIGTERM).state == "died", "before it could say anything"
+    assert outcome(run, -signal.SIGTERM, before).state == "died", "before it could say anything"
     new = dataclasses.replace(run, name="new")
-    assert outcome(new, 128 + signal.SIGTERM).state == "stopped"
-    assert outcome(new, 128 + signal.SIGHUP).state == "stopped"
-    assert outcome(new, -signal.SIGKILL).state == "died"
+    assert outcome(new, 128 + signal.SIGTERM, before).state == "stopped"
+    assert outcome(new, 128 + signal.SIGHUP, before).state == "stopped"
+    assert outcome(new, -signal.SIGKILL, before).state == "died"
     run.log_file.write_text("some warning\nmtrl: learner.device = 'cuda': not here\n")
-    refused = outcome(run, 2)
+    refused = outcome(run, 2, before)
     assert (refused.state, refused.reason) == ("failed", "learner.device = 'cuda': not here")
+    (run.path / "status.json").write_text(json.dumps({"status": "failed", "reason": "earlier"}))
+    again = outcome(run, 1, standing(run.path))
+    assert again.reason == refused.reason, "a retry that could not begin says why"
+    assert outcome(run, 1, before).reason == "earlier", "the run itself has said it"
     for state in ("finished", "failed", "stopped", "pruned"):
         (run.path / "status.json").write_text(json.dumps({"status": state, "reason": "r"}))
         assert standing(run.path).state == state
@@ -411,8 +437,25 @@ def test_division_of_a_machine() -> None:
     assert (few_cores.parallel, few_cores.gpus) == (2, ("0", "1"))
     whole = divide(SweepOptions(config=TOY, gpus_per_run=2), 64, ("0", "1", "2", "3"))
     assert whole.gpus == ("0,1", "2,3")
+    for share, count, load in ((0.4, 2, 2), (0.3, 8, 3), (0.75, 4, 1), (1.0, 3, 1)):
+        names = tuple(map(str, range(count)))
+        runs = divide(SweepOptions(config=TOY, gpus_per_run=share), 64, names)
+        assert [runs.gpus.count(name) for name in names] == [load] * count
+        assert load * share <= 1.0, "no GPU is given out more than once"
+    odd = divide(SweepOptions(config=TOY, gpus_per_run=2), 64, ("0", "1", "2"))
+    assert odd.gpus == ("0,1",)
     many = divide(SweepOptions(config=TOY, parallel=5, gpus_per_run=0), 4, gpus)
     assert (many.parallel, many.cores, many.gpus) == (5, 1, ())
+
+
+@pytest.mark.parametrize(
+    ("said", "gpus"), [("-1", ()), ("", ()), ("2, 0", ("2", "0")), ("1,-1,0", ("1",))]
+)
+def test_hidden_gpus_are_none(
+    said: str, gpus: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", said)
+    assert visible_gpus(load_config(TOY)) == gpus
 
 
 def test_time_left_is_not_foretold_by_a_warm_up() -> None:

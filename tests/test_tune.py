@@ -114,15 +114,31 @@ def study(tmp_path: Path) -> Callable[..., Study]:
     return make
 
 
-def went(run: Trial, status: str, *success: float) -> None:
-    """The run's directory, as after evaluations at steps 100, 200, ..."""
+def went(run: Trial, status: str, *success: float, start: int = 1) -> None:
+    """The run's directory, as after evaluations at steps 100, 200, ...; start: 0 = of the untrained
+    policy, too."""
     RunDirectory(run.path).make()
     (run.path / "config.yaml").write_text(run.config_file.read_text())
-    lines = [{"step": 100 * i, OBJECTIVE: value} for i, value in enumerate(success, 1)]
+    lines = [{"step": 100 * i, OBJECTIVE: value} for i, value in enumerate(success, start)]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (run.path / "metrics.jsonl").write_text(text)
     last = success[-1] if success else None
     RunDirectory(run.path).write_status(status, success_mean=last)  # type: ignore[arg-type]
+
+
+def test_nothing_is_pruned_by_what_it_can_untrained(study: Callable[..., Study]) -> None:
+    first, board = study(), Board(())
+    runs = first.trials(board, cores=1)
+    for _ in range(3):
+        run = next(runs)
+        went(run, "finished", 0.5, 0.5, start=0)
+        first.unpromising(run)
+        board.show(run, Standing("finished", success=0.5))
+    begun, trained = next(runs), next(runs)
+    went(begun, "running", 0.1, start=0)
+    assert first.unpromising(begun) == ""
+    went(trained, "running", 0.1, 0.1, start=0)
+    assert "pruned at step 100" in first.unpromising(trained)
 
 
 def test_a_trial_below_the_median_is_pruned_and_a_second_call_knows_it_all(

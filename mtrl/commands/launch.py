@@ -16,7 +16,7 @@ from mtrl.envs.vector import make_vector_env
 from mtrl.options.command_line import continued, load_config, start_options, with_overrides
 from mtrl.options.command_words import HELP, Existing, split_files
 from mtrl.run.callbacks import Callback
-from mtrl.run.directory import RunDirectory
+from mtrl.run.directory import RunDirectory, folder_of
 from mtrl.schema import user_path
 
 if TYPE_CHECKING:
@@ -32,8 +32,11 @@ def start(
     """
     run = RunDirectory(config.run_path, overwrite=existing.overwrite)
     if existing.resume_if_exists and run.holds_run:
+        from mtrl.options.methods import check_network
+
         run, stored = RunDirectory.open(run.path)
-        return resume(run, stored, config, callbacks=callbacks)
+        # Which makes the paths of a network's files absolute, as they are in the run.
+        return resume(run, stored, check_network(config), callbacks=callbacks)
     run.check_free()
     if config.train.video_every:
         from mtrl.commands.videos import check_rendering
@@ -81,7 +84,7 @@ def resume_command(words: list[str]) -> None:
         return
     name, *overrides = words
     path = user_path(name)
-    if RunDirectory(path.parent.parent if path.is_file() else path).is_supervised:
+    if RunDirectory(folder_of(path)).is_supervised:
         from mtrl.supervised import command
 
         command.resume(words)

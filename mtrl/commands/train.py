@@ -107,7 +107,7 @@ def _last_state(
     """What the run continues from (None: it never came to a checkpoint), and warnings."""
     if start is not None:
         return checkpoint.load_step(start, functools.partial(check_checkpoint, config, envs)), []
-    return checkpoint.load_newest(run.checkpoints)
+    return checkpoint.load_newest(run.checkpoints, finished=run.is_finished)
 
 
 def _resume(run: RunDirectory, config: Config, trainer: Trainer, start: Path | None) -> list[str]:

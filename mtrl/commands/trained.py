@@ -17,7 +17,7 @@ from mtrl.networks.policy import DeterministicPolicy, make_policy, stored_dimens
 from mtrl.options.plugins import load_plugins
 from mtrl.options.validation import check_gym_tasks
 from mtrl.run import checkpoint
-from mtrl.run.directory import RunDirectory
+from mtrl.run.directory import RunDirectory, folder_of
 from mtrl.run.earlier_checkpoints import upgraded
 from mtrl.schema import ConfigError, nearest, user_path
 
@@ -53,7 +53,7 @@ def open_trained(path: Path, chosen: str) -> Trained:
     Plug-ins are not loaded: see `with_plugins`. Raises ConfigError for what is not a run or
     not its checkpoint, CheckpointError for what cannot be read.
     """
-    if RunDirectory(path.parent.parent if path.is_file() else path).is_supervised:
+    if RunDirectory(folder_of(path)).is_supervised:
         raise ConfigError(
             "RUN", str(path), "is a run of mtrl supervised, which has no policy; see `mtrl report`"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,9 +52,22 @@ def leave_dead_terminal() -> bool:
             os.write(descriptor, b"")
         except OSError:
             dead.append(descriptor)
-    if dead:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for descriptor in dead:
-            os.dup2(nowhere, descriptor)
-        os.close(nowhere)
+    write_nowhere(dead)
     return bool(dead)
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """For what is said of a stop: whoever reads the output, as `tee` does, may have ended by the
+    same Ctrl-C. (rich ends the process then, and would lose what is to be saved.)"""
+    try:
+        yield
+    except SystemExit:
+        write_nowhere((1, 2))
+
+
+def write_nowhere(descriptors: Sequence[int]) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in descriptors:
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)

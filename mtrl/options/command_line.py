@@ -115,6 +115,12 @@ OF_THE_MACHINE = ("learner.device", "plugins")  # a resumed run may be on anothe
 DECIDED = ("learner.compile", "learner.precision", "learner.capture")  # when the run started
 
 
+def settled(key: str, wanted: Any) -> Any:
+    """What a run has in place of this setting where its machine lacks what it needs."""
+    lacking = {"learner.precision": "fp32", "learner.capture": "off"}
+    return lacking.get(key, wanted)
+
+
 def continued(stored: Config, wanted: Config) -> Config:
     """Configuration with which a run continues: the stored one, longer if so asked, and with the
     device and the plug-ins' places of this machine.
@@ -128,8 +134,8 @@ def continued(stored: Config, wanted: Config) -> Config:
             continue
         if key in DECIDED and (value == "auto" or moved):
             continue
-        if key == "learner.precision" and before[key] == "fp32":
-            continue  # the machine it started on had nothing else
+        if settled(key, value) == before[key]:
+            continue
         if key != "train.total_steps":
             raise ConfigError(key, value, f"a resumed run keeps {key} = {before[key]!r}")
         if value < before[key]:

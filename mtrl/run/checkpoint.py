@@ -204,9 +204,19 @@ def load_latest(directory: Path) -> tuple[dict[str, Any] | None, list[str]]:
     return None, warnings
 
 
-def load_newest(directory: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """`load_latest`, to continue from; CheckpointError if there are some, all damaged."""
+def load_newest(
+    directory: Path, *, finished: bool = False
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """`load_latest`, to continue from; CheckpointError if there are some, all damaged.
+
+    finished: whether the run is, which would be trained again over its record if there is none.
+    """
     state, warnings = load_latest(directory)
+    if state is None and finished and not warnings:
+        raise CheckpointError(
+            f"{directory}: no checkpoint is left to continue from; the run is finished and is left "
+            "as it is"
+        )
     if state is None and warnings:
         names = ", ".join(path.name for path in newest_first(directory))
         raise CheckpointError(

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from mtrl.device.stop_signals import leave_dead_terminal
+
 
 def open_console(*, errors: bool = False, width: int | None = None) -> Console:
     """On standard output or standard error; width None = that of the terminal."""
@@ -15,4 +17,8 @@ def open_console(*, errors: bool = False, width: int | None = None) -> Console:
 
 def say(console: Console, text: str) -> None:
     """A message: on a terminal broken between words, elsewhere one line, as `grep` needs it."""
-    console.print(text, soft_wrap=not console.is_terminal)
+    try:
+        console.print(text, soft_wrap=not console.is_terminal)
+    except OSError:  # a full disk under a log file is an error, a terminal that is gone is not
+        if not leave_dead_terminal():
+            raise

@@ -64,6 +64,11 @@ class RunConfig(Protocol):
     def logging(self) -> Sinks: ...
 
 
+def folder_of(path: Path) -> Path:
+    """A run's directory, or that of a checkpoint's run."""
+    return path.absolute().parent.parent if path.is_file() else path
+
+
 class RunDirectory:
     def __init__(self, path: Path, *, overwrite: bool = False) -> None:
         """overwrite: a run that is there already may be deleted, by `make`."""
@@ -164,7 +169,7 @@ class RunDirectory:
     @classmethod
     def open_as(cls, path: Path, load: Callable[[Path], Loaded]) -> tuple[RunDirectory, Loaded]:
         """`open`, for a run with another kind of configuration."""
-        run = cls(path.parent.parent if path.is_file() else path)
+        run = cls(folder_of(path))
         if not run.config_file.is_file():
             if path.suffix == ".pt" and not path.exists():
                 raise ConfigError("RUN", str(path), "no such checkpoint")

@@ -179,11 +179,7 @@ class Recorder:
         return [f"success {', '.join(known) or '-'}"] if self._success else []
 
     def message(self, text: str) -> None:
-        try:
-            say(self.console, text)
-        except OSError:  # a full disk under a log file is an error, a terminal that is gone is not
-            if not leave_dead_terminal():
-                raise
+        say(self.console, text)
 
     def close(self) -> None:
         leave_dead_terminal()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from mtrl.device.stop_signals import handled
+from mtrl.device.stop_signals import handled, unheard
 from mtrl.run.directory import RunDirectory
 from mtrl.run.state import Status
 
@@ -82,10 +82,11 @@ def signals(trainer: Stoppable, where: str) -> Iterator[None]:
         if signum == signal.SIGINT and trainer.stop_signal == signal.SIGINT:
             raise KeyboardInterrupt
         trainer.stop_signal = signum
-        trainer.recorder.message(
-            f"{signal.Signals(signum).name}: stopping at the next {where}, then saving; "
-            "Ctrl-C twice stops at once"
-        )
+        with unheard():
+            trainer.recorder.message(
+                f"{signal.Signals(signum).name}: stopping at the next {where}, then saving; "
+                "Ctrl-C twice stops at once"
+            )
 
     with handled(handle):
         yield

@@ -378,7 +378,10 @@ def train(
         if resume:
             run.lock()
         trainer = Trainer(config, run, splits, device, stack)
-        state, warnings = checkpoint.load_newest(run.checkpoints) if resume else (None, [])
+        state: dict[str, Any] | None = None
+        warnings: list[str] = []
+        if resume:
+            state, warnings = checkpoint.load_newest(run.checkpoints, finished=run.is_finished)
         if state is not None:
             trainer.load(state)
         else:

@@ -12,6 +12,7 @@ from types import TracebackType
 from rich.live import Live
 from rich.table import Table
 
+from mtrl.device.stop_signals import leave_dead_terminal
 from mtrl.run.console import open_console, say
 from mtrl.run.state import COLOURS, Standing, State, last_said
 from mtrl.run.timing import duration
@@ -64,6 +65,7 @@ class Board:
         traceback: TracebackType | None,
     ) -> None:
         if self._live is not None:
+            leave_dead_terminal()
             self._live.update(self.table(), refresh=True)
             self._live.stop()
             self._live = None

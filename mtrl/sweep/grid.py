@@ -14,7 +14,7 @@ from typing import Any
 
 from mtrl.config import Config, load_yaml
 from mtrl.files.atomic import write_atomically
-from mtrl.options.command_line import MAY_DIFFER, laid_over, load_config
+from mtrl.options.command_line import MAY_DIFFER, laid_over, load_config, settled
 from mtrl.options.methods import check_methods
 from mtrl.options.plugins import load_plugins
 from mtrl.options.validation import LARGEST_SEED, validate
@@ -222,10 +222,13 @@ def settings_of(config: Config) -> dict[str, Any]:
 def _changed(wanted: Mapping[str, Any], stored: Mapping[str, Any]) -> str | None:
     """The first setting in which they differ; None if they are the same run.
 
-    `auto` in the sweep stands for whatever was decided when the run began.
+    `auto` in the sweep stands for whatever was decided when the run began, and what a machine lacks
+    for what it has.
     """
-    pairs = ((key, value, stored[key]) for key, value in wanted.items())
-    return next((key for key, value, before in pairs if value not in (before, "auto")), None)
+    for key, value in wanted.items():
+        if value != "auto" and stored[key] not in (value, settled(key, value)):
+            return key
+    return None
 
 
 def refuse_changes(trial: Trial) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import takewhile
 from queue import SimpleQueue
 
 from mtrl.config import Config
+from mtrl.device.stop_signals import unheard
 from mtrl.run.directory import RunDirectory
 from mtrl.run.state import Standing, is_held, standing
 from mtrl.sweep.board import Board
@@ -42,7 +45,9 @@ def visible_gpus(config: Config) -> tuple[str, ...]:
         return ()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return tuple(name for name in visible.split(",") if name.strip())
+        names = [name.strip() for name in visible.split(",") if name.strip()]
+        # As CUDA reads it: -1 hides itself and all behind it.
+        return tuple(takewhile(lambda name: not name.startswith("-"), names))
     import torch
 
     return tuple(map(str, range(torch.cuda.device_count())))
@@ -53,14 +58,15 @@ def divide(options: LocalOptions, cores: int, gpus: Sequence[str]) -> Share:
     per_run = options.gpus_per_run
     if per_run == "auto":
         per_run = 0.25 if gpus else 0.0
-    by_gpu = int(len(gpus) / per_run + 1e-9) if per_run else cores
+    whole = max(1, math.ceil(per_run))
+    """GPUs of a run that has one or more; smaller runs share one, and none is on two."""
+    by_gpu = len(gpus) // whole * max(1, int(1 / per_run + 1e-9)) if per_run else cores
     if options.parallel == "auto":
         parallel = max(1, min(cores // options.cpus_per_run, by_gpu))
     else:
         parallel = options.parallel
     places: tuple[str, ...] = ()
     if gpus and per_run:
-        whole = max(1, int(per_run))
         groups = [",".join(gpus[i : i + whole]) for i in range(0, len(gpus), whole)]
         places = tuple(groups[place % len(groups)] for place in range(parallel))
     return Share(parallel, max(1, cores // parallel), places)
@@ -113,7 +119,8 @@ def run_local(
                     obeyed = request.count
                     gently = "at their next episode end, then saving; again = at once"
                     how = "at once" if obeyed > 1 else gently
-                    board.message(f"stopping {len(jobs)} run(s) {how}")
+                    with unheard():
+                        board.message(f"stopping {len(jobs)} run(s) {how}")
                 while places and not obeyed and (trial := next(coming, None)) is not None:
                     job = _Job(trial, places.pop(0))
                     jobs[pool.submit(work, job)] = job

@@ -46,8 +46,8 @@ def start(
         )
 
 
-def outcome(trial: Trial, code: int) -> Standing:
-    """Where the run stands after its process ended with `code`.
+def outcome(trial: Trial, code: int, before: Standing) -> Standing:
+    """Where the run stands after its process ended with `code`; before: where it stood.
 
     Stopped or died if something outside ended it; failed if it ended itself.
     """
@@ -60,7 +60,7 @@ def outcome(trial: Trial, code: int) -> Standing:
         state = after.state if after.state in CUT_OFF else unsaid
         reason = f"ended by {signal.Signals(signum).name}"
         return dataclasses.replace(after, state=state, reason=reason)
-    if after.state == "failed" and after.reason:
+    if after.state == "failed" and after.reason and after != before:
         return after
     reason = last_line(trial.log_file) or f"ended with code {code}"
     return dataclasses.replace(after, state="failed", reason=reason)
@@ -110,7 +110,7 @@ def attempt(
             return found
         process = start(trial, found, environment)
         tell(dataclasses.replace(found, state="running", reason=""))
-        now = outcome(trial, _wait(process, stopping))
+        now = outcome(trial, _wait(process, stopping), found)
         if now.state in CUT_OFF and retries and not stopping():
             retries -= 1
             tell(now)

@@ -94,7 +94,7 @@ def run_task(trial: Trial, retries: int) -> Standing:
     # Ray cancels a task by Python's SIGINT. It reaches no worker of a node that was started with
     # `&` in a script, as SIGINT is ignored there.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if not trial.config_file.is_file():
+    if not (trial.config_file.is_file() or (trial.path / "config.yaml").is_file()):
         where = f"{platform.node()} does not see {trial.config_file}"
         return Standing("failed", f"{where}: --root must be a folder that all nodes share")
     return attempt(trial, retries=retries)

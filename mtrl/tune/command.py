@@ -107,7 +107,8 @@ def _conclude(study: Study, board: Board, request: StopRequest, folder: Path) ->
         config = dataclasses.replace(trial.config, name=f"{folder.name}_best", run_dir="")
         write_atomically(file, dump_yaml(config))
         _say(f"best settings: {file}")
-        _say(f"other seeds:   mtrl sweep {file} --seeds 1..5  # the best of many is optimistic")
+        seeds = f"{config.seed + 1}..{config.seed + 5}"
+        _say(f"other seeds:   mtrl sweep {file} --seeds {seeds}  # the best of many is optimistic")
         _say(f"all trials:    mtrl report {folder}")
     if request.count:
         board.message("the same command continues")

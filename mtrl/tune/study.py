@@ -76,7 +76,7 @@ class Study:
             direction="maximize",
             pruner=pruners.NopPruner()
             if prune_after is None
-            else pruners.MedianPruner(n_startup_trials=prune_after),
+            else pruners.MedianPruner(n_startup_trials=prune_after, n_warmup_steps=1),
             load_if_exists=True,
         )
         # Of another seed in each call: else each would draw the first call's random trials again.
