@@ -1,6 +1,7 @@
 """Every option, once: a run's in run.py, its agent's in agent.py."""
 
 from mtrl.config.agent import (
+    LOSSES,
     AgentConfig,
     CriticConfig,
     Loss,
@@ -26,6 +27,7 @@ from mtrl.config.run import (
 )
 
 __all__ = [
+    "LOSSES",
     "PROTOCOLS",
     "AgentConfig",
     "Camera",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from mtrl.schema import (
     NOT_NEGATIVE,
@@ -16,6 +16,7 @@ from mtrl.schema import (
 )
 
 Loss = Literal["critic", "actor", "temperature"]
+LOSSES: tuple[Loss, ...] = get_args(Loss)
 
 
 @dataclass(frozen=True)

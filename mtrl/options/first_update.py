@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mtrl.agent import Agent
-from mtrl.config import Config, Loss
+from mtrl.config import LOSSES, Config, Loss
 from mtrl.files.user_code import file_of, is_own
 from mtrl.gradients.objective import create_smto
 from mtrl.networks import describe_network
@@ -25,7 +25,6 @@ from mtrl.smto import SMTO
 from mtrl.smto.first_step import Unusable, checked
 
 OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
-LOSSES: tuple[Loss, ...] = ("critic", "actor", "temperature")
 
 
 def has_own_network(config: Config) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mtrl.config import Config, Loss
+from mtrl.config import LOSSES, Config
 from mtrl.envs import tasks as env_tasks
 from mtrl.files.user_code import file_of, is_own
 from mtrl.networks import available_networks, describe_network
@@ -20,7 +20,6 @@ from mtrl.schema import ConfigError, coerce, describe_type, nearest, user_path
 from mtrl.smto import SMTO, available, create, describe
 from mtrl.smto.registry import find
 
-LOSSES: tuple[Loss, ...] = ("critic", "actor", "temperature")
 SET_BY_THE_RUN = ("seed", "device", "total_steps")
 
 

@@ -43,7 +43,7 @@ def sweep_command(words: list[str]) -> int:
     options = dataclasses.replace(options, set=values)
     trials, broken = find_stored(expand(options))
     for name, reason in broken.items():
-        _say(f"{name} is broken and left alone: {reason}")
+        say(open_console(), f"{name} is broken and left alone: {reason}")
     states = {trial.name: standing(trial.path, broken.get(trial.name, "")) for trial in trials}
     to_do = [trial for trial in trials if _has_work(states[trial.name], options)]
     if not options.dry_run:
@@ -145,7 +145,7 @@ def _conclude(board: Board, request: StopRequest) -> int:
     if board.count("finished"):
         open_console().print(_means(list(board.rows.values())))
         folder = next(iter(board.rows.values())).trial.folder
-        _say(f"figures, intervals and tests: mtrl report {folder}")
+        say(open_console(), f"figures, intervals and tests: mtrl report {folder}")
     if board.count("finished") == len(board.rows):
         return 0
     if board.count("failed"):
@@ -197,7 +197,7 @@ def _plan(
     }
     width = max(map(len, lines))
     for key, text in lines.items():
-        _say(f"{key:<{width}}  {text}")
+        say(open_console(), f"{key:<{width}}  {text}")
 
 
 def _estimate(options: SweepOptions, to_do: Sequence[Trial], parallel: int | None) -> None:
@@ -208,19 +208,17 @@ def _estimate(options: SweepOptions, to_do: Sequence[Trial], parallel: int | Non
     try:
         hours = estimate_hours(first.config)
     except EstimateError as error:
-        _say(f"no estimate: {error}")
+        say(open_console(), f"no estimate: {error}")
         return
     seconds = 3600 * hours
     total = seconds * len(to_do)
     text = f"about {duration(seconds)} a run (measured here, alone, {first.config.method}), "
     text += f"{duration(total)} of runs"
-    _say(text + (f", {duration(total / parallel)} at {parallel} at a time" if parallel else ""))
+    if parallel:
+        text += f", {duration(total / parallel)} at {parallel} at a time"
+    say(open_console(), text)
 
 
 def _shorten(words: Sequence[str]) -> str:
     more = len(words) - MOST_SHOWN
     return ", ".join(words[:MOST_SHOWN]) + (f" and {more} more" if more > 0 else "")
-
-
-def _say(text: str) -> None:
-    say(open_console(), text)

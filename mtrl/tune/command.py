@@ -14,7 +14,7 @@ from rich.table import Table
 from mtrl.files.atomic import write_atomically
 from mtrl.options.command_line import load_config
 from mtrl.options.command_words import HELP, read_words
-from mtrl.run.console import open_console
+from mtrl.run.console import open_console, say
 from mtrl.schema import ConfigError, UsageError, at_least, dump_yaml, user_path
 from mtrl.sweep.board import Board
 from mtrl.sweep.grid import ELSEWHERE, configure
@@ -69,7 +69,8 @@ def tune_command(words: list[str]) -> int:
             trials=options.trials,
             prune_after=options.prune_after if options.prune else None,
         )
-        _say(f"{options.trials} trials of {', '.join(space)}, in {folder}; local: {share}")
+        what = f"{options.trials} trials of {', '.join(space)}"
+        say(open_console(), f"{what}, in {folder}; local: {share}")
         board = Board((), share.parallel, options.trials)
         with StopRequest() as request, board:
             trials = study.trials(board, share.cores)
@@ -102,14 +103,16 @@ def _conclude(study: Study, board: Board, request: StopRequest, folder: Path) ->
         for trial, success, chosen in best[:MOST_SHOWN]:
             shown = (f"{v:.3g}" if isinstance(v, float) else str(v) for v in chosen.values())
             table.add_row(trial.name, f"{success:.3f}", *shown)
-        open_console().print(table)
+        console = open_console()
+        console.print(table)
         trial, file = best[0][0], folder / "best.yaml"
         config = dataclasses.replace(trial.config, name=f"{folder.name}_best", run_dir="")
         write_atomically(file, dump_yaml(config))
-        _say(f"best settings: {file}")
+        say(console, f"best settings: {file}")
         seeds = f"{config.seed + 1}..{config.seed + 5}"
-        _say(f"other seeds:   mtrl sweep {file} --seeds {seeds}  # the best of many is optimistic")
-        _say(f"all trials:    mtrl report {folder}")
+        optimistic = "# the best of many is optimistic"
+        say(console, f"other seeds:   mtrl sweep {file} --seeds {seeds}  {optimistic}")
+        say(console, f"all trials:    mtrl report {folder}")
     if request.count:
         board.message("the same command continues")
         return 128 + request.signum
@@ -123,7 +126,3 @@ def _short(keys: Sequence[str]) -> list[str]:
     """Their last words, where these differ."""
     last = [key.rpartition(".")[2] for key in keys]
     return [word if last.count(word) == 1 else key for word, key in zip(last, keys, strict=True)]
-
-
-def _say(text: str) -> None:
-    open_console().print(text, soft_wrap=True)
