@@ -92,7 +92,7 @@ def write_reference(path: Path, runs: list[Run]) -> None:
     if not best:
         raise ConfigError("reference", str(path), "needs finished runs of one task each (--tasks)")
     seeds = ", ".join(map(str, sorted({run.seed for run in runs})))
-    lines = [f"# Best validation scores of single tasks, mean over seeds {seeds}.", "train:"]
+    lines = [f"# Best validation scores of single tasks; mean over seeds: {seeds}.", "train:"]
     lines += ["  reference:", *(f"    {key}: {np.mean(v):.6g}" for key, v in sorted(best.items()))]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
