@@ -62,7 +62,14 @@ TINY_OPTIONS: dict[str, object] = {
     "learner.threads": 1,
     "learner.device": "cpu",
 }
+LONG_FILES = ("sweep_ray", "resume", "sweep", "tune", "methods_learn", "failure", "agent")
 TINY = [word for key, value in TINY_OPTIONS.items() for word in (f"--{key}", str(value))]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes begin first: at the end none waits for one of them."""
+    order = [f"test_{name}" for name in LONG_FILES]
+    items.sort(key=lambda item: order.index(item.path.stem) if item.path.stem in order else 99)
 
 
 def tiny_settings(*words: object) -> list[str]:

@@ -28,6 +28,7 @@ from mtrl.run import checkpoint
 from mtrl.run.directory import RunDirectory
 from mtrl.run.tags import LOWER_IS_BETTER
 from mtrl.schema import dump_yaml, flatten
+from mtrl.smto import registry as smto_registry
 from mtrl.supervised import comparison, methods, networks
 from mtrl.supervised.command import load_config, with_overrides
 from mtrl.supervised.comparison import delta_m, mean_ranks
@@ -639,6 +640,7 @@ def test_a_run_is_resumed_from_any_folder(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """And with its data and plug-in in another place; but not with other data."""
+    monkeypatch.setattr(smto_registry, "_METHODS", dict(smto_registry._METHODS))
     shutil.copytree(mnist_folder, tmp_path / "data")
     (tmp_path / "mine.py").write_text(PLUGIN)
     monkeypatch.chdir(tmp_path)
