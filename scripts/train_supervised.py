@@ -26,7 +26,8 @@ from mtrl.run.state import is_run, read_run
 from mtrl.supervised.command import load_config, with_overrides
 from mtrl.supervised.config import SupervisedConfig
 from mtrl.supervised.methods import available
-from mtrl.supervised.train import load_data, train
+from mtrl.supervised.preparation import load_data
+from mtrl.supervised.train import train
 
 METHODS = [method for method in available() if method != "fixed"]  # fixed has no weights of its own
 ROTOGRAD, SINGLE = "rotograd", "single_tasks"

@@ -18,7 +18,8 @@ from mtrl.run.directory import RunDirectory
 from mtrl.run.stopping import Stopped
 from mtrl.supervised.config import SupervisedConfig
 from mtrl.supervised.gradients import Outcome
-from mtrl.supervised.train import Trainer, load_data, train
+from mtrl.supervised.preparation import load_data
+from mtrl.supervised.train import Trainer, train
 
 CPU = torch.device("cpu")
 

@@ -58,9 +58,10 @@ from mtrl.supervised.metrics import (
     centre_loss,
     depth_loss,
 )
+from mtrl.supervised.preparation import load_data
 from mtrl.supervised.problems import Problem, make_problem
 from mtrl.supervised.step_size import StepSize
-from mtrl.supervised.train import Trainer, load_data, train
+from mtrl.supervised.train import Trainer, train
 
 PRESETS = sorted((REPOSITORY / "configs").glob("supervised_*.yaml"))
 CPU = torch.device("cpu")

@@ -105,7 +105,8 @@ def _train(config: SupervisedConfig, run: RunDirectory, *, resume: bool) -> None
     from rich.table import Table
 
     from mtrl.run.console import open_console
-    from mtrl.supervised.train import check_start_weights, load_data, train
+    from mtrl.supervised.preparation import check_start_weights, load_data
+    from mtrl.supervised.train import train
 
     if config.learner.device not in ("auto", "cpu"):
         from mtrl.device.setup import choose_device

@@ -13,7 +13,8 @@ BETTER = 1e-4
 
 class StepSize:
     """Falls by a factor after so many epochs, or where the validation score has stopped improving
-    (as PyTorch's ReduceLROnPlateau, in papers on QM9)."""
+    (as PyTorch's ReduceLROnPlateau, in papers on QM9; but relative to the best score's size, since
+    Delta_m may be negative)."""
 
     def __init__(self, config: TrainConfig) -> None:
         self._config = config

@@ -6,7 +6,6 @@ x axis of all logs: iterations (mini-batches).
 from __future__ import annotations
 
 import math
-import os
 import sys
 import textwrap
 import time
@@ -28,67 +27,13 @@ from mtrl.run.directory import RunDirectory
 from mtrl.run.recorder import Recorder
 from mtrl.run.state import Status
 from mtrl.run.stopping import Stopped, TrainingError, outcome, signals
-from mtrl.schema import ConfigError, nearest, user_path
-from mtrl.supervised.auto_lambda import HELD_OUT
 from mtrl.supervised.comparison import delta_m, mean_over_tasks
 from mtrl.supervised.config import SupervisedConfig
 from mtrl.supervised.dashboard import dashboard
-from mtrl.supervised.data import Batches, Loader, Split, Splits, cut
+from mtrl.supervised.data import Batches, Loader, Splits
 from mtrl.supervised.learner import Learner, Score
-from mtrl.supervised.networks import read_encoder
-from mtrl.supervised.problems import Problem, make_problem
-
-
-def load_data(config: SupervisedConfig) -> Splits:
-    """Raises DataError if files are missing or damaged, ConfigError if they are less than a batch.
-
-    Before a run directory is made or changed.
-    """
-    folder = config.data_dir or os.environ.get("MTRL_DATA", "")
-    problem = make_problem(config)
-    check_selection(config, problem)
-    splits = problem.load(user_path(folder) if folder else None)
-    _training_split(config, splits)
-    return splits
-
-
-def check_selection(config: SupervisedConfig, problem: Problem) -> None:
-    """Raises ConfigError unless the reference has a score for each metric of each task, or is empty
-    and not needed."""
-    given, wanted = config.train.reference, problem.scored
-    for key in dict.fromkeys([*given, *(wanted if given else ())]):
-        if key not in wanted:
-            allowed = f"must be one of {', '.join(wanted)}{nearest(key, wanted)}"
-            raise ConfigError(f"train.reference.{key}", given[key], allowed)
-        value = given.get(key)
-        if not isinstance(value, int | float) or not math.isfinite(value) or not value:
-            raise ConfigError(f"train.reference.{key}", value, "must be a number, not zero")
-    patience = config.train.lr_patience
-    if patience and not given and not problem.selects_by_mean:
-        allowed = "needs one score to watch; tasks of different metrics have none but Delta_m, "
-        raise ConfigError("train.lr_patience", patience, allowed + "by train.reference")
-
-
-def check_start_weights(config: SupervisedConfig) -> None:
-    """Raises ConfigError if they cannot be read or do not fit. Before a run directory is made."""
-    if config.network.weights:
-        with torch.device("meta"):  # shapes alone
-            encoder = make_problem(config).network().encoder
-        read_encoder(encoder, user_path(config.network.weights))
-
-
-def _training_split(config: SupervisedConfig, splits: Splits) -> tuple[Split, Split | None]:
-    """What is trained on, at least a batch, and what is held out of it for Auto-Lambda."""
-    kept, apart = splits.train, None
-    if config.smto.name == "auto_lambda":
-        kept, apart = cut(kept, HELD_OUT)
-    if len(kept.inputs) < config.train.batch_size:
-        raise ConfigError(
-            "train.batch_size",
-            config.train.batch_size,
-            f"must not exceed the {len(kept.inputs):,} training samples",
-        )
-    return kept, apart
+from mtrl.supervised.preparation import training_split
+from mtrl.supervised.problems import make_problem
 
 
 class Trainer:
@@ -106,7 +51,7 @@ class Trainer:
         self.config, self.run, self.device, self.stack = config, run, device, stack
         self.problem = make_problem(config)
         self.held_out: Batches | None = None
-        kept, apart = _training_split(config, splits)
+        kept, apart = training_split(config, splits)
         if apart is not None:
             loader = Loader(apart, len(config.problem_tasks), device)
             self.held_out = Batches(loader, min(config.train.batch_size, loader.size), config.seed)
