@@ -16,7 +16,7 @@ from mtrl.supervised.problems import Problem, make_problem
 
 
 def load_data(config: SupervisedConfig) -> Splits:
-    """Raises DataError if files are missing or damaged, ConfigError if they are less than a batch."""
+    """Raises DataError for missing or damaged files, ConfigError for less than a batch."""
     folder = config.data_dir or os.environ.get("MTRL_DATA", "")
     problem = make_problem(config)
     check_selection(config, problem)
