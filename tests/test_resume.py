@@ -34,14 +34,15 @@ from mtrl.run import checkpoint
 META_WORLD = (
     "--env.horizon 50 --checkpoint.every 600 --logging.every 600 --evaluation.every 600 "
     "--evaluation.episodes-per-task 1 --evaluation.final-episodes-per-task 1 "
-    "--train.warmup-steps 200 --network.width 16 --replay.batch-size 32 --learner.threads 1 "
-    "--learner.device cpu"
+    "--train.warmup-steps 200 --agent.updates-per-step 0.25 --network.width 16 "
+    "--replay.batch-size 32 --learner.threads 1 --learner.device cpu"
 )
 
 
 COMPILED = (
     *("--learner.compile", "on", "--network.depth", 1),  # a layer takes 20 s to compile
-    *("--agent.critic-smto.name", "pcgrad", "--agent.actor-smto.name", "famo"),  # up to the method
+    # Compiled up to its method, and with it.
+    *("--agent.critic-smto.name", "pcgrad", "--agent.actor-smto.name", "unitary"),
     *("--train.envs-per-task", 2, "--checkpoint.every", 800),
     # What keeps more than the networks: returns of episodes, bins, several steps per sample.
     *("--critic.kind", "categorical", "--critic.ensemble", "mean", "--agent.n-step", 3),

@@ -90,12 +90,14 @@ def wait_for_checkpoint(run: Path) -> None:
     wait_for(lambda: checkpoint.newest_first(run / "checkpoints"), 300, f"a checkpoint in {run}")
 
 
-def test_killed_worker_is_recovered(
+def test_killed_worker_and_lost_node_are_recovered(
     cluster: Any, sweep: Callable[..., tuple[int, str]], tmp_path: Path, reference: Path
 ) -> None:
-    """A run on each node; the Ray worker of the first is killed."""
-    first, second = tmp_path / "toy/pcgrad/seed_1", tmp_path / "toy/pcgrad/seed_2"
+    """A run on each node. The Ray worker of the first is killed, then the node of the second is
+    lost: both go on, one after the other, on the node that is left."""
+    first, second = (tmp_path / f"toy/pcgrad/seed_{seed}" for seed in (1, 2))
     ended: list[psutil.Process] = []
+    lost: list[Any] = []
 
     def harm() -> None:
         wait_for_checkpoint(first)
@@ -104,6 +106,12 @@ def test_killed_worker_is_recovered(
         assert "ray::" in worker.name() or "ray" in " ".join(worker.cmdline())
         worker.kill()
         ended.extend([worker, run])
+        wait_for_checkpoint(second)
+        ancestors = {process.pid for process in process_of(second).parents()}
+        for node in list(cluster.worker_nodes):
+            if node.all_processes["raylet"][0].process.pid in ancestors:
+                lost.append(node)
+                cluster.remove_node(node, allow_graceful=False)
 
     thread = in_background(harm)
     code, shown = sweep("--seeds", "1..2")
@@ -111,10 +119,12 @@ def test_killed_worker_is_recovered(
     assert code == 0, shown
     assert "3 node(s), 1 core(s) and 0 GPUs a run" in shown
     assert "2 finished" in shown
+    assert len(lost) == 1
     assert len(ended) == 2
     assert not any(process.is_running() for process in ended)
-    log = (tmp_path / "toy/sweep/pcgrad/seed_1.log").read_text()
-    assert "resumed at step" in log
+    for seed in (1, 2):
+        log = (tmp_path / f"toy/sweep/pcgrad/seed_{seed}.log").read_text()
+        assert "resumed at step" in log
     assert differences(final_state(first), final_state(reference)) == []
     assert evaluations(first) == evaluations(reference)
     assert standing(second).state == "finished"
@@ -139,31 +149,6 @@ def test_ctrl_c_stops_the_runs_at_their_next_checkpoint(
     status = json.loads((run / "status.json").read_text())
     assert status["status"] == "stopped"
     assert "SIGTERM" in status["reason"]
-
-
-def test_run_on_a_lost_node_goes_on_on_another(
-    cluster: Any, sweep: Callable[..., tuple[int, str]], tmp_path: Path, reference: Path
-) -> None:
-    run = tmp_path / "toy/pcgrad/seed_1"
-    lost: list[Any] = []
-
-    def harm() -> None:
-        wait_for_checkpoint(run)
-        ancestors = {process.pid for process in process_of(run).parents()}
-        for node in cluster.worker_nodes:
-            if node.all_processes["raylet"][0].process.pid in ancestors:
-                lost.append(node)
-                cluster.remove_node(node, allow_graceful=False)
-                return
-
-    thread = in_background(harm)
-    code, shown = sweep("--seeds", "1")
-    thread.join()
-    assert code == 0, shown
-    assert len(lost) == 1
-    assert "resumed at step" in (tmp_path / "toy/sweep/pcgrad/seed_1.log").read_text()
-    assert differences(final_state(run), final_state(reference)) == []
-    assert evaluations(run) == evaluations(reference)
 
 
 def test_share_of_a_run() -> None:
