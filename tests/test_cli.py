@@ -103,6 +103,22 @@ BAD_OPTIONS = {
         "--agent.actor-smto.name pcgrd",
         ["agent.actor_smto.name = 'pcgrd'", "did you mean 'pcgrad'"],
     ),
+    "unknown method that no loss has": (
+        "--agent.smto.name bogus --agent.critic-smto.name mgda --agent.actor-smto.name mgda",
+        ["agent.smto.name = 'bogus'", "unitary"],
+    ),
+    "one method by two names": (
+        "--agent.smto.name nash --agent.critic-smto.name nash_mtl",
+        ["agent.critic_smto.name = 'nash_mtl'", "is nash, which agent.smto.name has"],
+    ),
+    "a method of one loss without the options that it needs": (
+        "--agent.actor-smto.name fixed",
+        ["agent.actor_smto.options = {}", "method fixed: weights must be"],
+    ),
+    "common option beside one of a loss": (
+        "--agent.smto.name cagrad --agent.smto.options cc=1 --agent.critic-smto.options c=0.5",
+        ["agent.smto.options.cc = 1", "has no such option"],
+    ),
     "MT1 without task": ("--env.benchmark MT1", ["env.tasks", "MT1 needs one task"]),
     "MT1 with two tasks": (
         "--env.benchmark MT1 --env.tasks reach-v3 push-v3",

@@ -145,6 +145,27 @@ BAD = {
         "--critic.kind popart",
         ["'mine': needs `self.head = shape.head(...)` for critic.kind = popart"],
     ),
+    "batch norm of recorded layers": (
+        "return nn.Sequential(Lift(n), Linear(i, o, copies=n), nn.BatchNorm2d(4, affine=False))",
+        "",
+        ["network.architecture = 'mine': BatchNorm2d takes its statistics from the rows of all"],
+    ),
+    "batch norm": (
+        "return nn.Sequential(Lift(n), nn.Linear(i, o), nn.BatchNorm2d(4))",
+        "",
+        ["network.architecture = 'mine': BatchNorm2d takes its statistics from the rows of all"],
+    ),
+    "frozen": (
+        "return nn.Sequential(Lift(n), Linear(i, o, copies=n).requires_grad_(False))",
+        "",
+        ["network.architecture = 'mine': 1.", "requires no gradient; what is not trained is a"],
+    ),
+    "tied": (
+        "one, two = (Linear(i, i, copies=n) for _ in range(2)); two.weight = one.weight; "
+        "return nn.Sequential(Lift(n), one, two, Linear(i, o, copies=n))",
+        "",
+        ["network.architecture = 'mine': 1.weight and 2.weight are one parameter"],
+    ),
     "a mistake in it": (
         "return nn.Linear(i, shape.missing)",
         "",

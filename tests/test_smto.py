@@ -167,6 +167,36 @@ def test_a_restored_method_continues_bit_for_bit(name, options):
         assert not torch.equal(steps(make(name, 4, **options), 14, 24), uninterrupted)
 
 
+def test_a_copied_state_is_a_copy():
+    """As PyTorch's modules do: going on with the copy leaves the original where it is."""
+    for name in ("uw", "famo", "gradnorm"):
+        original, copied = make(name, 4), make(name, 4)
+        steps(original, 0, 3)
+        copied.load_state_dict(original.state_dict())
+        steps(copied, 3, 6)
+        assert not torch.equal(original.parameter, copied.parameter)
+        there = copy.deepcopy(original)
+        there.load_state_dict(original.state_dict())
+        assert torch.equal(steps(there, 3, 6), steps(original, 3, 6)), name
+        assert torch.equal(original.parameter, copied.parameter), name
+
+
+def test_whole_numbers_are_numbers():
+    assert torch.equal(
+        steps(make("graddrop_random", 4, p=0), 0, 3), steps(make("graddrop_random", 4, p=0.0), 0, 3)
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", sorted(RANDOM))
+def test_random_numbers_move_with_the_method(name):
+    one, two = (make(name, 4).to("cuda") for _ in range(2))
+    jacobian = random_jacobian(4, dim=6).cuda()
+    losses = jacobian[:, 0].abs()
+    assert torch.equal(one.combine(jacobian, losses), two.combine(jacobian, losses))
+
+
 def test_a_state_of_another_number_of_tasks_is_refused():
     with pytest.raises(RuntimeError, match="size mismatch for lower_bound"):
         create("uw", 3).load_state_dict(create("uw", 4).state_dict())
@@ -310,7 +340,8 @@ def test_unknown_method_lists_the_valid_ones():
 
 
 @pytest.mark.parametrize(
-    ("name", "valid"), [("pcgrad", ["seed", "device"]), ("fixed", ["weights"]), ("unitary", [])]
+    ("name", "valid"),
+    [("pcgrad", ["seed", "update_every"]), ("fixed", ["weights"]), ("unitary", [])],
 )
 def test_unknown_option_lists_the_valid_ones(name, valid):
     with pytest.raises(ValueError, match="speed") as caught:

@@ -57,6 +57,7 @@ from mtrl.supervised.metrics import (
     Metric,
     centre_loss,
     depth_loss,
+    segmentation_loss,
 )
 from mtrl.supervised.preparation import load_data
 from mtrl.supervised.problems import Problem, make_problem
@@ -189,6 +190,8 @@ def test_metrics_against_their_definitions() -> None:
     assert in_two_batches(MSE, guess, depth[:, None]) == pytest.approx(square)
     assert float(depth_loss(guess, depth)) == pytest.approx(float(error.mean()), rel=1e-5)
     assert float(depth_loss(guess, torch.zeros_like(depth))) == 0.0
+    nothing = torch.full((1, 2, 2), -1)
+    assert float(segmentation_loss(torch.randn(1, 3, 2, 2), nothing)) == 0.0
 
     offsets = torch.randn(4, 2, 5, 6, generator=generator)
     nothing = (torch.rand(4, 1, 5, 6, generator=generator) < 0.5).expand(-1, 2, -1, -1)

@@ -44,6 +44,20 @@ def test_heads_of_reused_weights_stay_plain() -> None:
     assert_close(reused, solved)
 
 
+def test_heads_are_weighed_alike_while_autoscale_explores_and_afterwards() -> None:
+    """It trains a weighted sum of losses all the time."""
+    network, smto = make_network(), create("autoscale", TASKS, total_steps=20, windows=1)
+    heads = [n for n, _ in network.named_parameters() if n.startswith("heads.0")]
+    plain = run(network, create("unitary", TASKS), "parameters")
+    for _ in range(8):  # exploration ends after four: its Gramian is not needed any more
+        weights = copy.deepcopy(smto).weights(losses=torch.ones(TASKS), gramian=torch.eye(TASKS))
+        found = run(network, smto, "parameters")
+        for name in heads:
+            torch.testing.assert_close(found[name], plain[name] * float(weights[0]) * TASKS)
+    assert smto.needs == "losses"
+    assert abs(float(weights[0]) - 1 / TASKS) > 1e-3
+
+
 def make_smto(name: str, tasks: int = TASKS) -> SMTO:
     known = options_of(find(name))
     options: dict[str, object] = {"seed": 3} if "seed" in known else {}
@@ -305,6 +319,32 @@ def test_the_look_ahead_against_exact_second_derivatives() -> None:
     (exact,) = torch.autograd.grad(losses(ahead, held_out).mean(), weights)
     # Central differences: an error of the square of the step (1e-2 over the length), and float64.
     torch.testing.assert_close(found, exact, rtol=0, atol=1e-3 * float(exact.abs().max()))
+
+
+class Noise(nn.Module):
+    """Drops values, and remembers which."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept.append(torch.rand(x.shape) < 0.5)
+        return x * self.kept[-1]
+
+
+def test_the_difference_of_the_look_ahead_has_no_dropout_in_it() -> None:
+    network, noise = make_network(), Noise()
+    network.encoder.append(noise)
+    losses_of = [functional.cross_entropy] * TASKS
+    training, held_out = Prepared(*make_batch()), Prepared(*other_batch())
+    before = torch.get_rng_state()
+    look_ahead(torch.ones(TASKS), network, losses_of, training, held_out, 0.1)
+    first, held, plus, minus = noise.kept
+    assert torch.equal(plus, minus)
+    assert not torch.equal(first, plus)
+    assert not torch.equal(held, plus)
+    assert not torch.equal(before, torch.get_rng_state()), "the next step has masks of its own"
 
 
 def other_batch() -> tuple[Tensor, list[Tensor]]:

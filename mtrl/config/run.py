@@ -137,8 +137,8 @@ class LearnerConfig(DeviceConfig):
     capture: Literal["auto", "on", "off"] = "auto"
     """Capture the update, acting and storing as CUDA graphs: a launch each instead of hundreds.
     auto = on CUDA. Not captured: methods whose steps differ (update_every, AutoScale while it
-    explores), and aligned_mtl, imtl and imtl_g with more than 64 tasks or without Triton, where
-    they wait for the device. If it fails: a warning."""
+    explores), and aligned_mtl, conflict_free, imtl and imtl_g with more than 64 tasks or without
+    Triton, where they wait for the device. If it fails: a warning."""
 
 
 @dataclass(frozen=True)
@@ -148,9 +148,10 @@ class EvaluationConfig:
     every: Annotated[int, OFF_OR_POSITIVE] = 500_000
     """Environment steps between evaluations, the first at step 0; 0 = only the final one."""
     episodes_per_task: Annotated[int, at_least(1)] = 10
-    """Episodes per task in an evaluation during training; goals rotate from one to the next."""
+    """Episodes per task in an evaluation during training; goals rotate from one to the next.
+    At most env.num_goals."""
     final_episodes_per_task: Annotated[int, at_least(1)] = 50
-    """Episodes per task in the evaluation that ends the run."""
+    """Episodes per task in the evaluation that ends the run, at most env.num_goals."""
     stop_at_success: bool = True
     """End an evaluation episode at its first success.
     Same success rate, less time; returns are then partial."""

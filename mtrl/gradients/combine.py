@@ -75,9 +75,14 @@ def combine(
     chosen = smto.choose(_Layers(rows, buffer, chunk_size))
     matrix = chosen.gramian
     if gramian and matrix is None:
-        # In memory of its own: a larger shared buffer would move, under a captured update.
-        matrix = rows.gramian(chunk_size or GRAMIAN_CHUNK, Buffer())
+        matrix = gramian_of(rows, chunk_size)
     return Direction(layers.losses, layers.auxiliary, chosen.direction, chosen.weights, matrix)
+
+
+def gramian_of(rows: TaskGradients, chunk_size: int | None) -> Tensor:
+    """G [task, task], where the method does without it."""
+    # In memory of its own: a larger shared buffer would move, under a captured update.
+    return rows.gramian(chunk_size or GRAMIAN_CHUNK, Buffer())
 
 
 def plain_direction(

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from mtrl.config import Config, Loss
 from mtrl.device.compiled import compiled
 from mtrl.gradients.buffer import Buffer
-from mtrl.gradients.combine import Direction, combine, plain_direction
+from mtrl.gradients.combine import Direction, combine, gramian_of, plain_direction
 from mtrl.gradients.general import general_gradients
 from mtrl.gradients.layers import (
-    GRAMIAN_CHUNK,
     Layers,
     TaskGradients,
     TaskLoss,
@@ -81,7 +80,8 @@ class Objective:
         else:
             found = self.plain(*given)
             if gramian:
-                found = found._replace(gramian=self._gramian(*given))
+                rows = TaskGradients(self.network, self.layers(*given))
+                found = found._replace(gramian=gramian_of(rows, self.chunk_size))
         if gramian and found.gramian is not None:
             self.gramian.copy_(found.gramian)
         norm = self.optimizer.step(found.gradients, self.max_grad_norm)
@@ -99,11 +99,6 @@ class Objective:
             chunk_size=self.chunk_size,
             gramian=gramian,
         )
-
-    def _gramian(self, *given: Any) -> Tensor:
-        # In memory of its own: a larger shared buffer would move, under a captured update.
-        rows = TaskGradients(self.network, self.layers(*given))
-        return rows.gramian(self.chunk_size or GRAMIAN_CHUNK, Buffer())
 
     def compile(self, *example: Any) -> None:
         """Compile `layers`, and what follows it where the method's weights are constant.
@@ -129,7 +124,6 @@ def create_smto(config: Config, loss: Loss, device: torch.device) -> SMTO:
     offset = {"critic": 3, "actor": 4, "temperature": 5}[loss]
     known = {
         "seed": config.seed + offset,
-        "device": device,
         "total_steps": max(config.updates_of(loss), 1),
     }
     own = {key: value for key, value in known.items() if key in options_of(chosen.name)}

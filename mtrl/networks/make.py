@@ -96,7 +96,7 @@ def _make_body(config: Config, shape: Shape) -> nn.Module:
             raise ConfigError("critic.kind", config.critic.kind, needs)
     if isinstance(body, Body) and is_own(describe_network(net.architecture).make):
         try:
-            body.check_independence(shape)
+            body.check_gradients(shape)
         except Unusable as error:
             raise ConfigError("network.architecture", net.architecture, str(error)) from None
     return body

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mtrl.files.user_code import options_in, redefines
 from mtrl.networks.bodies import MLP, Residual
@@ -49,9 +50,22 @@ class Body(nn.Module):
             buffer.copy_(before)
 
     @torch.no_grad()
-    def check_independence(self, shape: Shape) -> None:
-        """Unusable where task gradients would be wrong: where a task's outputs depend on another
-        task's inputs, or those of PyTorch's own modules on more than the row."""
+    def check_gradients(self, shape: Shape) -> None:
+        """Unusable where there are no task gradients, or wrong ones: where a task's outputs depend
+        on another task's inputs, or those of PyTorch's own modules on more than the row."""
+        for module in self.network.modules():
+            if isinstance(module, _BatchNorm):
+                kind = type(module).__name__
+                raise Unusable(f"{kind} takes its statistics from the rows of all tasks together")
+        names: dict[nn.Parameter, str] = {}
+        for name, parameter in self.network.named_parameters(remove_duplicate=False):
+            if not parameter.requires_grad:
+                raise Unusable(f"{name} requires no gradient; what is not trained is a buffer")
+            if names.setdefault(parameter, name) != name and is_recorded(self.network):
+                raise Unusable(
+                    f"{names[parameter]} and {name} are one parameter; recorded layers have each "
+                    "their own"
+                )
         m = shape.num_tasks
         generator = torch.Generator().manual_seed(0)
         x, other = torch.randn(2, m, m + 1, shape.inputs, generator=generator)  # m + 1 samples

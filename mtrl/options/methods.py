@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +21,7 @@ from mtrl.schema import ConfigError, coerce, describe_type, nearest, user_path
 from mtrl.smto import SMTO, available, create, describe
 from mtrl.smto.registry import find
 
-SET_BY_THE_RUN = ("seed", "device", "total_steps")
+SET_BY_THE_RUN = ("seed", "total_steps")
 
 
 def method_options(name: str | type[SMTO]) -> dict[str, Any]:
@@ -36,19 +37,34 @@ def check_methods(config: Config) -> Config:
     -> the configuration, plug-ins and files of the network with absolute paths.
     """
     config = check_network(load_plugins(config))
+    common = config.agent.smto
+    check_name(common.name, "agent.smto.name")
     for loss in LOSSES:
         smto, own = config.smto_of(loss), getattr(config.agent, f"{loss}_smto")
-        source = "agent.smto" if own.name is None else f"agent.{loss}_smto"
-        options_source = f"agent.{loss}_smto.options" if own.options else "agent.smto.options"
-        check_method(
-            smto.name,
-            smto.options,
-            f"{source}.name",
-            options_source,
-            config.num_tasks,
-            config.updates_of(loss),
-        )
+        key = f"agent.{loss}_smto"
+        check_name(smto.name, f"{key}.name")
+        options_key = f"{key}.options"
+        if loss != "temperature" and find(smto.name) is find(common.name):
+            if smto.name != common.name:
+                same = f"is {common.name}, which agent.smto.name has; must be written like it"
+                raise ConfigError(f"{key}.name", smto.name, same)
+            known = method_options(common.name)
+            _check_options(f"method {common.name}", common.options, known, "agent.smto.options")
+            if not own.options:
+                options_key = "agent.smto.options"
+        name_key = "agent.smto.name" if own.name is None else f"{key}.name"
+        updates = config.updates_of(loss)
+        check_method(smto.name, smto.options, name_key, options_key, config.num_tasks, updates)
     return config
+
+
+def check_name(name: str, key: str, own: Mapping[str, type[SMTO]] | None = None) -> None:
+    """ConfigError unless there is such a method. own: beside those of the registry."""
+    aliases = (describe(method).aliases for method in available())
+    known = [*(own or ()), *available(), *itertools.chain.from_iterable(aliases)]
+    if name not in known:
+        names = ", ".join((*available(), *(own or ())))
+        raise ConfigError(key, name, f"must be one of {names}{nearest(name, known)}")
 
 
 def check_method(
@@ -64,16 +80,8 @@ def check_method(
 
     own: the caller's methods that are not in the registry.
     """
-    own = own or {}
-    names = (*available(), *own)
-    known = [
-        *own,
-        *(word for method in available() for word in (method, *describe(method).aliases)),
-    ]
-    if name not in known:
-        allowed = f"must be one of {', '.join(names)}{nearest(name, known)}"
-        raise ConfigError(name_key, name, allowed)
-    method = own.get(name, name)
+    check_name(name, name_key, own)
+    method = (own or {}).get(name, name)
     _check_options(f"method {name}", options, method_options(method), options_key)
     try:
         run = {"total_steps": max(total_updates, 1)}

@@ -76,6 +76,10 @@ class AutoScale(SMTO):
         self._choose_needs()
 
     @property
+    def weighs_losses(self) -> bool:
+        return True
+
+    @property
     def exploring(self) -> bool:
         return self.calls < self.length * self.windows
 

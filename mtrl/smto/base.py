@@ -8,11 +8,12 @@ norm says so in its docstring.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +48,12 @@ class SMTO(nn.Module, ABC):
     compilable = False
     """Whether `weights` is a pure function of its tensors, fit for torch.compile: no random
     numbers, no state that changes. Of other methods everything before them is compiled."""
+
+    @property
+    def weighs_losses(self) -> bool:
+        """Whether it trains the loss w @ losses, so that parameters of one task alone (heads) get
+        their gradient times w too. Methods that combine gradients of what tasks share do not."""
+        return type(self).needs == "losses"  # `needs` of a step may be less
 
     @property
     def capturable(self) -> bool:
@@ -233,13 +240,22 @@ class GramianSMTO(SMTO):
 
 
 class RandomSMTO(SMTO):
-    """A method that draws random numbers, from a generator of its own."""
+    """A method that draws random numbers, from a generator of its own.
 
-    def __init__(
-        self, num_tasks: int, *, seed: int = 0, device: str | torch.device = "cpu", **options: Any
-    ) -> None:
+    `.to(device)` moves it too: on another kind of device its stream begins with the seed again.
+    """
+
+    def __init__(self, num_tasks: int, *, seed: int = 0, **options: Any) -> None:
         super().__init__(num_tasks, **options)
-        self.generator = torch.Generator(device).manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What `.to`, `.cuda` and their like call for every tensor."""
+        device = fn(torch.empty(0)).device
+        if device.type != self.generator.device.type:
+            seed = self.generator.initial_seed()
+            self.generator = torch.Generator(device).manual_seed(seed)
+        return super()._apply(fn, recurse)
 
     def get_extra_state(self) -> dict[str, Any]:
         return super().get_extra_state() | {"generator": self.generator.get_state()}
@@ -291,7 +307,8 @@ class LearnedSMTO(SMTO):
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         super().set_extra_state(state)
-        self.adam.load_state_dict(self.adam.state_dict() | {"state": state["adam"]})
+        moments = copy.deepcopy(state["adam"])  # Adam would go on in the tensors it is given
+        self.adam.load_state_dict(self.adam.state_dict() | {"state": moments})
 
 
 class Averaged(SMTO):

@@ -76,7 +76,7 @@ class RandomGradDropout(RandomSMTO):
         super().__init__(num_tasks, **options)
         if not 0 <= p < 1:
             raise ValueError(f"p must be in [0, 1), not {p}")
-        self.p = p
+        self.p = float(p)
 
     def direction(self, jacobian: Tensor, losses: Tensor) -> Tensor:
         kind = torch.int8 if (self.p * 2**8).is_integer() else torch.int16

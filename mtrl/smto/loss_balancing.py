@@ -161,7 +161,7 @@ class FAMO(LearnedSMTO):
 
     def weights(self, *, losses: Tensor | None = None, gramian: Tensor | None = None) -> Tensor:
         positive = self.observe(losses)
-        assert losses is not None  # or `take` has raised
+        assert losses is not None  # or `observe` has raised
         if self.has_begun:
             share = self.parameter.softmax(0)
             gain = self.shift(self.previous).log() - positive.log()

@@ -92,7 +92,7 @@ def _own_options(cls: type[SMTO]) -> dict[str, Any]:
 
 
 def options_of(name: str | type[SMTO]) -> tuple[str, ...]:
-    """Option names of a method, `seed` and `device` of random methods included."""
+    """Option names of a method, `seed` of random methods included."""
     return tuple(_defaults(find(name)))
 
 

@@ -83,10 +83,13 @@ def look_ahead(
     slope = torch.autograd.grad(losses(ahead, held_out).mean(), ahead)
     norm = torch.stack([g.double().square().sum() for g in slope]).sum().sqrt()
     epsilon = 0.01 / norm.clamp(min=1e-12)
+    move = epsilon.to(start[0].dtype)
+    there, back = (
+        [p + sign * move * g for p, g in zip(start, slope, strict=True)] for sign in (1.0, -1.0)
+    )
+    gpus = [p.device for p in start[:1] if p.is_cuda]
     with torch.no_grad():
-        move = epsilon.to(start[0].dtype)
-        plus, minus = (
-            losses([p + sign * move * g for p, g in zip(start, slope, strict=True)], training)
-            for sign in (1.0, -1.0)
-        )
+        with torch.random.fork_rng(gpus):  # the same dropout twice: it is louder than the slope
+            plus = losses(there, training)
+        minus = losses(back, training)
     return -step_size * (plus - minus).double() / (2.0 * epsilon)

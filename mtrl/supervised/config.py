@@ -170,8 +170,8 @@ class DiagnosticsConfig(shared.DiagnosticsConfig):
     """Gradient conflict metrics on the shared parameters."""
 
     every: Annotated[int, OFF_OR_POSITIVE] = 100
-    """Iterations between two looks at all task gradients, whatever the method (both papers: 100);
-    0 = off. A diagnostic update costs one backward of the encoder per task."""
+    """Iterations between two diagnostic updates, on all task gradients, whatever the method (both
+    papers: 100); 0 = off. One costs a backward of the encoder per task."""
 
 
 @dataclass(frozen=True)

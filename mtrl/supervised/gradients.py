@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mtrl.smto import SMTO, GradDrop, GramianSMTO
+from mtrl.smto import SMTO, GradDrop
 from mtrl.smto.source import Source, gram_matrix
 from mtrl.supervised.metrics import Loss
 from mtrl.supervised.networks import MultiTaskNetwork
@@ -73,9 +73,10 @@ def backward(
 
     shared = list(network.encoder.parameters())
     needs = smto.needs
-    source = _Parameters(losses, z, shared, rows, chunk_size)
+    given = (losses, z, shared, rows, chunk_size)
+    source = _Parameters(*given)
     # From a source of its own: one that holds a Jacobian adds up directions in another order.
-    matrix = _Parameters(losses, z, shared, rows, chunk_size).gramian() if look else None
+    matrix = _Parameters(*given).gramian() if look else None
     weights: Tensor | None = None
     if needs != "losses" and space == "representation" and isinstance(smto, GradDrop):
         direction = source.from_z(sign_dropped(smto, z.detach(), rows))
@@ -85,7 +86,7 @@ def backward(
             seen = _Representation(source)
         elif samples:
             part = inputs[:samples], [target[:samples] for target in targets]
-            seen = _Sampled(source, lambda: _of_part(network, losses_of, *part, chunk_size))
+            seen = _Sampled(lambda: _of_part(network, losses_of, *part, chunk_size), *given)
         chosen = smto.choose(seen)
         direction, weights = chosen.direction, chosen.weights
         if seen is source and chosen.gramian is not None:
@@ -93,10 +94,8 @@ def backward(
     for parameter, gradient in zip(shared, direction, strict=True):
         parameter.grad = gradient
 
-    # Not by `needs` alone: between two solutions a Gramian method's held weights need losses only.
-    weighs_losses = needs == "losses" and not isinstance(smto, GramianSMTO)
     plain = torch.full_like(losses, 1.0 / m)
-    of_heads = weights if weighs_losses and weights is not None else plain
+    of_heads = weights if smto.weighs_losses and weights is not None else plain
     for own, factor in zip(owned, of_heads.to(rows.dtype), strict=True):
         for parameter in own:
             parameter.grad = next(found).mul_(factor)
@@ -162,23 +161,15 @@ class _Representation:
         return self._parameters.from_z(direction.view_as(self._parameters.z))
 
 
-class _Sampled:
-    """Directions from all samples, the Gramian from some of them: a `Source`."""
+class _Sampled(_Parameters):
+    """Directions from all samples, the Gramian from some of them."""
 
-    def __init__(self, parameters: _Parameters, part: Callable[[], _Parameters]) -> None:
-        self._parameters, self._part, self.losses = parameters, part, parameters.losses
-
-    def jacobian(self) -> Tensor:
-        return self._parameters.jacobian()
+    def __init__(self, part: Callable[[], _Parameters], *given: Any) -> None:
+        super().__init__(*given)
+        self._part = part
 
     def gramian(self) -> Tensor:
         return self._part().gramian()
-
-    def weighted(self, weights: Tensor) -> Sequence[Tensor]:
-        return self._parameters.weighted(weights)
-
-    def shaped(self, direction: Tensor) -> Sequence[Tensor]:
-        return self._parameters.shaped(direction)
 
 
 def _of_part(

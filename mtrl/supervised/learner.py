@@ -71,7 +71,7 @@ class Learner:
 
     def _create_smto(self, total_steps: int) -> SMTO:
         config = self.config
-        known = {"seed": config.seed + 1, "device": self.device, "total_steps": total_steps}
+        known = {"seed": config.seed + 1, "total_steps": total_steps}
         method = methods.find(config.smto.name)
         own = {key: value for key, value in known.items() if key in options_of(method)}
         try:

@@ -139,7 +139,8 @@ MAE = Metric("mae", False, _scaled_error, _ratio)
 
 def segmentation_loss(output: Tensor, target: Tensor) -> Tensor:
     """Mean negative log-likelihood of the valid pixels, [sample, class, h, w]; -1 is ignored."""
-    return functional.cross_entropy(output, target, ignore_index=-1)
+    total = functional.cross_entropy(output, target, ignore_index=-1, reduction="sum")
+    return total / (target != -1).sum().clamp(min=1)
 
 
 def depth_loss(output: Tensor, target: Tensor) -> Tensor:

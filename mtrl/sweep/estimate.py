@@ -57,7 +57,11 @@ def estimate_hours(config: Config) -> float:
             process.wait()
     evaluations = config.evaluation
     during = config.train.total_steps // evaluations.every if evaluations.every else 0
-    episodes = during * evaluations.episodes_per_task + evaluations.final_episodes_per_task
+    one, last = (
+        min(episodes, config.env.num_goals)
+        for episodes in (evaluations.episodes_per_task, evaluations.final_episodes_per_task)
+    )
+    episodes = during * one + last
     steps = episodes * config.num_tasks * config.env.horizon
     return (config.train.total_steps / training + steps / simulation) / 3600
 

@@ -88,7 +88,7 @@ def _interior_point(
 ):  # fmt: skip
     """`solvers.interior_point`, one program per row of linear and solution [k, m].
 
-    rooted: the model of `solvers.smallest_with_norm`, whose last variable is t.
+    rooted: the model of `solvers.simplex_with_norm`, whose last variable is t.
     """
     problem = tl.program_id(0)
     index, rows = numbers(N)
