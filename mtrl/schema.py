@@ -191,7 +191,8 @@ def describe_type(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return "one of " + ", ".join(str(word) or "''" for word in typing.get_args(kind))
     if typing.get_origin(kind) in (tuple, Sequence):
-        return f"a list of {typing.get_args(kind)[0].__name__}"
+        number = "" if (fixed := length(kind)) is None else f"{fixed} "
+        return f"a list of {number}{typing.get_args(kind)[0].__name__}"
     if typing.get_origin(kind) is dict:
         return "a mapping of names to values"
     if typing.get_origin(kind) in (types.UnionType, typing.Union):
@@ -199,6 +200,12 @@ def describe_type(kind: Any) -> str:
     return {int: "an integer", float: "a number", bool: "true or false", str: "text"}.get(
         kind, "empty (null)"
     )
+
+
+def length(kind: Any) -> int | None:
+    """Of a tuple of a fixed length; None where any length is allowed."""
+    args = typing.get_args(kind)
+    return None if typing.get_origin(kind) is not tuple or args[-1] is ... else len(args)
 
 
 def coerce(value: Any, kind: Any) -> Any:
@@ -219,7 +226,7 @@ def coerce(value: Any, kind: Any) -> Any:
             except ValueError:
                 pass
     elif origin in (tuple, Sequence):
-        if isinstance(value, list | tuple):
+        if isinstance(value, list | tuple) and length(kind) in (None, len(value)):
             return tuple(coerce(v, args[0]) for v in value)
     elif origin is dict:
         if isinstance(value, dict) and all(isinstance(key, str) for key in value):

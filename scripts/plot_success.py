@@ -22,6 +22,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from mtrl.run.state import Run, find_runs, read_run
+from mtrl.schema import ConfigError
 
 PUBLISHED = Path(__file__).resolve().parent.parent / "results/published.yaml"
 MEAN = "eval/success_mean"
@@ -62,7 +63,10 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path, help="run directories, or folders of some")
     parser.add_argument("--out", type=Path, required=True, help="PNG file to write")
     options = parser.parse_args()
-    found = experiments(options.runs)
+    try:
+        found = experiments(options.runs)
+    except ConfigError as error:
+        parser.error(str(error))
     if not found:
         parser.error("none of these runs has been evaluated yet")
     published = yaml.safe_load(PUBLISHED.read_text())

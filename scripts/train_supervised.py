@@ -23,6 +23,7 @@ from pathlib import Path
 from mtrl.options.command_line import presets
 from mtrl.run.directory import RunDirectory
 from mtrl.run.state import is_run, read_run
+from mtrl.schema import ConfigError
 from mtrl.supervised.command import load_config, with_overrides
 from mtrl.supervised.config import SupervisedConfig
 from mtrl.supervised.methods import available
@@ -71,12 +72,15 @@ def main() -> None:
     cut = words.index("--") if "--" in words else len(words)
     options, more = parser.parse_args(words[:cut]), words[cut + 1 :]
     root = options.out or Path("runs") / Path(options.config).stem
-    configs = [
-        config
-        for seed in options.seeds
-        for method in options.methods
-        for config in configure(options.config, method, seed, root, more)
-    ]
+    try:
+        configs = [
+            config
+            for seed in options.seeds
+            for method in options.methods
+            for config in configure(options.config, method, seed, root, more)
+        ]
+    except ConfigError as error:
+        parser.error(str(error))
     left = [config for config in configs if not is_finished(config.run_path)]
     print(f"{len(left)} of {len(configs)} runs to go")
     started = time.monotonic()

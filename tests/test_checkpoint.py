@@ -121,6 +121,19 @@ def test_prune_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
 # -- in the background ----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("best", [400, 800])
+def test_what_is_later_than_a_checkpoint_is_deleted(best: int, tmp_path: Path) -> None:
+    """The best policy too, where it is of the course that is given up."""
+    for step in (400, 800):
+        checkpoint.save(checkpoint.step_path(tmp_path, step), {"step": step})
+    checkpoint.save(tmp_path / "best.pt", {"step": best})
+    start, later = (checkpoint.step_path(tmp_path, step) for step in (400, 800))
+    gone = checkpoint.delete_later(start)
+    assert gone == ([later, tmp_path / "best.pt"] if best == 800 else [later])
+    assert start.exists()
+    assert (tmp_path / "best.pt").exists() == (best == 400)
+
+
 def test_snapshot_is_a_compact_copy_of_the_same_types() -> None:
     storage = torch.zeros(3, 1000)
     state = {"view": storage[:, :2], "list": [torch.ones(2), 3], "tuple": (0.9, 0.999), "n": None}

@@ -103,6 +103,8 @@ BAD_OPTIONS = {
         "--agent.actor-smto.name pcgrd",
         ["agent.actor_smto.name = 'pcgrd'", "did you mean 'pcgrad'"],
     ),
+    "one of two numbers": ("--agent.betas 0.9", ["agent.betas = '0.9'", "a list of 2 float"]),
+    "a list of nothing": ("--env.tasks --seed 2", ["env.tasks", "needs a value: a list"]),
     "unknown method that no loss has": (
         "--agent.smto.name bogus --agent.critic-smto.name mgda --agent.actor-smto.name mgda",
         ["agent.smto.name = 'bogus'", "unitary"],

@@ -153,6 +153,8 @@ def test_preset_is_valid_minimal_and_commented(path: Path) -> None:
         ("env: {reward_version: v3}", "env.reward_version = 'v3'", ["v1, v2"]),
         ("env: {workers: many}", "env.workers = 'many'", ["auto", "an integer"]),
         ("env: {tasks: reach-v3}", "env.tasks = 'reach-v3'", ["a list"]),
+        ("agent: {betas: [0.9]}", "agent.betas = [0.9]", ["a list of 2 float"]),
+        ("agent: {betas: [0.9, 0.9, 0.9]}", "agent.betas = [0.9, 0.9, 0.9]", ["2 float"]),
         ("agent: {smto: {options: [1]}}", "agent.smto.options = [1]", ["a mapping"]),
         ("env: 3", "env = 3", ["mapping"]),
         ("- env", "config = ['env']", ["mapping"]),

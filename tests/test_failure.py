@@ -31,6 +31,7 @@ from conftest import (
     wait_for,
 )
 
+from mtrl.device import memory
 from mtrl.device.memory import memory_error
 from mtrl.device.stop_signals import handled
 from mtrl.run import checkpoint
@@ -369,6 +370,21 @@ def test_memory_that_does_not_suffice_is_one_line() -> None:
     said = "CUDA out of memory. Tried to allocate 2.00 GiB."
     assert memory_error(torch.OutOfMemoryError(f"{said}\nmore")) == said
     assert memory_error(RuntimeError("another error")) == ""
+
+
+def test_files_that_the_system_gives_up_count_as_free_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container, whose limit counts them: checkpoints just written, videos just read."""
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    cpu = torch.device("cpu")
+    everything = memory.free_memory(cpu)
+    said = {"max": 2**20, "current": 900_000, "stat": "anon 600000\ninactive_file 250000\n"}
+    for name, text in said.items():
+        (tmp_path / f"memory.{name}").write_text(f"{text}")
+    assert memory.free_memory(cpu) == 2**20 - 900_000 + 250_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.free_memory(cpu) > everything / 2
 
 
 def test_a_run_that_fails_before_its_first_update_is_not_in_the_way(

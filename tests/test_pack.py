@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def test_a_packed_run_is_read_like_the_run(run_mtrl: Mtrl, tmp_path: Path) -> No
         # Log lines at 200, 400 | 600, 800, 1000.
         np.testing.assert_array_equal(packed.series["time/updates_per_s"].steps, [400, 1000])
         rates = packed.series["time/updates_per_s"].values
-        np.testing.assert_allclose(rates, [20.0, 125 / 3], rtol=1e-5)
+        np.testing.assert_allclose(rates, [20.0, 37.5], rtol=1e-5)  # 3 / (1/50 + 1/50 + 1/25)
 
 
 def test_a_report_of_packed_runs_has_the_same_scores_and_comparisons(tmp_path: Path) -> None:
@@ -79,7 +80,8 @@ def test_nothing_of_the_user_is_published(run_mtrl: Mtrl, tmp_path: Path) -> Non
     run = write_run(tmp_path / "run", SCORES)
     config = run / "config.yaml"
     paths = f"run_dir: {tmp_path}/run\ndata_dir: {tmp_path}\nplugins: [{tmp_path}/mine.py]\n"
-    config.write_text(config.read_text() + paths)
+    network = f"network: {{weights: {tmp_path}/w.npz, options: {{embeddings: {tmp_path}/e.npz}}}}\n"
+    config.write_text(config.read_text() + paths + network)
     environment = {"command": [f"{tmp_path}/mtrl"], "git_diff": "secret", "cores": 2}
     (run / "environment.json").write_text(json.dumps(environment))
     succeeded(run_mtrl("pack", run, "--out", tmp_path / "out"))
@@ -90,6 +92,8 @@ def test_nothing_of_the_user_is_published(run_mtrl: Mtrl, tmp_path: Path) -> Non
         assert "secret" not in text
     packed = read_run(tmp_path / "out" / "run")
     assert packed.config["plugins"] == ["mine.py"]
+    assert packed.config["network.weights"] == "w.npz"
+    assert packed.config["network.options.embeddings"] == "e.npz"
     assert packed.environment["git_diff"], "the report says that the code had been changed"
 
 
@@ -126,6 +130,15 @@ def test_two_runs_for_one_place_are_refused_and_a_broken_run_is_left_out(
     assert done.returncode == 1
     assert "mtrl: left out: CONFIG = " in done.stderr
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["seed_1"]
+
+
+@given(rates=st.lists(st.floats(1.0, 1e3), min_size=1, max_size=40), intervals=st.integers(1, 10))
+def test_packing_does_not_shorten_a_run(rates: list[float], intervals: int) -> None:
+    records = [{"step": 100 * k, "time/env_steps_per_s": v} for k, v in enumerate(rates, start=1)]
+    seconds = 0.0
+    for before, line in itertools.pairwise([{"step": 0.0}, *reduced(records, intervals)]):
+        seconds += (line["step"] - before["step"]) / line["time/env_steps_per_s"]
+    assert seconds == pytest.approx(sum(100 / rate for rate in rates), rel=1e-3)
 
 
 @given(

@@ -344,6 +344,34 @@ def test_a_broken_run_is_shown_and_left_out(
     assert "holds broken runs only: CONFIG" in capsys.readouterr().err
 
 
+def test_what_has_another_score_is_left_out_aloud(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "runs/rl", {1000: [0.5] * 4})
+    other = {"metric": "eval/accuracy", "tasks": TASKS[:2], "settings": {"env.tasks": ["reach"]}}
+    write_run(tmp_path / "runs/supervised", {1000: [0.9] * 2}, **other)
+    cli.main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
+    said = "metric = 'eval/success': no run of reach has such a score; there are eval/accuracy"
+    assert f"mtrl: warning: left out: {said}" in capsys.readouterr().err
+    assert f"LEFT OUT: {said}" in Page((tmp_path / "out/report.html").read_text()).text
+    assert len(rows(tmp_path / "out/report.html", "MT10/runs.csv")) == 1
+
+
+def test_nothing_of_an_earlier_report_stays(tmp_path: Path) -> None:
+    for method in ("unitary", "pcgrad"):
+        for seed in (1, 2):
+            place = tmp_path / "runs" / method / str(seed)
+            write_run(place, {1000: [0.1 * seed] * 4}, method=method, seed=seed)
+    out = tmp_path / "out"
+    write_report(ReportOptions((tmp_path / "runs",), out=out))
+    assert (out / "MT10/comparisons.tex").is_file()
+    (out / "MT10/mine.txt").write_text("not the report's")
+    write_report(ReportOptions((tmp_path / "runs/pcgrad",), out=out))
+    alone = write_report(ReportOptions((tmp_path / "runs/pcgrad",), out=tmp_path / "alone"))
+    expected = {path.name for path in (alone.parent / "MT10").iterdir()}
+    assert {path.name for path in (out / "MT10").iterdir()} == expected | {"mine.txt"}
+
+
 def test_runs_behind_links_are_in_the_report(tmp_path: Path) -> None:
     write_run(tmp_path / "store/a", {1000: [0.5] * 4})
     (tmp_path / "runs").mkdir()

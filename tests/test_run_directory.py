@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
+import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,10 @@ from mtrl.config import load_yaml
 from mtrl.config.benchmarks import TOY as TOY_TASKS
 from mtrl.files import atomic
 from mtrl.run import checkpoint
+from mtrl.run import environment as environment_module
 from mtrl.run.directory import RunDirectory
+from mtrl.run.environment import environment
+from mtrl.schema import ConfigError
 from mtrl.trainer import Trainer
 
 TOY = str(REPOSITORY / "configs/toy.yaml")
@@ -231,6 +237,35 @@ def test_a_run_that_starts_over_shows_its_points_once(finished: Path, run_mtrl: 
 
 
 # -- paths and files ------------------------------------------------------------------------------
+
+
+def test_a_run_is_in_use_by_whoever_trains_it_not_by_whoever_looks(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    with open(tmp_path / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)  # as `is_held` does, for a moment
+        threading.Timer(0.07, lock.close).start()
+        run.lock()
+    run.release()
+    with open(tmp_path / ".lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="is in use by another process"):
+            run.lock()
+
+
+def test_the_commit_is_this_codes_and_nobody_elses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Installed into an environment that lies in a repository of the user's."""
+    assert environment()["cpu"]
+    if (REPOSITORY / ".git").exists():
+        assert len(environment()["git_commit"]) == 40
+    for line in ("init -q", "-c user.name=a -c user.email=b commit -q --allow-empty -m first"):
+        subprocess.run(["git", "-C", tmp_path, *line.split()], check=True)
+    installed = tmp_path / ".venv/mtrl/environment.py"
+    installed.parent.mkdir(parents=True)
+    installed.write_text(Path(environment_module.__file__).read_text())
+    monkeypatch.setattr(environment_module, "__file__", str(installed))
+    assert environment()["git_commit"] == environment()["git_diff"] == ""
 
 
 def test_tilde_is_the_home_folder(

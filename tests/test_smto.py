@@ -341,7 +341,7 @@ def test_unknown_method_lists_the_valid_ones():
 
 @pytest.mark.parametrize(
     ("name", "valid"),
-    [("pcgrad", ["seed", "update_every"]), ("fixed", ["weights"]), ("unitary", [])],
+    [("pcgrad", ["seed", "ema"]), ("fixed", ["weights"]), ("unitary", [])],
 )
 def test_unknown_option_lists_the_valid_ones(name, valid):
     with pytest.raises(ValueError, match="speed") as caught:

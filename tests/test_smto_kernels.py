@@ -187,6 +187,14 @@ def test_more_tasks_than_a_kernel_takes_are_no_error() -> None:
     assert solvers.kernels(torch.eye(2)) is None, "nothing changes on a CPU"
 
 
+def test_without_a_device_or_a_compiler_the_tensor_code_does_it() -> None:
+    """Triton compiles a part of its driver when it is first used, and raises where it cannot."""
+    if importlib.util.find_spec("triton") is None or torch.cuda.is_available():
+        pytest.skip("needs Triton (Linux on x86_64) that finds no device")
+    with pytest.warns(UserWarning, match="without their kernels, slower: .*C compiler"):
+        assert solvers._triton_kernels.__wrapped__() is None
+
+
 # -- GPU ------------------------------------------------------------------------------------------
 
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -196,6 +196,10 @@ def test_a_checkpoint_that_does_not_fit_is_one_line(
     ):
         line = [command, str(reference), "--checkpoint", str(path)]
         refused(line, capsys, str(path), expected, code=code)
+    early = tmp_path / "early"
+    shutil.copytree(reference, early)
+    (early / "checkpoints/best.pt").unlink()
+    refused([command, str(early)], capsys, "checkpoint = 'best': there is none before an evalua")
     for path in (supervised, step_file(supervised)):
         refused([command, str(path)], capsys, f"RUN = '{path}'", "is a run of mtrl supervised")
     assert not (tmp_path / "policy.pt2").exists()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,12 +19,13 @@ import tyro
 from mtrl.files import yaml12
 from mtrl.files.atomic import replaced, write_atomically
 from mtrl.options.command_words import read_options
+from mtrl.run.environment import MACHINE
 from mtrl.run.state import find_runs, read_json, read_metrics, read_stored
 from mtrl.schema import ConfigError, at_least, check_bounds
 
 EVALUATIONS = ("eval/", "test/")
 DIGITS = 5
-ENVIRONMENT = ("python", "cores", "cpu", "gpu", "versions", "git_commit")  # nothing of the user's
+ENVIRONMENT = ("python", *MACHINE, "versions", "git_commit")  # nothing of the user's
 STATUS = (
     "status", "step", "total_steps", "elapsed_s", "protocol", "success_mean", "best_success_mean",
 )  # fmt: skip
@@ -97,18 +98,22 @@ def _without_folders(config: dict[str, Any]) -> None:
     if config.get("plugins"):
         config["plugins"] = [Path(path).name for path in config["plugins"]]
     network = config.get("network", {})
-    if network.get("weights"):
-        network["weights"] = Path(network["weights"]).name
+    options = network.get("options") or {}
+    for settings, key in ((network, "weights"), *((options, key) for key in options)):
+        if isinstance(path := settings.get(key), str) and Path(path).is_absolute():
+            settings[key] = Path(path).name
 
 
 def reduced(records: Iterable[dict[str, float]], intervals: int) -> list[dict[str, float]]:
-    """Evaluations as they are; of other tags the mean over each interval, at its last step."""
+    """Evaluations as they are; of other tags the mean over each interval, at its last step, and of
+    speeds (`_per_s`) the steps of the interval over their time."""
     records = sorted(records, key=lambda record: record["step"])
     if not records:
         return []
     last = max(int(records[-1]["step"]), 1)
     kept: list[dict[str, float]] = []
-    sums: dict[int, dict[str, list[float]]] = {}
+    sums: dict[int, dict[str, list[tuple[float, float]]]] = {}
+    before = 0.0
     for record in records:
         if any(tag.startswith(EVALUATIONS) for tag in record):
             kept.append(record)
@@ -116,11 +121,20 @@ def reduced(records: Iterable[dict[str, float]], intervals: int) -> list[dict[st
         number = (int(record["step"]) * intervals - 1) // last  # each holds its last step
         interval = sums.setdefault(number, {})
         for tag, value in record.items():
-            interval.setdefault(tag, []).append(value)
+            interval.setdefault(tag, []).append((value, record["step"] - before))
+        before = record["step"]
     for interval in sums.values():
-        step = max(interval.pop("step"))
-        kept.append({"step": step} | {tag: sum(v) / len(v) for tag, v in interval.items()})
+        step = max(interval.pop("step"))[0]
+        kept.append({"step": step} | {tag: _mean(tag, v) for tag, v in interval.items()})
     return [
         {tag: v if tag == "step" else float(f"{v:.{DIGITS}g}") for tag, v in record.items()}
         for record in sorted(kept, key=lambda record: record["step"])
     ]
+
+
+def _mean(tag: str, values: Sequence[tuple[float, float]]) -> float:
+    """values: of each log line, with the steps since the one before."""
+    if tag.endswith("_per_s") and all(value > 0 for value, _ in values):
+        steps = sum(steps for _, steps in values)
+        return steps / sum(steps / value for value, steps in values) if steps else values[-1][0]
+    return sum(value for value, _ in values) / len(values)

@@ -74,7 +74,11 @@ def stored_state(run: RunDirectory, chosen: str) -> dict[str, Any]:
     ConfigError for a file that is not there, CheckpointError for what cannot be read.
     """
     if chosen == "best":
-        return checkpoint.load(run.checkpoints / "best.pt")
+        best = run.checkpoints / "best.pt"
+        if not best.is_file():
+            allowed = "there is none before an evaluation; allowed: latest, or a checkpoint file"
+            raise ConfigError("checkpoint", chosen, allowed)
+        return checkpoint.load(best)
     if chosen != "latest":
         if not user_path(chosen).is_file():
             known = ("best", "latest")

@@ -11,6 +11,8 @@ import psutil
 import torch
 from torch import Tensor
 
+CGROUP = Path("/sys/fs/cgroup")
+
 
 def memory_error(error: BaseException) -> str:
     """What PyTorch says where memory does not suffice, in a line; '' for any other error."""
@@ -25,9 +27,12 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     free = psutil.virtual_memory().available
-    limit, usage = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     with contextlib.suppress(OSError, ValueError):  # no limit ("max"), or no cgroup v2
-        free = min(free, int(limit.read_text()) - int(usage.read_text()))
+        limit, used = (int((CGROUP / f"memory.{x}").read_text()) for x in ("max", "current"))
+        lines = (CGROUP / "memory.stat").read_text().splitlines()
+        said = dict(line.split() for line in lines)
+        # Of the files read and written lately, what the system gives up when asked for memory.
+        free = min(free, limit - used + int(said.get("inactive_file", 0)))
     return int(free)
 
 

@@ -22,6 +22,7 @@ from mtrl.schema import (
     UsageError,
     coerce,
     describe_type,
+    length,
     nearest,
     preset_is_a_file,
     types_of,
@@ -148,6 +149,8 @@ def read_settings(
         elif _takes_several(kinds[key]):
             while rest and not rest[0].startswith("--"):
                 values.append(rest.pop(0))
+            if not values:
+                raise ConfigError(key, None, f"needs a value: {describe_type(kinds[key])}")
             values = given.get(key, []) + values
         elif not equals:
             if not rest or rest[0].startswith("--"):
@@ -181,6 +184,8 @@ def _value(key: str, words: list[str], kind: Any) -> Any:
             return _pairs(words)
         if typing.get_origin(kind) is tuple:
             element = typing.get_args(kind)[0]
+            if length(kind) not in (None, len(words)):
+                raise ValueError
             return tuple(_from_word(word, element) for word in words)
         return _from_word(words[0], kind)
     except ValueError as error:

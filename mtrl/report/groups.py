@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mtrl.run.environment import MACHINE
 from mtrl.run.state import Run
 
 # Settings that do not change what is learned: runs that differ only here are one method's seeds.
@@ -33,7 +34,6 @@ WERE = {
     "train.lr_min": 0.0,
     "train.reference": {},
 }
-MACHINE = ("gpu", "cores", "platform")
 MAX_LABEL_KEYS = 3
 
 
@@ -115,7 +115,10 @@ def _tasks(runs: Sequence[Run], metric: str) -> tuple[str, ...]:
 def settings(run: Run) -> dict[str, Any]:
     """What the run was asked to learn, without what has no effect on it."""
     config = {**WERE, **run.config}
-    return {key: v for key, v in config.items() if not key.startswith(WITHOUT_EFFECT)}
+    kept = {key: v for key, v in config.items() if not key.startswith(WITHOUT_EFFECT)}
+    if (precision := config.get("learner.precision")) == "bf16":  # rounds as no other does
+        kept["learner.precision"] = precision
+    return kept
 
 
 def differing(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,8 +65,7 @@ def write_report(options: ReportOptions) -> Path:
         raise ConfigError("RUNS", shown, f"holds broken runs only: {broken[0].now.reason}")
     baseline = options.baseline or DEFAULT_BASELINE
     found = benchmarks(runs, options.metric, baseline)
-    for benchmark in found:
-        _check_metric(benchmark, options.metric)
+    found, left_out = _with_metric(found, options.metric)
     _check_methods(found, "baseline", [options.baseline] if options.baseline else [])
     _check_methods(found, "highlight", options.highlight)
     for benchmark in found:
@@ -89,6 +90,8 @@ def write_report(options: ReportOptions) -> Path:
         )
         for benchmark in found
     ]
+    path = out / "report.html"
+    _delete_earlier(path)
     with canvas.styled():
         written = [_written(section, out) for section in sections]
     text = page.render(
@@ -96,12 +99,22 @@ def write_report(options: ReportOptions) -> Path:
         version=__version__,
         options=options,
         broken=broken,
+        left_out=left_out,
         sections=written,
-        machines=_machines(runs),
+        machines=_machines([run for benchmark in found for run in benchmark.runs]),
     )
-    path = out / "report.html"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def _delete_earlier(path: Path) -> None:
+    """The figures and tables that an earlier report here links to, or some would stay as if they
+    were the new one's."""
+    if path.is_file():
+        links = re.findall(r'href="([\w.-]+/[\w.-]+)"', path.read_text(encoding="utf-8"))
+        for link in links:
+            (path.parent / link).unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
 
 
 def _written(section: Section, out: Path) -> dict[str, Any]:
@@ -123,12 +136,33 @@ def _topic(topic: Topic, folder: Path) -> dict[str, Any]:
     return {"topic": topic, "tables": tables, "figures": figures}
 
 
-def _check_metric(benchmark: Benchmark, metric: str) -> None:
-    """ConfigError if its runs have scores, but none of this name; it says which there are. Or if
-    this score is better where it is lower: a report would call the worse method better."""
+def _with_metric(
+    found: Sequence[Benchmark], metric: str
+) -> tuple[list[Benchmark], list[ConfigError]]:
+    """The benchmarks that have this score, or none yet; and why others have not.
+
+    ConfigError if all have others. Or if this score is better where it is lower: a report would
+    call the worse method better.
+    """
     if metric.rpartition("/")[2] in LOWER_IS_BETTER:
         instead = "is better where it is lower, and a report takes the higher score for the better"
         raise ConfigError("metric", metric, f"{instead}; see scripts/compare_supervised.py")
+    kept, left_out = [], []
+    for benchmark in found:
+        try:
+            _check_metric(benchmark, metric)
+            kept.append(benchmark)
+        except ConfigError as error:
+            left_out.append(error)
+    if not kept:
+        raise left_out[0]
+    for reason in left_out:
+        print(f"mtrl: warning: left out: {reason}", file=sys.stderr)
+    return kept, left_out
+
+
+def _check_metric(benchmark: Benchmark, metric: str) -> None:
+    """ConfigError if its runs have scores, but none of this name; it says which there are."""
     runs = benchmark.runs
     if "/" in metric and any(tag.startswith(f"{metric}/") for run in runs for tag in run.series):
         return

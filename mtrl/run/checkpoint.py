@@ -7,6 +7,7 @@ is used.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pickle
@@ -239,8 +240,13 @@ def load_step(path: Path, check: Callable[[dict[str, Any]], None]) -> dict[str, 
 
 
 def delete_later(path: Path) -> list[Path]:
-    """Make a step checkpoint its folder's newest; -> those that were deleted."""
+    """Make a step checkpoint its folder's newest; -> those that were deleted, a best policy of a
+    later step among them."""
     later = [other for other in newest_first(path.parent) if other.name > path.name]
+    with contextlib.suppress(CheckpointError):
+        best = path.with_name("best.pt")
+        if step_path(path.parent, load(best)["step"]).name > path.name:
+            later.append(best)
     for other in later:
         other.unlink()
     return later

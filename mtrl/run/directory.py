@@ -10,18 +10,15 @@ import contextlib
 import fcntl
 import json
 import os
-import platform
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from mtrl.config import Config, load_yaml
 from mtrl.files.atomic import is_leftover, sweep_up, write_atomically
+from mtrl.run.environment import environment
 from mtrl.run.state import Status, read_json
 from mtrl.schema import ConfigError, dump_yaml, read_yaml
 
@@ -191,10 +188,15 @@ class RunDirectory:
         """Hold the run for this process, to `release`; the system does that however it ends."""
         self.release()
         self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - open as long as the run is
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError("run_dir", str(self.path), "is in use by another process") from None
+        for chance in range(4, -1, -1):
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if not chance:
+                    reason = "is in use by another process"
+                    raise ConfigError("run_dir", str(self.path), reason) from None
+                time.sleep(0.05)  # whoever looks at the run (`state.is_held`) is through by then
         sweep_up(self.path)
 
     def release(self) -> None:
@@ -232,39 +234,3 @@ class RunDirectory:
         with contextlib.suppress(OSError, ValueError):
             content = read_json(self.status_file)
             self.write_status(**(content | {"status": status, "reason": reason}))
-
-
-def environment() -> dict[str, Any]:
-    """Versions, machine and code state, to tell later what produced a run."""
-    import torch  # late: the simulation workers start before
-
-    versions = {}
-    for name in ("mtrl-smto", "torch", "metaworld", "mujoco", "gymnasium", "numpy", "tensorboard"):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-
-    def git(*arguments: str) -> str:
-        try:
-            return subprocess.run(
-                ["git", "-C", str(Path(__file__).parent), *arguments],
-                capture_output=True,
-                text=True,
-                timeout=10,
-                check=False,
-            ).stdout.strip()
-        except (OSError, subprocess.TimeoutExpired):
-            return ""
-
-    cuda = torch.cuda.is_available()
-    return {
-        "command": sys.argv,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cores": len(os.sched_getaffinity(0)),
-        "gpu": torch.cuda.get_device_name() if cuda else None,
-        "versions": versions,
-        "git_commit": git("rev-parse", "HEAD"),
-        "git_diff": git("diff", "HEAD"),
-    }

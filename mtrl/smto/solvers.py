@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import os
+import warnings
 from collections.abc import Callable
 from types import ModuleType
 
@@ -40,9 +41,22 @@ def kernels(matrix: Tensor) -> ModuleType | None:
 @functools.cache
 def _triton_kernels() -> ModuleType | None:
     try:  # not at the top: PyTorch for CPUs comes without Triton
+        from triton.runtime import driver
+
         from mtrl.smto import kernels
     except ImportError:
         return None
+    if not INTERPRETED:
+        try:  # a first launch compiles a part of Triton's driver
+            driver.active.get_current_target()
+        except Exception as error:  # whatever the search for a compiler raises
+            reason = str(error).strip().splitlines()[0]
+            warnings.warn(
+                f"multi-task optimisers without their kernels, slower: {reason} (Triton needs a C "
+                "compiler and Python's headers, such as Debian's gcc, libc6-dev and python3-dev)",
+                stacklevel=2,
+            )
+            return None
     return kernels
 
 
