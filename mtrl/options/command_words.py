@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
@@ -107,8 +107,8 @@ def show_help(default: Any, program: str, *, starts: bool) -> NoReturn:
         line = dataclasses.make_dataclass(kind.__name__, [], bases=(Existing, kind), frozen=True)
         line.__doc__ = kind.__doc__
     values = {field.name: getattr(default, field.name) for field in dataclasses.fields(default)}
-    registry = pairs_registry("KEY=VALUE ...", _pairs)
-    tyro.cli(line, default=line(**values), prog=program, args=["--help"], registry=registry)
+    shown = line(**values)
+    tyro.cli(line, default=shown, prog=program, args=["--help"], registry=_help_registry())
     raise SystemExit(0)
 
 
@@ -219,49 +219,24 @@ def yaml_value(text: str) -> Any:
         raise ValueError(f"not a YAML value: {' '.join(str(error).split())}") from None
 
 
-def pairs_registry(
-    metavar: str, parse: Callable[[list[str]], dict[str, Any]]
-) -> ConstructorRegistry:
-    """How values are written on the command line: as in YAML; mappings as words, which `parse`
-    reads (ValueError if it cannot)."""
+def _help_registry() -> ConstructorRegistry:
+    """How `--help` shows options: tyro never reads their values."""
     registry = ConstructorRegistry()
 
-    @registry.primitive_rule
-    def pairs(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, Any]] | None:
-        if info.type != dict[str, Any]:
-            return None
-        return PrimitiveConstructorSpec(
-            nargs="*",
-            metavar=metavar,
-            instance_from_str=parse,
-            is_instance=lambda value: isinstance(value, dict),
-            str_from_instance=lambda value: [f"{key}={item}" for key, item in value.items()],
-        )
+    def words(value: Any) -> list[str]:
+        return [f"{k}={v}" for k, v in value.items()] if isinstance(value, dict) else [str(value)]
 
     @registry.primitive_rule
-    def choices(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-        kind: Any = info.type
-        if typing.get_origin(kind) not in (Literal, types.UnionType, typing.Union):
+    def as_written(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+        origin: Any = typing.get_origin(info.type)
+        if origin not in (dict, Literal, types.UnionType, typing.Union):
             return None
-
-        def read(words: list[str]) -> Any:
-            try:
-                return _from_word(words[0], kind)
-            except ValueError:
-                raise ValueError(f"{words[0]!r} must be {describe_type(kind)}") from None
-
-        def holds(value: Any) -> bool:
-            try:
-                return bool(coerce(value, kind) == value)
-            except ValueError:
-                return False
-
         return PrimitiveConstructorSpec(
-            nargs=1,
-            metavar=_metavar(kind),
-            instance_from_str=read,
-            is_instance=holds,
-            str_from_instance=lambda value: [str(value)],
+            nargs="*" if origin is dict else 1,
+            metavar=_metavar(info.type),
+            instance_from_str=lambda words: words,
+            is_instance=lambda value: True,
+            str_from_instance=words,
         )
 
     return registry
@@ -280,6 +255,8 @@ def _from_word(word: str, kind: Any) -> Any:
 
 
 def _metavar(kind: Any) -> str:
+    if typing.get_origin(kind) is dict:
+        return "KEY=VALUE ..."
     if typing.get_origin(kind) is Literal:
         return "{" + ",".join(typing.get_args(kind)) + "}"
     if kind is type(None):
