@@ -128,12 +128,13 @@ def ours_per_second(copies: int, workers: int, steps: int, fast: bool) -> float:
     config = Config(env=EnvConfig(benchmark="MT10", workers=workers, fast=fast))
     with make_vector_env(config, copies) as envs:
         lanes = envs.num_lanes
-        actions = random_actions(np.random.default_rng(0), lanes)
+        generator = np.random.default_rng(0)
+        actions = [random_actions(generator, lanes) for _ in range(steps)]
         envs.reset([0] * lanes)
 
         def run() -> None:
-            for _ in range(steps):
-                envs.send(actions, [0] * lanes)
+            for action in actions:
+                envs.send(action, [0] * lanes)
                 envs.receive()
 
         return steps * lanes / seconds(run)
@@ -143,13 +144,14 @@ def gymnasium_per_second(kind: type, names: Sequence[str], steps: int) -> float:
     """The same of a Gymnasium vector environment over Meta-World's own step."""
     factories = tasks.make_task_set(names, seed=1, fast=False).factories
     envs = kind(factories)
-    actions = random_actions(np.random.default_rng(0), len(names))
+    generator = np.random.default_rng(0)
+    actions = [random_actions(generator, len(names)) for _ in range(steps)]
     try:
         envs.reset()
 
         def run() -> None:
-            for _ in range(steps):
-                envs.step(actions)
+            for action in actions:
+                envs.step(action)
 
         return steps * len(names) / seconds(run)
     finally:

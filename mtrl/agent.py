@@ -6,7 +6,7 @@ device: metrics come back as detached tensors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +24,6 @@ from mtrl.networks.exploration import Exploration
 from mtrl.networks.paco import leave_out
 from mtrl.networks.values import create_value
 from mtrl.replay import Batch
-from mtrl.run.earlier_checkpoints import upgraded
 from mtrl.run.kept import Kept
 from mtrl.smto import RandomSMTO
 from mtrl.temperature import Temperature
@@ -224,11 +223,12 @@ class Agent:
         smtos = [part.smto for part in self.parts.values()]
         return [self.generator, *(s.generator for s in smtos if isinstance(s, RandomSMTO))]
 
-    def certificates(self) -> dict[str, Tensor]:
-        """{"<loss>/<name>": scalar}: how well the solvers did in the last update."""
+    def certificates(self, losses: Container[str]) -> dict[str, Tensor]:
+        """{"<loss>/<name>": scalar}: how well the solvers did in these losses' last steps."""
         return {
             f"{loss}/{name}": value
-            for loss, part in (("critic", self.critic), ("actor", self.actor))
+            for loss, part in self.parts.items()
+            if loss in losses
             for name, value in part.smto.certificates().items()
         }
 
@@ -237,12 +237,7 @@ class Agent:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises CheckpointError, before anything is changed, for the state of another agent."""
-        # Older states lack value and noise, and have no or fewer metrics.
-        state = {"value": {}, "noise": {}} | upgraded(state, self.networks.named)
-        metrics = self._of_actor.clone()
-        for row, before in zip(metrics, state.get("of_actor", ()), strict=False):
-            row.copy_(before)
-        self.moved = not self._kept.load_state_dict(state | {"of_actor": metrics})
+        self.moved = not self._kept.load_state_dict(state)
 
 
 def _noise(shape: Sequence[int], generator: torch.Generator) -> Tensor:

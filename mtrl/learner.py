@@ -62,7 +62,7 @@ class Learner:
                 gramians = {"critic": self.agent.critic.gramian}
                 if actor:
                     gramians["actor"] = self.agent.actor.gramian
-                self.diagnostics.add(gramians, self.agent.certificates())
+                self.diagnostics.add(gramians, self.agent.certificates(gramians))
             self.timer.lap("update")
             self.updates += 1
             self.window.updates += 1

@@ -228,10 +228,8 @@ class ReplayBuffer:
         self._added.fill_(state["added"])
         self.storage[:, : self.size] = state["storage"]
         self.maximum.copy_(state["maximum"])
-        # Before there were n-step returns and other scales, all stood here and nothing had ended.
-        self.scale.load_state_dict(state.get("scale", state))
-        if "ended" in state:
-            self.ended[:, : self.size] = state["ended"]
+        self.scale.load_state_dict(state["scale"])
+        self.ended[:, : self.size] = state["ended"]
         # A stopped run's episodes are not continued.
         newest = (self.added - self.envs_per_task) % self.slots
         self.ended[:, newest : newest + self.envs_per_task] = True

@@ -317,21 +317,22 @@ class Trainer:
             best_success_mean=None if self.best_success < 0 else self.best_success,
         )
 
-    def save(self) -> None:
-        """A checkpoint of everything; where every episode has just ended, if they end together."""
-        self.log()  # refuses non-finite losses: a bad state never replaces a good one
+    def save(self, *, wait: bool = True) -> None:
+        """A checkpoint of everything; where every episode has just ended, if they end together.
+
+        wait: for an evaluation of an earlier step. Otherwise a resumed run makes it again.
+        """
+        self.log()  # refuses what is not finite: a bad state never replaces a good one
         started = self.evaluator.under_way
-        if started is not None and started.step < self.step:
+        if started is not None and started.step < self.step and (wait or started.future.done()):
             self._collect_evaluation()
-        evaluating = self.evaluator.under_way
         state = {
             "step": self.step,
             "episodes": self.goals.episodes.tolist(),
             **self.recent.state_dict(),
             "best_success": self.best_success,
             "last_success": self.last_success,
-            # Of this step, then: a resumed run begins it again, from the same agent.
-            "evaluating": None if evaluating is None else evaluating.goals.tolist(),
+            "evaluating": self._evaluating(),
             "elapsed": self.elapsed,
             "updates": self.learner.updates,
             "agent": self.agent.state_dict(),
@@ -343,14 +344,28 @@ class Trainer:
         self.status("running")  # of the evaluation that was waited for, too
         self.exclude(self.timer.lap("checkpoint"))
 
+    def _evaluating(self) -> dict[str, Any] | None:
+        """What a resumed run begins again; the agent where it is not that of the checkpoint."""
+        started = self.evaluator.under_way
+        if started is None:
+            return None
+        agent = None if started.step == self.step else started.agent
+        return {"step": started.step, "agent": agent, "goals": started.goals.tolist()}
+
     def _save_and_stop(self) -> NoReturn:
-        self.save()
+        self.save(wait=False)  # who stops it may not wait long
         self.writer.wait()
         raise self._failure or Stopped(self.stop_signal, self.run)
 
     def load(self, state: dict[str, Any]) -> None:
         """Raises CheckpointError, before anything is changed, for a checkpoint of another run."""
         checkpoint.check_resumable(state, self.config.num_envs)
+        if (evaluating := state["evaluating"]) is not None:
+            # {}: of step 0, when the agent was as it is now.
+            agent = state["agent"] if evaluating["agent"] is None else evaluating["agent"]
+            if agent:
+                self.agent.load_state_dict(agent)
+            self.evaluator.start(evaluating["step"], self.agent, np.array(evaluating["goals"]))
         self.agent.load_state_dict(state["agent"])
         self.step = state["step"]
         self.goals.start_at(np.array(state["episodes"], dtype=np.int64))
@@ -360,6 +375,4 @@ class Trainer:
         self.elapsed = state["elapsed"]
         self.learner.updates = state["updates"]
         self.replay.load_state_dict(state["replay"])
-        if state.get("evaluating") is not None:  # absent in older checkpoints
-            self.evaluator.start(self.step, self.agent, np.array(state["evaluating"]))
         self.window.restart(self.step)

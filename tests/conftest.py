@@ -162,6 +162,7 @@ def arithmetic() -> Iterator[None]:
     yield
     torch.set_num_threads(THREADS)
     torch.set_flush_denormal(False)
+    torch.set_float32_matmul_precision("highest")
 
 
 @pytest.fixture(scope="session")

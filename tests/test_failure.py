@@ -15,8 +15,10 @@ import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -35,6 +37,9 @@ from mtrl.device import memory
 from mtrl.device.memory import memory_error
 from mtrl.device.stop_signals import handled
 from mtrl.run import checkpoint
+from mtrl.run.log_window import LogWindow
+from mtrl.run.stopping import TrainingError
+from mtrl.run.timing import StageTimer
 
 LONG = ("--train.total-steps", 400_000, "--learner.compile", "off")
 
@@ -330,6 +335,25 @@ def test_non_finite_loss_ends_the_run_and_spares_the_checkpoint(
     for line in (run / "metrics.jsonl").read_text().splitlines():
         assert "NaN" not in line
         assert "Infinity" not in line
+
+
+def test_a_direction_that_is_not_finite_ends_the_run_before_it_is_saved() -> None:
+    """Of the last update before a checkpoint the losses say nothing: they were there before."""
+    quantities = ("critic_loss", "critic_grad_norm", "value")
+    idle: Any = SimpleNamespace(worker_seconds=lambda: np.zeros(1))
+    window = LogWindow(["a", "b"], idle, StageTimer(), torch.device("cpu"), quantities)
+    faults = {(0, 1): "critic loss of task b", (1, 0): "critic grad norm", (2, 0): ""}
+    for place, said in faults.items():
+        metrics = torch.ones(3, 2)
+        metrics[place] = torch.inf
+        window.add(metrics)
+        window.updates += 1
+        if said:
+            with pytest.raises(TrainingError, match=f"non-finite {said} before step 80"):
+                window.metrics(80)
+        else:
+            assert window.metrics(80)["train/critic_grad_norm"] == 1.0
+        window.restart(0)
 
 
 def non_finite(value: Any, path: str = "") -> list[str]:

@@ -84,6 +84,23 @@ def test_precision(
     assert (config.learner.precision, warnings) == (settled, [])
 
 
+def test_a_run_sets_what_an_earlier_run_of_the_process_has_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(learner, "choose_device", lambda name: CUDA)
+    before = torch.get_num_threads()
+    for precision, threads, expected in (
+        ("tf32", 2, ("high", 2)),
+        ("fp32", "auto", ("highest", learner.THREADS)),
+        ("auto", 1, ("high", 1)),
+        ("bf16", "auto", ("highest", learner.THREADS)),
+    ):
+        learner.set_up_learner(changed("learner", precision=precision, threads=threads))
+        found = torch.get_float32_matmul_precision(), torch.get_num_threads()
+        assert found == expected
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("asked", ["bf16", "tf32"])
 def test_precision_that_the_cpu_lacks_is_named(asked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learner, "_has_bf16", lambda: False)

@@ -6,14 +6,17 @@ import copy
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import (
     PATIENCE,
     PCGRAD,
     REPOSITORY,
+    TINY_OPTIONS,
     Mtrl,
     differences,
     evaluations,
@@ -24,9 +27,12 @@ from conftest import (
     wait_for,
 )
 
+import mtrl
 from mtrl.agent import Agent
 from mtrl.commands import main as cli
 from mtrl.config import load_yaml
+from mtrl.envs.vector import VectorEnv
+from mtrl.evaluation import Evaluation, Policy, evaluate
 from mtrl.networks.policy import stored_dimensions
 from mtrl.replay import Batch, create_replay
 from mtrl.run import checkpoint
@@ -312,7 +318,8 @@ def test_an_evaluation_under_way_is_made_again_from_the_checkpoint_of_its_step(
     run = tmp_path / "run"
     shutil.copytree(runs / "again", run)
     # Written when the evaluation of its step had begun; metrics.jsonl already has the result.
-    assert final_state(run, 800)["evaluating"] == [[0, 1]] * 4
+    goals = [[0, 1]] * 4
+    assert final_state(run, 800)["evaluating"] == {"step": 800, "agent": None, "goals": goals}
     cli.main(["resume", str(checkpoint.step_path(run / "checkpoints", 800))])
     assert_equal_runs(run, reference)
     best = "checkpoints/best.pt"
@@ -349,3 +356,37 @@ def test_checkpoint_grows_with_what_the_replay_holds(reference: Path) -> None:
     bytes_held = stored.numel() * stored.element_size()
     size = checkpoint.step_path(reference / "checkpoints", 1600).stat().st_size
     assert size < bytes_held + 200_000
+
+
+def test_a_run_that_is_stopped_does_not_wait_for_an_evaluation(
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 50 tasks it takes a minute, which who sends a SIGTERM may not have. It is made again."""
+
+    class Stop(mtrl.Callback):
+        def on_log(self, step: int, values: dict[str, float]) -> bool:
+            return step >= 1200
+
+    def never(policy: Policy, envs: VectorEnv, goals: np.ndarray, **options: bool) -> Evaluation:
+        calls.append(len(calls))
+        if len(calls) == 1:
+            return evaluate(policy, envs, goals, **options)
+        while True:  # until its workers end
+            envs.check()
+            time.sleep(0.01)
+
+    calls: list[int] = []
+    run, settings = tmp_path / "run", {"agent.smto.name": "pcgrad"}
+    settings |= {key.replace("-", "_"): value for key, value in TINY_OPTIONS.items()}
+    with monkeypatch.context() as patch:
+        patch.setattr("mtrl.evaluation.evaluate", never)
+        stopped = mtrl.train("toy", settings, run_dir=run, callbacks=[Stop()])
+    assert stopped.state == "stopped"
+    state = final_state(run, 1200)
+    assert state["evaluating"]["step"] == 800
+    assert [line["step"] for line in evaluations(run)] == [0]
+    cli.main(["resume", str(run)])
+    assert_equal_runs(run, reference)
+    best = "checkpoints/best.pt"
+    assert differences(checkpoint.load(run / best), checkpoint.load(reference / best)) == []
+    assert steps_shown(run, "eval/success_mean") == [0, 800, 1600], "once each"

@@ -149,6 +149,7 @@ def _summary(trainer: Trainer, *, rare: bool) -> Measurement:
         trainer.writer.wait()
 
     def evaluate() -> None:
+        """The second time: the first makes the workers and their models."""
         goals = goal_schedule(trainer.config, 1)
         trainer.evaluator.start(trainer.step, trainer.agent, goals)
         trainer.evaluator.collect()
@@ -162,6 +163,8 @@ def _summary(trainer: Trainer, *, rare: bool) -> Measurement:
     learner_ms = 1e3 * (wall - waited) / steps
     if trainer.device.type == "cuda":
         learner_ms = max(learner_ms, update_ms * times["time/updates_per_s"] * wall / steps)
+    if rare:
+        evaluate()
     for stage, work in beside.items() if rare else ():
         begun = time.perf_counter()
         work()

@@ -18,7 +18,6 @@ from mtrl.options.plugins import load_plugins
 from mtrl.options.validation import check_gym_tasks
 from mtrl.run import checkpoint
 from mtrl.run.directory import RunDirectory, folder_of
-from mtrl.run.earlier_checkpoints import upgraded
 from mtrl.schema import ConfigError, nearest, user_path
 
 
@@ -41,9 +40,9 @@ class Trained(NamedTuple):
         """On the CPU. ConfigError if the checkpoint has another size."""
         policy = make_policy(self.config, observation_dim, action_dim)
         with _misfit(self.checkpoint):
-            state = fitting(policy, self.agent_state)
-        policy.encoder.load_state_dict(state["encoder"])
-        policy.actor.load_state_dict(state["actor"])
+            check_policy(policy, self.agent_state)
+        policy.encoder.load_state_dict(self.agent_state["encoder"])
+        policy.actor.load_state_dict(self.agent_state["actor"])
         return policy.eval()
 
 
@@ -102,18 +101,16 @@ def _misfit(chosen: str) -> Iterator[None]:
         raise ConfigError("checkpoint", chosen, f"does not fit this run: {error}") from None
 
 
-def fitting(policy: DeterministicPolicy, agent_state: Mapping[str, Any]) -> dict[str, Any]:
-    """The agent's state with the names of today; CheckpointError unless the policy fits it."""
-    state = upgraded(agent_state, {"actor": policy.actor})
+def check_policy(policy: DeterministicPolicy, agent_state: Mapping[str, Any]) -> None:
+    """CheckpointError unless the policy fits the agent's state."""
     own = {"encoder": policy.encoder.state_dict(), "actor": policy.actor.state_dict()}
-    checkpoint.check_fit(own, state)
-    return state
+    checkpoint.check_fit(own, agent_state)
 
 
 def check_checkpoint(config: Config, envs: VectorEnv, state: Any) -> None:
     """Raise CheckpointError unless a run of this configuration can continue from `state`."""
     checkpoint.check_resumable(state, config.num_envs)
-    fitting(make_policy(config, envs.observation_dim, envs.action_dim), state["agent"])
+    check_policy(make_policy(config, envs.observation_dim, envs.action_dim), state["agent"])
 
 
 def with_plugins(config: Config, moved: Sequence[str] = (), *, environments: bool = True) -> Config:

@@ -16,6 +16,7 @@ from mtrl.schema import ConfigError
 
 COMPILE_FROM = {"cpu": 20_000, "cuda": 100_000}
 """Updates of a run that are worth half a minute of compilation."""
+THREADS = torch.get_num_threads()
 COMPILES_BACKWARD = (2, 11)  # the first PyTorch that compiles a function with a backward in it
 
 
@@ -49,11 +50,12 @@ def set_up_learner(config: Config) -> torch.device:
     # The actor's l2 lets weights on constant inputs (Meta-World pads with zeros) decay into
     # denormal numbers, which make products 200 times slower. Later threads inherit the mode.
     torch.set_flush_denormal(True)
-    if config.learner.threads != "auto":
-        torch.set_num_threads(config.learner.threads)
+    # Whatever an earlier run of this process has set.
+    threads = config.learner.threads
+    torch.set_num_threads(THREADS if threads == "auto" else threads)
     device = choose_device(config.learner.device)
-    if device.type == "cuda" and config.learner.precision in ("auto", "tf32"):
-        torch.set_float32_matmul_precision("high")
+    tf32 = device.type == "cuda" and config.learner.precision in ("auto", "tf32")
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
     # The compiler would recommend TF32 where another precision was chosen.
     filterwarnings("ignore", message="TensorFloat32 tensor cores")
     return device

@@ -45,8 +45,8 @@ def sweep_up(folder: Path) -> None:
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether this was being written; earlier versions named it otherwise."""
-    return path.name.startswith(TEMPORARY) or path.suffix == ".tmp"
+    """Whether this was being written."""
+    return path.name.startswith(TEMPORARY)
 
 
 def _flush(path: Path) -> None:

@@ -17,12 +17,16 @@ class Buffer:
 
     def __init__(self) -> None:
         self._memory: Tensor | None = None
+        self._outgrown: list[Tensor] = []
+        """Captured updates go on writing to the memory that they were captured with."""
 
     def take(self, tasks: int, columns: int, like: Tensor) -> Tensor:
         """[tasks, columns], uninitialised; MemoryError, before allocating, if it will not fit."""
         held = self._memory
         row = -(-columns // ALIGNED) * ALIGNED
         if held is None or held.numel() < tasks * row or held.device != like.device:
+            if held is not None and held.is_cuda:
+                self._outgrown.append(held)
             self._memory = held = None
             need, free = like.element_size() * tasks * row, free_memory(like.device)
             if need > free:

@@ -33,9 +33,4 @@ def make_policy(config: Config, observation_dim: int, action_dim: int) -> Determ
 
 def stored_dimensions(state: Mapping[str, Any]) -> tuple[int, int]:
     """Observation and action dimensions of an agent's state."""
-    observation_dim = len(state["encoder"]["mean"])
-    if "action_dim" in state:
-        return observation_dim, state["action_dim"]
-    # Of an earlier version, whose networks all end with a bias.
-    *_, last_bias = (value for name, value in state["actor"].items() if "bias" in name)
-    return observation_dim, last_bias.shape[-1] // 2
+    return len(state["encoder"]["mean"]), state["action_dim"]

@@ -26,7 +26,7 @@ TAGS = {
 }
 SHARED = ("critic_grad_norm", "actor_grad_norm")
 """One number for all tasks together."""
-MUST_BE_FINITE = ("critic_loss", "actor_loss", "alpha")
+MUST_BE_FINITE = ("critic_loss", "actor_loss", "alpha", *SHARED)
 
 
 class LogWindow:
@@ -78,7 +78,7 @@ class LogWindow:
     def metrics(self, step: int) -> dict[str, float]:
         """{tag: mean over the updates}, if there were any; waits for the device.
 
-        Raises TrainingError for a loss or a temperature that is not finite.
+        Raises TrainingError for a loss, a temperature or a direction that is not finite.
         """
         if not self.updates:
             return {}
@@ -87,9 +87,10 @@ class LogWindow:
         for name, row in zip(self.quantities, means, strict=True):
             finite = row.isfinite()
             if name in MUST_BE_FINITE and not finite.all():
-                task = self.task_names[int(finite.int().argmin())]
                 quantity = name.replace("_", " ")
-                raise TrainingError(f"non-finite {quantity} of task {task} before step {step}")
+                if name not in SHARED:
+                    quantity += f" of task {self.task_names[int(finite.int().argmin())]}"
+                raise TrainingError(f"non-finite {quantity} before step {step}")
             if name in SHARED:
                 values[TAGS[name]] = float(row[0])
             else:

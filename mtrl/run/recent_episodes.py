@@ -59,8 +59,7 @@ class RecentEpisodes:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._success = state["recent_success"]
-        if "recent_returns" in state:  # absent in older checkpoints
-            self._returns = state["recent_returns"]
+        self._returns = state["recent_returns"]
 
 
 def _means(recent: Sequence[Sequence[float]]) -> NDArray[np.float64]:

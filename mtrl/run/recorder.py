@@ -6,6 +6,7 @@ x axis everywhere: environment steps summed over tasks.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -86,12 +87,13 @@ class Recorder:
         return tags
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """One line of metrics.jsonl and one point per tag; NaN (not applicable) is left out."""
+        """One line of metrics.jsonl and one point per tag. What is not finite, as NaN for what does
+        not apply, is left out: JSON has no word for it."""
         known = self._logged if step == self._first else ()
         finite = {
             tag: float(value)
             for tag, value in values.items()
-            if value == value and tag not in known
+            if math.isfinite(value) and tag not in known
         }
         if not finite:
             return

@@ -140,7 +140,6 @@ class AutoScale(SMTO):
         return super().get_extra_state() | {"calls": self.calls, "length": self.length}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        state = {"length": self.length, **state}  # earlier checkpoints have none
         super().set_extra_state(state)
         self.calls = state["calls"]
         self.length = state["length"]  # a run that is made longer does not explore again

@@ -171,12 +171,6 @@ class MoDo(_RowWeights):
         self.memory.copy_(direction)
         return self.shares.clone(), direction
 
-    def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        memory = state.get("memory")
-        if memory is not None and memory.ndim == 2:  # an earlier version kept J itself
-            state = {**state, "memory": self.shares.to(memory) @ memory}
-        super().set_extra_state(state)
-
 
 def projected_on_simplex(point: Tensor) -> Tensor:
     """The nearest w [m] >= 0 with sum 1 (Held, Wolfe & Crowder 1974)."""

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from mtrl.files.user_code import is_own
 from mtrl.gradients.optimizer import torch_optimizer
-from mtrl.run.earlier_checkpoints import smto_state
 from mtrl.schema import ConfigError, user_path
 from mtrl.smto import SMTO, create
 from mtrl.smto.first_step import Unusable, checked
@@ -171,7 +170,6 @@ class Learner:
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        state = dict(state) | {"smto": smto_state(state["smto"])}
         for name, part in self._stateful().items():
             part.load_state_dict(state[name])
         torch.set_rng_state(state["dropout"])
