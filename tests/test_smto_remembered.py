@@ -107,21 +107,6 @@ def test_modo_goes_to_the_weights_of_mgda():
     np.testing.assert_allclose(weights, expected, atol=1e-4)
 
 
-def test_modo_goes_on_from_a_state_that_held_the_jacobian():
-    steps = stream(6)
-    ours = create("modo", 4, gamma=0.05)
-    for jacobian, losses in steps[:3]:
-        ours.combine(jacobian, losses)
-    earlier = ours.state_dict()
-    assert torch.equal(earlier["_extra_state"]["memory"], ours.shares @ steps[2][0])
-    earlier["_extra_state"]["memory"] = steps[2][0]
-    resumed = create("modo", 4, gamma=0.05)
-    resumed.load_state_dict(earlier)
-    for jacobian, losses in steps[3:]:
-        expected = ours.combine(jacobian, losses)
-        np.testing.assert_allclose(resumed.combine(jacobian, losses), expected, rtol=1e-12)
-
-
 @given(point=st.lists(st.floats(-3, 3), min_size=1, max_size=20), scale=st.sampled_from((1, 1e30)))
 @settings(max_examples=50)
 def test_projection_on_the_simplex(point, scale):
