@@ -370,6 +370,11 @@ def test_nothing_of_an_earlier_report_stays(tmp_path: Path) -> None:
     alone = write_report(ReportOptions((tmp_path / "runs/pcgrad",), out=tmp_path / "alone"))
     expected = {path.name for path in (alone.parent / "MT10").iterdir()}
     assert {path.name for path in (out / "MT10").iterdir()} == expected | {"mine.txt"}
+    (tmp_path / "site/MT10").mkdir(parents=True)
+    (tmp_path / "site/report.html").write_text('<a href="MT10/mine.csv">somebody else\'s</a>')
+    (tmp_path / "site/MT10/mine.csv").write_text("1")
+    write_report(ReportOptions((tmp_path / "runs/pcgrad",), out=tmp_path / "site"))
+    assert (tmp_path / "site/MT10/mine.csv").exists()
 
 
 def test_runs_behind_links_are_in_the_report(tmp_path: Path) -> None:

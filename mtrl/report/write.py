@@ -23,6 +23,7 @@ from mtrl.run.tags import LOWER_IS_BETTER
 from mtrl.schema import ConfigError, nearest
 
 DEFAULT_BASELINE = "unitary"
+TITLE = "mtrl report"
 NARROWEST, WIDEST = 2.0, 20.0  # inches
 TAGS = ("gradients/", "time/updates_per_s", "time/env_steps_per_s", "time/epoch_s", "memory/")
 
@@ -96,6 +97,7 @@ def write_report(options: ReportOptions) -> Path:
         written = [_written(section, out) for section in sections]
     text = page.render(
         "report.html",
+        title=TITLE,
         version=__version__,
         options=options,
         broken=broken,
@@ -109,12 +111,11 @@ def write_report(options: ReportOptions) -> Path:
 
 def _delete_earlier(path: Path) -> None:
     """The figures and tables that an earlier report here links to, or some would stay as if they
-    were the new one's."""
-    if path.is_file():
-        links = re.findall(r'href="([\w.-]+/[\w.-]+)"', path.read_text(encoding="utf-8"))
-        for link in links:
+    were the new one's. A page that is none of ours is only replaced."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    if f"<title>{TITLE}</title>" in text:
+        for link in re.findall(r'href="(\w[\w.-]*/[\w.-]+\.(?:csv|pdf|png|svg|tex))"', text):
             (path.parent / link).unlink(missing_ok=True)
-    path.unlink(missing_ok=True)
 
 
 def _written(section: Section, out: Path) -> dict[str, Any]:
