@@ -4,10 +4,11 @@
     python bench/smto.py --quick                    # a first look, less than a minute
     python bench/smto.py --csv docs/smto.csv        # then bench/draw.py
 
-An update is critic, actor, temperature and targets of the published network (3 x 400, twin
-critic), 128 samples per task, random data; not compiled (bench/learner.py has that). Method and unitary take turns, so that a busy machine
-slows both; the ratio is the median over the turns, beside it the quartiles. `m backward passes`
-is PCGrad with the task gradients computed as in published code: one backward per task and loss.
+An update is critic, actor, temperature and targets of the published network (3 x 400, twin critic),
+128 samples per task, random data; not compiled (bench/learner.py has that). Method and unitary take
+turns, so that a busy machine slows both; the ratio is the median over the turns, beside it the
+quartiles. `m backward passes` is PCGrad with the task gradients computed as in published code: one
+backward per task and loss.
 """
 
 from __future__ import annotations
