@@ -5,6 +5,7 @@
     python scripts/compare_supervised.py runs/supervised_nyuv2 --baseline published
     python scripts/compare_supervised.py runs/supervised_nyuv2 --baseline single_task.yaml
     python scripts/compare_supervised.py runs/supervised_digits --markdown docs/supervised.md
+    python scripts/compare_supervised.py runs/supervised_digits --figure delta_m.png
     python scripts/compare_supervised.py runs/supervised_digits --reference reference.yaml
 
 The interval is Student's, over runs. Delta_m: POSITIVE is better (mtrl.supervised.comparison).
@@ -15,7 +16,7 @@ published: what Nash-MTL's code has for single tasks, of nyuv2 and qm9. A file h
 --reference writes the best validation scores of the runs of one task. Laid over a configuration,
 `mtrl supervised supervised_digits reference.yaml` keeps the model with the best Delta_m against
 them.
-Time: the median training time of an epoch.
+Time: the median training time of an epoch. Figure: Delta_m of every run, means and intervals.
 """
 
 from __future__ import annotations
@@ -57,11 +58,34 @@ def test_scores(run: Run) -> Scores:
 
 
 def interval(values: list[float]) -> str:
-    mean, n = float(np.mean(values)), len(values)
-    if n == 1:
-        return f"{mean:.4f}"
-    half = float(stats.t.ppf(0.975, n - 1)) * np.std(values, ddof=1) / n**0.5
-    return f"{mean:.4f} ± {half:.4f}"
+    mean = f"{np.mean(values):.4f}"
+    return mean if len(values) == 1 else f"{mean} ± {half_width(values):.4f}"
+
+
+def half_width(values: list[float]) -> float:
+    """Of Student's 95% interval; 0 of a single value."""
+    n = len(values)
+    return float(stats.t.ppf(0.975, n - 1)) * np.std(values, ddof=1) / n**0.5 if n > 1 else 0.0
+
+
+def draw(path: Path, gains: Mapping[str, list[float]], baseline: str) -> None:
+    """gains: Delta_m of each run, by method."""
+    import matplotlib.pyplot as plt  # late: most calls draw nothing
+
+    methods = sorted(gains, key=lambda method: float(np.mean(gains[method])))
+    figure, axis = plt.subplots(figsize=(7, 0.9 + 0.32 * len(methods)), layout="constrained")
+    axis.axvline(0.0, color="0.6", linewidth=1)
+    for place, method in enumerate(methods):
+        values = gains[method]
+        if len(values) > 1:
+            axis.plot(values, [place - 0.25] * len(values), "|", color="0.4")
+        spread = half_width(values)
+        axis.errorbar(np.mean(values), place, xerr=spread or None, fmt="o", color="tab:blue")
+    axis.set_yticks(range(len(methods)), methods)
+    axis.set(ylim=(-0.6, len(methods) - 0.4), xlabel=f"Delta_m against {baseline}, %")
+    axis.grid(axis="x", alpha=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=200)
 
 
 def joined(runs: list[Run]) -> list[Scores]:
@@ -139,6 +163,7 @@ def main() -> None:
     parser.add_argument(
         "--reference", type=Path, help="write a file for train.reference here, and nothing else"
     )
+    parser.add_argument("--figure", type=Path, help="draw Delta_m of every run to this file")
     MarkedPlace.option(parser, "scripts/compare_supervised.py")
     options, doubt = parser.parse_args(), ""
     try:
@@ -205,6 +230,9 @@ def main() -> None:
     if alone:
         row(SINGLE, alone, "", "")
     table.publish(options.markdown)
+    if options.figure is not None:
+        gains = {method: [delta_m(one, baseline) for one in own] for method, own in scores.items()}
+        draw(options.figure, gains, options.baseline)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
+import imageio.v3
 import numpy as np
 import pytest
 import torch
@@ -870,7 +871,8 @@ def test_comparison_keeps_settings_apart_and_counts_a_seed_once(
             json.dumps({"status": status, "step": 5, "total_steps": 5})
         )
     script = REPOSITORY / "scripts" / "compare_supervised.py"
-    line = [str(script), str(tmp_path), "--baseline", "unitary (lr=0.1)"]
+    figure = tmp_path / "figures/delta_m.png"
+    line = [str(script), str(tmp_path), "--baseline", "unitary (lr=0.1)", "--figure", str(figure)]
     monkeypatch.setattr("sys.argv", line)
     monkeypatch.syspath_prepend(script.parent)
     runpy.run_path(str(script), run_name="__main__")
@@ -881,6 +883,7 @@ def test_comparison_keeps_settings_apart_and_counts_a_seed_once(
         ["| `unitary (lr=0.1)`", "1", "0.5000"],
     ]
     assert "the same settings and seed" in shown.err
+    assert min(imageio.v3.imread(figure).shape[:2]) > 100
 
 
 def write_tested(run: Path, config: str, **scores: float) -> None:
