@@ -32,7 +32,7 @@ from mtrl.agent import Agent
 from mtrl.commands import main as cli
 from mtrl.config import load_yaml
 from mtrl.envs.vector import VectorEnv
-from mtrl.evaluation import Evaluation, Policy, evaluate
+from mtrl.evaluation import Evaluated, Evaluator, Policy
 from mtrl.networks.policy import stored_dimensions
 from mtrl.replay import Batch, create_replay
 from mtrl.run import checkpoint
@@ -367,19 +367,20 @@ def test_a_run_that_is_stopped_does_not_wait_for_an_evaluation(
         def on_log(self, step: int, values: dict[str, float]) -> bool:
             return step >= 1200
 
-    def never(policy: Policy, envs: VectorEnv, goals: np.ndarray, **options: bool) -> Evaluation:
+    def never(self: Evaluator, policy: Policy, envs: VectorEnv, goals: np.ndarray) -> Evaluated:
         calls.append(len(calls))
         if len(calls) == 1:
-            return evaluate(policy, envs, goals, **options)
+            return run_evaluation(self, policy, envs, goals)
         while True:  # until its workers end
             envs.check()
             time.sleep(0.01)
 
+    run_evaluation = Evaluator._run
     calls: list[int] = []
     run, settings = tmp_path / "run", {"agent.smto.name": "pcgrad"}
     settings |= {key.replace("-", "_"): value for key, value in TINY_OPTIONS.items()}
     with monkeypatch.context() as patch:
-        patch.setattr("mtrl.evaluation.evaluate", never)
+        patch.setattr(Evaluator, "_run", never)
         stopped = mtrl.train("toy", settings, run_dir=run, callbacks=[Stop()])
     assert stopped.state == "stopped"
     state = final_state(run, 1200)
