@@ -26,12 +26,10 @@ def environment() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             versions[name] = "not installed"
 
-    here = Path(__file__)
-
     def git(*arguments: str) -> str:
         try:
             return subprocess.run(
-                ["git", "-C", str(here.parent), *arguments],
+                ["git", "-C", str(Path(__file__).parent), *arguments],
                 capture_output=True,
                 text=True,
                 timeout=10,
@@ -40,8 +38,8 @@ def environment() -> dict[str, Any]:
         except (OSError, subprocess.TimeoutExpired):
             return ""
 
-    # Installed below somebody's repository, it is not that repository's code.
-    ours = bool(git("ls-files", here.name))
+    # Installed below a repository of the user's own, it is not that repository's code.
+    ours = bool(git("ls-files", ":/mtrl/run/environment.py"))
     cuda = torch.cuda.is_available()
     return {
         "command": sys.argv,
