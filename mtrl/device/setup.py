@@ -51,8 +51,9 @@ def set_up_learner(config: Config) -> torch.device:
     # denormal numbers, which make products 200 times slower. Later threads inherit the mode.
     torch.set_flush_denormal(True)
     # Whatever an earlier run of this process has set.
-    threads = config.learner.threads
-    torch.set_num_threads(THREADS if threads == "auto" else threads)
+    threads = THREADS if config.learner.threads == "auto" else config.learner.threads
+    if threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
     device = choose_device(config.learner.device)
     tf32 = device.type == "cuda" and config.learner.precision in ("auto", "tf32")
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
