@@ -13,6 +13,7 @@ from conftest import ENVIRONMENT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mtrl.files.atomic import TEMPORARY
 from mtrl.run import checkpoint
 
 
@@ -109,7 +110,7 @@ def test_prune_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     for step in (80, 400, 1_200, 100_000):
         checkpoint.save(checkpoint.step_path(tmp_path, step), {"step": step})
     checkpoint.save(tmp_path / "best.pt", {"step": 400})
-    (tmp_path / "step_000000100400.tmp").write_bytes(b"interrupted")
+    (tmp_path / f"{TEMPORARY}step_000000100400.pt").write_bytes(b"interrupted")
     checkpoint.prune(tmp_path, 2)
     assert {path.name for path in tmp_path.iterdir()} == {
         "best.pt",
