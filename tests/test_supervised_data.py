@@ -107,7 +107,7 @@ def test_pairs_are_cached_by_all_they_depend_on(
     monkeypatch.setattr(mnist, "RECIPE", mnist.RECIPE + 1)
     mnist.make_pairs(images, classes, 0)
     assert len(cached_pairs(tmp_path)) == 5, "seed, copies, source and recipe each have their own"
-    assert not list((tmp_path / "cache").rglob("*.tmp"))
+    assert not list((tmp_path / "cache").rglob(".tmp-*"))
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_damaged_celeba(damage: Callable[[Path], None], said: str, tmp_path: Pat
     with pytest.raises(DataError, match=said) as caught:
         celeba.load(folder)
     assert "\n" not in str(caught.value)
-    assert not list((tmp_path / "cache").rglob("*.tmp"))
+    assert not list((tmp_path / "cache").rglob(".tmp-*"))
 
 
 def test_celeba_lists_as_other_systems_write_them(tmp_path: Path) -> None:
@@ -593,7 +593,7 @@ def test_damaged_decoded_arrays_are_made_again(
         assert (a.inputs == b.inputs).all()
         assert all((x == y).all() for x, y in zip(a.targets, b.targets, strict=True))
     assert {path: path.read_bytes() for path in _decoded_files(tmp_path)} == contents
-    assert not list((tmp_path / "cache").rglob("*.tmp"))
+    assert not list((tmp_path / "cache").rglob(".tmp-*"))
 
 
 def _impossible(tmp_path: Path) -> Path:
