@@ -29,8 +29,11 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
+from mtrl.report.canvas import Canvas, styled
 from mtrl.report.groups import benchmarks, differing, settings
+from mtrl.report.looks import styles
 from mtrl.report.markdown import MarkedPlace, Table
+from mtrl.report.page import DPI
 from mtrl.run.state import Run, find_runs, read_run
 from mtrl.run.tags import LOWER_IS_BETTER
 from mtrl.schema import ConfigError
@@ -44,6 +47,7 @@ from mtrl.supervised.comparison import (
 )
 
 SINGLE = "single_tasks"
+WIDTH = 7.0  # inches of the figure
 MANY = 8
 """Scores from which on only their mean is shown."""
 
@@ -70,22 +74,21 @@ def half_width(values: list[float]) -> float:
 
 def draw(path: Path, gains: Mapping[str, list[float]], baseline: str) -> None:
     """gains: Delta_m of each run, by method."""
-    import matplotlib.pyplot as plt  # late: most calls draw nothing
-
-    methods = sorted(gains, key=lambda method: float(np.mean(gains[method])))
-    figure, axis = plt.subplots(figsize=(7, 0.9 + 0.32 * len(methods)), layout="constrained")
-    axis.axvline(0.0, color="0.6", linewidth=1)
-    for place, method in enumerate(methods):
-        values = gains[method]
-        if len(values) > 1:
-            axis.plot(values, [place - 0.25] * len(values), "|", color="0.4")
-        spread = half_width(values)
-        axis.errorbar(np.mean(values), place, xerr=spread or None, fmt="o", color="tab:blue")
-    axis.set_yticks(range(len(methods)), methods)
-    axis.set(ylim=(-0.6, len(methods) - 0.4), xlabel=f"Delta_m against {baseline}, %")
-    axis.grid(axis="x", alpha=0.3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=200)
+    methods = sorted(gains, key=lambda method: -float(np.mean(gains[method])))
+    looks = styles(methods, baseline)
+    with styled():
+        canvas = Canvas(WIDTH, looks, f"Delta_m against {baseline}, %", "")
+        figure, (axes,) = canvas.rows_of_methods(methods)
+        for y, method in enumerate(methods):
+            look, values = looks[method], gains[method]
+            mean, half = float(np.mean(values)), half_width(values)
+            axes.plot(values, [y + 0.25] * len(values), "|", color=look.color, markersize=5)
+            axes.plot(mean, y, look.marker, color=look.color, markersize=5)
+            axes.plot([mean - half, mean + half], [y, y], color=look.color, linewidth=1.8)
+        axes.axvline(0.0, color="0.6", linewidth=0.8, zorder=1)
+        axes.set_xlabel(canvas.score)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=DPI)
 
 
 def joined(runs: list[Run]) -> list[Scores]:

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import subprocess
-import threading
 from pathlib import Path
 
 import pytest
@@ -239,11 +238,13 @@ def test_a_run_that_starts_over_shows_its_points_once(finished: Path, run_mtrl: 
 # -- paths and files ------------------------------------------------------------------------------
 
 
-def test_a_run_is_in_use_by_whoever_trains_it_not_by_whoever_looks(tmp_path: Path) -> None:
+def test_a_run_is_in_use_by_whoever_trains_it_not_by_whoever_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = RunDirectory(tmp_path)
-    with open(tmp_path / ".lock", "w") as lock:
+    with open(tmp_path / ".lock", "w") as lock, monkeypatch.context() as patch:
         fcntl.flock(lock, fcntl.LOCK_SH)  # as `is_held` does, for a moment
-        threading.Timer(0.07, lock.close).start()
+        patch.setattr("time.sleep", lambda seconds: lock.close())
         run.lock()
     run.release()
     with open(tmp_path / ".lock") as lock:
