@@ -34,10 +34,16 @@ class Temperature:
     def step(self, log_prob: Tensor) -> None:
         """Towards the target entropy, given mean log-probabilities [task]."""
         self.optimizer.step([self.direction(self.smto, log_prob)])
+        if self.smto.wants_losses_after:
+            self.smto.after_step(self.losses(log_prob))
+
+    def losses(self, log_prob: Tensor) -> Tensor:
+        """[task]."""
+        return losses.temperature_loss(self.log_alpha, log_prob, self.target_entropy)
 
     @torch.no_grad()
     def direction(self, smto: SMTO, log_prob: Tensor) -> Tensor:
-        loss = losses.temperature_loss(self.log_alpha, log_prob, self.target_entropy)
+        loss = self.losses(log_prob)
         # -exp(log alpha) c is its own derivative. One temperature: all tasks move it; a
         # temperature per task: the Jacobian is diagonal.
         jacobian = loss[:, None] if len(self.log_alpha) == 1 else loss.diag()

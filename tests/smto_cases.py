@@ -45,6 +45,14 @@ def direction(name: str, jacobian: Tensor, losses: Tensor | None = None, **optio
     return make(name, len(jacobian), **options).combine(jacobian, losses)
 
 
+def step(smto: SMTO, jacobian: Tensor, losses: Tensor) -> Tensor:
+    """The direction, and what must follow it: losses that have fallen, each by another share."""
+    found = smto.combine(jacobian, losses)
+    if smto.wants_losses_after:
+        smto.after_step(losses - 0.1 * losses.abs().sqrt())
+    return found
+
+
 def random_jacobian(num_tasks: int, dim: int = 3, seed: int = 0) -> Tensor:
     """Few dimensions, so that many pairs of tasks conflict."""
     generator = torch.Generator().manual_seed(seed)

@@ -23,7 +23,7 @@ from mtrl.config import (
 from mtrl.config.benchmarks import TOY
 from mtrl.replay import Batch
 from mtrl.run import checkpoint
-from mtrl.smto import SMTO, available, register
+from mtrl.smto import FAMO, SMTO, available, register
 from mtrl.smto import registry as smto_registry
 from mtrl.smto.registry import options_of
 
@@ -172,6 +172,29 @@ def test_update_equals_textbook_sac(temperature, layer_norm):
     # 1% of Adam's step: gradients agree to 1e-7 of the largest, and a step has the same length for
     # an entry that is 1e-5 of it.
     assert difference.max() < 3e-5, difference.max()
+
+
+def test_the_losses_after_a_step_are_of_its_own_batch_and_noise(monkeypatch):
+    seen, after_step = [], FAMO.after_step
+
+    def spy(smto, losses):
+        seen.append((smto.before.float(), losses.clone()))
+        after_step(smto, losses)
+
+    monkeypatch.setattr(FAMO, "after_step", spy)
+    standing = {"actor_lr": 0.0, "temperature_lr": 0.0, "tau": 1e-12}
+    own = {"temperature_smto": TemperatureSmtoConfig("famo")}
+    agent = make_agent(smto="famo", critic_lr=0.01, **standing, **own)
+    stream = agent.generator.get_state()
+    first = agent.update(make_batch())
+    agent.generator.set_state(stream)
+    second = agent.update(make_batch())
+    critic, actor, temperature, *_ = seen
+    torch.testing.assert_close(critic, (first.critic_loss, second.critic_loss))
+    assert (critic[0] != critic[1]).all()
+    # These stand still; the actor's critic has moved before.
+    torch.testing.assert_close(actor, (first.actor_loss, first.actor_loss))
+    torch.testing.assert_close(*temperature)
 
 
 def test_sgd_steps_along_the_direction():
@@ -551,6 +574,7 @@ def test_compiled_equals_eager(body, monkeypatch):
             "depth": 1,  # a layer takes seconds to compile
         },
         "critic": {"body": body},
+        "smto": "famo",  # of the actor: one more forward, after its step
     }
     eager, compiled = make_agent(**settings), make_agent(**settings)
     compiled.compile(make_batch(seed=9))

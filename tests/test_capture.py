@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from smto_cases import step
 from torch import Tensor
 
 from mtrl.agent import Agent, Metrics
@@ -194,7 +195,7 @@ def steps_of(smto: SMTO) -> Iterator[tuple[bool, bool]]:
     while True:
         said, before = smto.capturable, python_state(smto)
         jacobian = torch.randn(TASKS, 6, generator=generator)
-        smto.direction(jacobian, torch.rand(TASKS, generator=generator))
+        step(smto, jacobian, torch.rand(TASKS, generator=generator))
         yield said, before == python_state(smto)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from smto_cases import ALL, cases, direction, make, random_jacobian
+from smto_cases import ALL, cases, direction, make, random_jacobian, step
 
 from mtrl.smto import SMTO, GramianSMTO, available, create, describe, register
 from mtrl.smto import registry as smto_registry
@@ -64,7 +64,7 @@ def test_directions_are_finite_and_zero_for_zero_gradients(name, case):
 def test_float32_gradients_are_handled_too(name, case):
     smto = make(name, case.num_tasks)
     for _ in range(3):
-        ours = smto.combine(case.jacobian.float(), case.losses.float())
+        ours = step(smto, case.jacobian.float(), case.losses.float())
         assert ours.dtype == torch.float32
         assert ours.isfinite().all()
 
@@ -89,8 +89,8 @@ def test_relabelling_the_tasks_changes_nothing(name, case):
     plain, moved = make(name, case.num_tasks), make(name, case.num_tasks)
     for progress in (1.0, 0.7, 0.9):
         losses = case.losses**progress
-        before = plain.combine(case.jacobian, losses)
-        after = moved.combine(case.jacobian[labels], losses[labels])
+        before = step(plain, case.jacobian, losses)
+        after = step(moved, case.jacobian[labels], losses[labels])
     size = float(before.abs().max()) + 0.01 * float(case.jacobian.norm(dim=1).max())
     np.testing.assert_allclose(after.numpy(), before.numpy(), rtol=1e-5, atol=1e-5 * size)
 
@@ -110,7 +110,7 @@ def test_inputs_stay_as_they_are(name):
     before = jacobian.clone(), losses.clone()
     smto = make(name, 4)
     for _ in range(3):
-        smto.combine(jacobian, losses)
+        step(smto, jacobian, losses)
     assert torch.equal(jacobian, before[0])
     assert torch.equal(losses, before[1])
 
@@ -129,9 +129,9 @@ SHORT = {"dwa": {"window": 2}, "autoscale": {"total_steps": 40, "windows": 3}}
 def steps(smto, first, last):
     """Directions of the steps first..last of one fixed stream of gradients and losses."""
     outputs = []
-    for step in range(first, last):
-        losses = random_jacobian(4, dim=1, seed=100 + step)[:, 0] + 1.0
-        outputs.append(smto.combine(random_jacobian(4, dim=6, seed=step), losses))
+    for k in range(first, last):
+        losses = random_jacobian(4, dim=1, seed=100 + k)[:, 0] + 1.0
+        outputs.append(step(smto, random_jacobian(4, dim=6, seed=k), losses))
     return torch.stack(outputs)
 
 
@@ -223,9 +223,9 @@ def test_the_global_random_stream_is_left_alone(name):
 def test_weights_are_reused_between_updates(name):
     smto, reference = make(name, 3, update_every=3), make(name, 3)
     losses = torch.tensor([1.0, 2.0, 3.0]).double()
-    for step in range(7):
-        jacobian = random_jacobian(3, dim=5, seed=step)
-        if step % 3 == 0:
+    for k in range(7):
+        jacobian = random_jacobian(3, dim=5, seed=k)
+        if k % 3 == 0:
             assert smto.needs == "gramian"
             gramian = jacobian @ jacobian.T
             expected = reference.weights(losses=losses, gramian=gramian)
@@ -259,9 +259,9 @@ def test_these_methods_want_positive_losses():
 @pytest.mark.parametrize("name", POSITIVE)
 def test_falling_negative_losses_are_survived(name):
     smto, jacobian = make(name, 3, **SHORT.get(name, {})), random_jacobian(3, dim=6)
-    for step in range(40):
-        losses = torch.tensor([5.0 - step, -1e4 * step, 0.5]).double()
-        assert smto.combine(jacobian, losses).isfinite().all()
+    for k in range(40):
+        losses = torch.tensor([5.0 - k, -1e4 * k, 0.5]).double()
+        assert step(smto, jacobian, losses).isfinite().all()
     if "weights" in vars(type(smto)):
         weights = smto.weights(losses=losses)
         assert (weights > 0).all()

@@ -37,6 +37,9 @@ def test_weights_are_an_average_of_the_methods_own(name):
         expected = fresh if expected is None else 0.7 * expected + 0.3 * fresh
         ours = averaged.weights(**given(step))
         np.testing.assert_allclose(ours, expected, rtol=1e-12, atol=1e-15)
+        if plain.wants_losses_after:
+            for smto in (plain, averaged):
+                smto.after_step(given(step + 1)["losses"])
         ours.zero_()  # the caller's own
     assert isinstance(averaged, type(plain))
     assert isinstance(averaged, RandomSMTO) == isinstance(plain, RandomSMTO)

@@ -171,33 +171,53 @@ def test_dwa_of_losses_that_fall_alike_is_uniform(losses):
 def test_famo_follows_the_published_update():
     xi = torch.zeros(3, dtype=torch.float64, requires_grad=True)
     adam = torch.optim.Adam([xi], lr=0.025, weight_decay=1e-3)
-    smto, before = create("famo", 3), None
+    smto = create("famo", 3)
     for step in range(20):
-        losses = random_jacobian(3, 1, seed=step)[:, 0].square() + 0.1
-        if before is not None:
-            gain = before.log() - losses.log()
-            (xi.grad,) = torch.autograd.grad(xi.softmax(0), [xi], grad_outputs=gain)
-            adam.step()
-        expected = xi.detach().softmax(0) / losses
-        ours = smto.weights(losses=losses)
+        before, after = random_jacobian(3, 2, seed=step).square().T + 0.1
+        expected = xi.detach().softmax(0) / before
+        ours = smto.weights(losses=before)
         np.testing.assert_allclose(ours, expected / expected.sum(), rtol=1e-9)
-        before = losses
+        gain = before.log() - after.log()
+        (xi.grad,) = torch.autograd.grad(xi.softmax(0), [xi], grad_outputs=gain)
+        adam.step()
+        smto.after_step(after)
 
 
 @given(losses=positive)
 @settings(max_examples=10)
 def test_famo_leaves_its_logits_when_all_losses_fall_alike(losses):
     smto = create("famo", len(losses), decay=0.0)  # Adam would enlarge rounding errors by decay
-    for step in range(5):
-        smto.weights(losses=losses * 0.9**step)
+    for _ in range(5):
+        smto.weights(losses=losses)
+        smto.after_step(losses * 0.9)
     assert float(smto.parameter.abs().max()) < 1e-7
 
 
 def test_famo_moves_weight_from_fast_tasks_to_slow_ones():
+    """Whatever lies between two batches."""
     smto = create("famo", 2)
     for step in range(50):
-        smto.weights(losses=torch.tensor([0.9**step, 1.0]).double())
+        losses = torch.rand(2, generator=torch.Generator().manual_seed(step)).double() + 0.1
+        smto.weights(losses=losses)
+        smto.after_step(losses * torch.tensor([0.9, 1.0]))
     assert float(smto.parameter[0]) < -0.5 < 0.5 < float(smto.parameter[1])
+
+
+def test_famo_shifts_the_losses_of_one_step_alike():
+    """A new lower bound between the two is no progress of the other losses."""
+    smto = create("famo", 3, decay=0.0)
+    smto.weights(losses=torch.tensor([1.0, 2.0, -1.0]).double())
+    smto.after_step(torch.tensor([1.0, 2.0, -5.0]).double())
+    assert float(smto.parameter[2]) < float(smto.parameter[0]) == float(smto.parameter[1])
+
+
+def test_famo_without_the_losses_after_a_step_is_refused():
+    smto, losses = create("famo", 2), torch.ones(2)
+    smto.weights(losses=losses)
+    with pytest.raises(RuntimeError, match=r"call after_step\(losses\)"):
+        smto.weights(losses=losses)
+    with pytest.raises(NotImplementedError, match="UncertaintyWeighting needs no losses after"):
+        create("uw", 2).after_step(losses)
 
 
 # -- smooth Tchebycheff -------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from mtrl.run import checkpoint
 from mtrl.run.directory import RunDirectory
 from mtrl.run.tags import LOWER_IS_BETTER
 from mtrl.schema import dump_yaml, flatten
+from mtrl.smto import FAMO
 from mtrl.smto import registry as smto_registry
 from mtrl.supervised import comparison, methods, networks
 from mtrl.supervised.command import load_config, with_overrides
@@ -414,6 +415,18 @@ def test_auto_lambda_holds_samples_out(mnist_folder: Path, tmp_path: Path) -> No
     assert log[-1]["step"] == 4, "90 of the 100 training samples, 20 at a time"
     weights = [r["smto/shared/weight/classify_left"] for r in log if "train/loss_mean" in r]
     assert len(set(weights)) == len(weights), "they move"
+
+
+def test_famo_learns_from_the_batch_before_and_after(mnist_folder: Path, tmp_path: Path) -> None:
+    config = small_config(mnist_folder, tmp_path / "run", "famo", epochs=1)
+    problem = make_problem(config)
+    learner = Learner(config, problem, 10, CPU)
+    smto, batch = learner.smto, Loader(problem.load(mnist_folder).train, 2, CPU).take(np.arange(3))
+    assert isinstance(smto, FAMO)
+    for _ in range(2):
+        outcome = learner.update(batch, 0)
+        torch.testing.assert_close(smto.before.float(), outcome.losses)
+    assert float(smto.parameter.abs().max()) > 0.01, "two steps of 0.025"
 
 
 def test_stopped_and_resumed_equals_uninterrupted(

@@ -13,7 +13,7 @@ from mtrl.smto import SMTO, GradDrop, create
 from mtrl.smto.registry import options_of
 from mtrl.smto.source import gram_matrix
 from mtrl.supervised.auto_lambda import AutoLambda, Prepared, look_ahead
-from mtrl.supervised.gradients import Space, backward
+from mtrl.supervised.gradients import Space, backward, losses_now
 from mtrl.supervised.methods import available, find
 from mtrl.supervised.networks import MultiTaskNetwork
 from mtrl.supervised.rotograd import BURN_IN, RotatedNetwork, rotate
@@ -160,6 +160,9 @@ def test_every_method_in_both_spaces(name: str, space: Space) -> None:
     for _ in range(2):  # stateful methods: a second step
         wanted = slow(other, same, inputs, targets, space)
         assert_close(run(network, smto, space), wanted)
+        if smto.wants_losses_after:
+            for one in (smto, same):
+                one.after_step(torch.arange(1.0, TASKS + 1.0))
     # BatchNorm: one update of the running statistics per step, as in the slow network.
     for (key, ours), theirs in zip(
         network.state_dict().items(), other.state_dict().values(), strict=True
@@ -286,6 +289,21 @@ def test_identical_tasks_get_equal_weights(name: str, space: Space) -> None:
     assert outcome.weights is not None
     weights = outcome.weights / outcome.weights.sum()
     assert torch.allclose(weights, torch.full_like(weights, 1 / TASKS), atol=5e-3)
+
+
+def test_the_losses_after_a_step() -> None:
+    """By BatchNorm's statistics of the batch, which no running average hears of twice."""
+    network, smto = make_network(), create("famo", TASKS)
+    inputs, targets = make_batch()
+    losses = [functional.cross_entropy] * TASKS
+    outcome = backward(network, losses, smto, inputs, targets, space="parameters")
+    buffers = copy.deepcopy(dict(network.named_buffers()))
+    torch.testing.assert_close(losses_now(network, losses, inputs, targets), outcome.losses)
+    assert all(torch.equal(buffers[n], buffer) for n, buffer in network.named_buffers())
+    torch.optim.SGD(network.parameters(), 0.1).step()
+    after = losses_now(network, losses, inputs, targets)
+    assert (after < outcome.losses).all()
+    smto.after_step(after)
 
 
 # -- Auto-Lambda --------------------------------------------------------------------------------

@@ -69,6 +69,8 @@ class Objective:
         self.plain: Callable[..., Direction] | None = None
         """The shorter way where the method needs the losses alone: an ordinary backward, or all of
         it compiled. None: there is none, and `direction` is taken."""
+        self.losses: Callable[..., Tensor] = lambda *given: task_loss(network, *inputs(*given))[0]
+        """[task] of the network as it is."""
         if not any(layer.of_one_task for layer in layers_of(network)):
             self.plain = lambda *given: plain_direction(smto, task_loss, network, *inputs(*given))
 
@@ -85,6 +87,9 @@ class Objective:
         if gramian and found.gramian is not None:
             self.gramian.copy_(found.gramian)
         norm = self.optimizer.step(found.gradients, self.max_grad_norm)
+        if self.smto.wants_losses_after:
+            with torch.no_grad():
+                self.smto.after_step(self.losses(*given))
         none = torch.full_like(found.losses, torch.nan)
         weights = none if found.weights is None else found.weights.float()
         return Step(found.losses, found.auxiliary, weights, norm.expand_as(found.losses))
@@ -101,7 +106,8 @@ class Objective:
         )
 
     def compile(self, *example: Any) -> None:
-        """Compile `layers`, and what follows it where the method's weights are constant.
+        """Compile `layers`, what follows it where the method's weights are constant, and `losses`
+        where it is used.
 
         Changes no state. Raises what torch.compile raises; nothing is compiled then.
         """
@@ -115,6 +121,11 @@ class Objective:
             self.plain = quick
         else:
             self.layers, self.plain = quick, None
+        if self.smto.wants_losses_after:
+            forward = compiled(self.losses, fullgraph=True)
+            with torch.no_grad():
+                forward(*example)
+            self.losses = forward
 
 
 def create_smto(config: Config, loss: Loss, device: torch.device) -> SMTO:

@@ -42,6 +42,8 @@ class SMTO(nn.Module, ABC):
     """The most expensive input of the next step; may change while training."""
     wants_positive_losses: bool = False
     """Whether losses of any sign are first shifted by a tracked lower bound (`observe`)."""
+    wants_losses_after: bool = False
+    """Whether every step must end with `after_step`."""
 
     lower_bound: Tensor
 
@@ -120,7 +122,8 @@ class SMTO(nn.Module, ABC):
         losses [m], with their graph. Adds the method's direction to `.grad` of the shared
         parameters, and the gradient of the losses' mean to that of the parameters that one task
         alone uses (heads): no other task's gradient conflicts with theirs. Costs one ordinary
-        backward for methods that need the losses alone, else one for every task.
+        backward for methods that need the losses alone, else one for every task. A method with
+        `wants_losses_after` (FAMO) must then be given them: `after_step`, after the optimiser's.
 
         ValueError for losses of another shape, or that are not finite.
         """
@@ -139,6 +142,13 @@ class SMTO(nn.Module, ABC):
                     parameter.grad = gradient.clone()
                 else:
                     parameter.grad += gradient
+
+    def after_step(self, losses: Tensor) -> None:
+        """Losses [m] of the step's own batch at the new parameters, after the optimiser's step.
+
+        Only for methods with `wants_losses_after`; one more forward.
+        """
+        raise NotImplementedError(f"{type(self).__name__} needs no losses after the step")
 
     def certificates(self) -> dict[str, Tensor]:
         """How well the last solve went (residual, duality gap), as scalars; {} if closed form.

@@ -66,6 +66,8 @@ def check(
 
     for step in range(3):
         method.combine(usual + 0.1 * step, losses / (step + 1))
+        if method.wants_losses_after:
+            method.after_step(losses / (step + 2))
     methods[1].load_state_dict(copy.deepcopy(method.state_dict()))
     one, other = (m.combine(usual, losses) for m in methods)
     _say(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -139,15 +139,18 @@ class FAMO(LearnedSMTO):
     """FAMO (Liu et al. 2023, Algorithm 1): logits that slow down the fastest improving tasks.
 
     z = softmax(xi); weights c z / l with c = 1 / sum(z / l), so they sum to 1. xi follows
-    delta = log l_before - log l_after through the softmax, with Adam and the weight decay
-    `decay` (the paper's gamma). Differences: l_after is the loss at the NEXT call, of another
-    mini-batch, which saves the second forward pass; the lower bound of each loss is tracked, not
-    given; c divides the weights as in the paper (the authors' code multiplies the loss by it).
+    delta = log l_before - log l_after, of one batch before and after the step, through the softmax,
+    with Adam and the weight decay `decay` (the paper's gamma). Costs one more forward. Differences:
+    the lower bound of each loss is tracked, not given; c divides the weights as in the paper (the
+    authors' code multiplies the loss by it).
     """
 
     needs = "losses"
+    capturable = True
     wants_positive_losses = True
-    previous: Tensor
+    wants_losses_after = True
+    before: Tensor
+    """[m] losses of this step, not shifted: what they are shifted by may change."""
 
     def __init__(
         self, num_tasks: int, *, lr: float = 0.025, decay: float = 1e-3, **options: Any
@@ -156,31 +159,25 @@ class FAMO(LearnedSMTO):
         if decay < 0:
             raise ValueError(f"decay must not be negative, but is {decay}")
         self.decay = decay
-        self.register_buffer("previous", torch.ones(num_tasks, dtype=torch.float64))
-        self.has_begun = False
+        self.register_buffer("before", torch.ones(num_tasks, dtype=torch.float64))
+        self._waits = False
 
     def weights(self, *, losses: Tensor | None = None, gramian: Tensor | None = None) -> Tensor:
+        if self._waits:
+            raise RuntimeError("FAMO learns from the losses after a step: call after_step(losses)")
         positive = self.observe(losses)
         assert losses is not None  # or `observe` has raised
-        if self.has_begun:
-            share = self.parameter.softmax(0)
-            gain = self.shift(self.previous).log() - positive.log()
-            self.descend(share * (gain - share @ gain) + self.decay * self.parameter)
-        self.has_begun = True
-        self.previous.copy_(losses)
+        self.before.copy_(losses)
+        self._waits = True
         weights = self.parameter.softmax(0) / positive
         return weights / weights.sum()
 
-    @property
-    def capturable(self) -> bool:
-        return self.has_begun  # the first step is another
-
-    def get_extra_state(self) -> dict[str, Any]:
-        return super().get_extra_state() | {"has_begun": self.has_begun}
-
-    def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        super().set_extra_state(state)
-        self.has_begun = state["has_begun"]
+    def after_step(self, losses: Tensor) -> None:
+        after = self.observe(losses)
+        share = self.parameter.softmax(0)
+        gain = self.shift(self.before).log() - after.log()
+        self.descend(share * (gain - share @ gain) + self.decay * self.parameter)
+        self._waits = False
 
 
 class _Scalarisation(SMTO):

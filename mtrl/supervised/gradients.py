@@ -179,20 +179,30 @@ def _of_part(
     targets: Sequence[Tensor],
     chunk_size: int,
 ) -> _Parameters:
-    """Task gradients on these samples alone, by a forward of their own, which leaves BatchNorm's
-    running statistics as they are."""
-
-    def call(module: nn.Module, x: Tensor) -> Tensor:
-        buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-        output: Tensor = functional_call(module, buffers, (x,))
-        return output
-
-    z = call(network.encoder, inputs)
+    """Task gradients on these samples alone, by a forward of their own."""
+    z = _called(network.encoder, inputs)
     leaves = [z.detach().requires_grad_() for _ in network.heads]
     pairs = zip(losses_of, network.heads, leaves, targets, strict=True)
-    losses = torch.stack([loss(call(head, leaf), target) for loss, head, leaf, target in pairs])
+    losses = torch.stack([loss(_called(head, leaf), target) for loss, head, leaf, target in pairs])
     rows = torch.stack(torch.autograd.grad(losses.sum(), leaves))
     return _Parameters(losses.detach(), z, list(network.encoder.parameters()), rows, chunk_size)
+
+
+@torch.no_grad()
+def losses_now(
+    network: MultiTaskNetwork, losses_of: Sequence[Loss], inputs: Any, targets: Sequence[Tensor]
+) -> Tensor:
+    """[task] of the network as it is: where it drops, by another mask, as in the authors' code of
+    FAMO."""
+    outputs = _called(network, inputs)
+    triples = zip(losses_of, outputs, targets, strict=True)
+    return torch.stack([loss(output, target) for loss, output, target in triples])
+
+
+def _called(module: nn.Module, inputs: Any) -> Any:
+    """A forward that leaves BatchNorm's running statistics as they are."""
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    return functional_call(module, buffers, (inputs,))
 
 
 def task_jacobian(

@@ -19,7 +19,7 @@ from mtrl.supervised import methods
 from mtrl.supervised.auto_lambda import AutoLambda, Prepared, look_ahead
 from mtrl.supervised.config import SupervisedConfig
 from mtrl.supervised.data import Batch, Loader
-from mtrl.supervised.gradients import Outcome, backward
+from mtrl.supervised.gradients import Outcome, backward, losses_now
 from mtrl.supervised.networks import load_encoder
 from mtrl.supervised.problems import Problem
 from mtrl.supervised.rotograd import RotatedNetwork
@@ -118,6 +118,8 @@ class Learner:
         if self.rotation_optimizer is not None:
             self.rotation_optimizer.param_groups[0]["lr"] = config.rotograd.lr * lr
             self.rotation_optimizer.step()
+        if self.smto.wants_losses_after:
+            self.smto.after_step(losses_now(self.network, self.losses, inputs, targets))
         return outcome
 
     @contextmanager
