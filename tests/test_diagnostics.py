@@ -12,7 +12,7 @@ from test_agent import make_agent, make_batch, parameters
 from test_task_gradients import problem, separate_backwards
 
 from mtrl.gradients.diagnostics import Diagnostics, cosines, gradient_metrics
-from mtrl.run.images import draw_heat_map
+from mtrl.run.images import AGREE, CONFLICT, draw_heat_map
 from mtrl.smto import available, create, describe
 
 
@@ -153,17 +153,28 @@ def test_means_between_flushes() -> None:
     assert diagnostics.heat_maps["actor"] is heat_map, "the last one stays for the next evaluation"
 
 
-def test_heat_map_shows_agreement_in_red_and_conflict_in_blue() -> None:
-    cosine = np.array([[1.0, -1.0], [-1.0, 1.0]])
-    pixels = draw_heat_map(["first", "second"], cosine, "title")
+@pytest.mark.parametrize("tasks", [1, 3, 10, 50])
+def test_heat_map_shows_agreement_in_red_and_conflict_in_blue(tasks: int) -> None:
+    cosines = np.zeros((tasks, tasks))
+    cosines[0, -1], cosines[-1, 0] = 1.0, -1.0  # with one task: conflict
+    names = [f"a-task-of-some-length-{i}" for i in range(tasks)]
+    pixels = draw_heat_map(names, cosines, "a title that is longer than two cells are wide")
     assert pixels.dtype == np.uint8
-    assert pixels.shape[0] == 3
-    red, _, blue = (channel.astype(int) for channel in pixels)
-    agree, conflict = (red - blue > 100).mean(), (blue - red > 100).mean()
-    assert agree > 0.05
-    assert conflict > 0.05
-    flipped = draw_heat_map(["first", "second"], -cosine, "title")
-    assert (pixels != flipped).any()
+    image = pixels.transpose(1, 2, 0)
+    for edge in (image[0], image[-1], image[:, 0], image[:, -1]):
+        assert (edge == 255).all(), "nothing is cut"
+
+    def seen(colour: tuple[int, int, int]) -> np.ndarray:
+        """Mean position, but for the scale of colours."""
+        where = (image[:, : -75 if tasks > 1 else None] == colour).all(-1)
+        assert where.sum() > 200
+        return np.argwhere(where).mean(0)
+
+    conflict = seen(CONFLICT)
+    if tasks > 1:
+        agree = seen(AGREE)
+        assert agree[0] < conflict[0], "the first row is on top"
+        assert agree[1] > conflict[1]
 
 
 def test_a_gramian_that_is_not_finite_gives_nan_and_no_exception():
