@@ -48,22 +48,26 @@ PATIENCE = 120.0
 """Seconds after which something hangs: no machine under load takes as long."""
 # 20 episodes of every task, 75 updates in 15 of them; logs, evaluates and saves on the way.
 TINY_OPTIONS: dict[str, object] = {
-    "train.total-steps": 1600,
-    "train.warmup-steps": 400,
-    "agent.updates-per-step": 0.25,
+    "train.total_steps": 1600,
+    "train.warmup_steps": 400,
+    "agent.updates_per_step": 0.25,
     "checkpoint.every": 400,
     "evaluation.every": 800,
-    "evaluation.episodes-per-task": 2,
-    "evaluation.final-episodes-per-task": 2,
+    "evaluation.episodes_per_task": 2,
+    "evaluation.final_episodes_per_task": 2,
     "network.width": 16,
-    "replay.batch-size": 32,
+    "replay.batch_size": 32,
     "logging.every": 400,
     "env.workers": 1,
     "learner.threads": 1,
     "learner.device": "cpu",
 }
 LONG_FILES = ("sweep_ray", "resume", "sweep", "tune", "methods_learn", "failure", "agent")
-TINY = [word for key, value in TINY_OPTIONS.items() for word in (f"--{key}", str(value))]
+TINY = [
+    word
+    for key, value in TINY_OPTIONS.items()
+    for word in (f"--{key.replace('_', '-')}", str(value))
+]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -75,8 +79,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def tiny_settings(*words: object) -> list[str]:
     """The same for `mtrl sweep --set`, and `words` in their place where they set a key too."""
     given = {str(word).partition("=")[0] for word in words}
-    tiny = {key.replace("-", "_"): value for key, value in TINY_OPTIONS.items()}
-    return [f"{k}={v}" for k, v in tiny.items() if k not in given] + list(map(str, words))
+    left = {key: value for key, value in TINY_OPTIONS.items() if key not in given}
+    return [f"{key}={value}" for key, value in left.items()] + list(map(str, words))
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,10 @@ import select
 import signal
 import subprocess
 import termios
+import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +28,7 @@ from conftest import (
     ENVIRONMENT,
     PATIENCE,
     PCGRAD,
+    TINY_OPTIONS,
     Mtrl,
     differences,
     final_state,
@@ -33,9 +36,11 @@ from conftest import (
     wait_for,
 )
 
+import mtrl
 from mtrl.device import memory
 from mtrl.device.memory import memory_error
 from mtrl.device.stop_signals import handled
+from mtrl.envs.vector import WorkerError
 from mtrl.run import checkpoint
 from mtrl.run.log_window import LogWindow
 from mtrl.run.stopping import TrainingError
@@ -237,40 +242,47 @@ def test_dead_worker_ends_the_run(running: Any) -> None:
     run.assert_no_child_left()
 
 
-def started_compiling(running: Any, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Running:
-    """A run that waits, at the end of its warm-up, for a compilation that outlasts the test."""
-    slow = cache / "c++"
-    slow.write_text("#!/bin/sh\nsleep 3600\n")
-    slow.chmod(0o755)
-    monkeypatch.setitem(ENVIRONMENT, "CXX", str(slow))
-    monkeypatch.setitem(ENVIRONMENT, "TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))
-    alone = ("--evaluation.every", 0)  # no workers but those of the training
-    run: Running = running("--learner.compile", "on", "--network.depth", 1, *alone)
-    run.wait_for_checkpoint()  # the warm-up's end
-    assert checkpoint.newest_first(run.path / "checkpoints")[0].name.endswith("400.pt")
-    wait_for(lambda: "sleep" in run.descendants(), PATIENCE, "the compiler")
-    return run
-
-
 def test_dead_worker_ends_a_run_that_compiles(
-    running: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = started_compiling(running, tmp_path, monkeypatch)
-    (worker,) = (child for child in run.children if "spawn_main" in " ".join(child.cmdline()))
-    run.children = psutil.Process(run.process.pid).children(recursive=True)
-    worker.kill()
-    code, errors = run.wait()
-    assert code == 1
-    assert "Traceback" not in errors
-    assert "was killed by signal 9" in errors.splitlines()[-1]
-    assert run.status()["status"] == "failed"
-    run.assert_no_child_left()
+    """In this process, whose compiler kills the worker and takes longer than the test."""
+    over = threading.Event()
+    before = set(psutil.Process().children(recursive=True))
+
+    def slow(graph: Any, inputs: Any) -> Any:
+        (worker,) = (
+            child
+            for child in set(psutil.Process().children(recursive=True)) - before
+            if "spawn_main" in " ".join(child.cmdline())
+        )
+        worker.kill()
+        over.wait(PATIENCE)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=slow))
+    try:
+        options = {"learner.compile": "on", "network.depth": 1, "evaluation.every": 0}
+        with pytest.raises(WorkerError, match="was killed by signal 9"):
+            mtrl.train("toy", TINY_OPTIONS | options, run_dir=tmp_path / "run")
+    finally:
+        over.set()
+    assert json.loads((tmp_path / "run/status.json").read_text())["status"] == "failed"
 
 
 def test_signal_stops_a_run_that_compiles(
     running: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = started_compiling(running, tmp_path, monkeypatch)
+    """At the end of its warm-up it waits for a compilation that outlasts the test."""
+    slow = tmp_path / "c++"
+    slow.write_text("#!/bin/sh\nsleep 3600\n")
+    slow.chmod(0o755)
+    monkeypatch.setitem(ENVIRONMENT, "CXX", str(slow))
+    monkeypatch.setitem(ENVIRONMENT, "TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    alone = ("--evaluation.every", 0)  # no workers but those of the training
+    run = running("--learner.compile", "on", "--network.depth", 1, *alone)
+    run.wait_for_checkpoint()
+    assert checkpoint.newest_first(run.path / "checkpoints")[0].name.endswith("400.pt")
+    wait_for(lambda: "sleep" in run.descendants(), PATIENCE, "the compiler")
     run.children = psutil.Process(run.process.pid).children(recursive=True)
     run.process.send_signal(signal.SIGINT)
     code, errors = run.wait()

@@ -26,7 +26,6 @@ EPISODES = 20
 # the actor's loss, whose gradients are short, they are most of the direction: nothing is learnt.
 ON_THE_CRITIC_ALONE = ("cdtt",)
 OPTIONS: dict[str, dict[str, Any]] = {
-    "fixed": {"weights": [1.0] * len(TOY)},
     "pcd": {"tau": 0.3},  # by default the other tasks are to learn fifty times as slowly
 }
 
@@ -87,9 +86,9 @@ def learn(config: Config, envs: VectorEnv, folder: Path) -> list[float]:
 
 
 METHODS = (
-    *("fixed", "rgd", "rlw_dirichlet", "stch", "unitary"),  # losses
-    *("famo", "si", "uw"),  # losses that must be positive
-    *("cagrad", "mgda", "nash_mtl", "pcgrad"),  # a Gramian
+    *("rgd", "unitary"),  # losses
+    *("famo", "uw"),  # losses that must be positive
+    *("mgda", "nash_mtl", "pcgrad"),  # a Gramian
     *("autoscale", "cdtt", "gradnorm"),  # a Gramian, with a state of its own
     *("graddrop", "modo"),  # the Jacobian
 )

@@ -24,7 +24,6 @@ from mtrl.smto import SMTO, available, check, create, describe
 EXAMPLES = re.findall(
     r"```python\n(.*?)```", (REPOSITORY / "docs/python.md").read_text(), re.DOTALL
 )
-TINY = {key.replace("-", "_"): value for key, value in TINY_OPTIONS.items()}
 
 
 def test_import_is_light() -> None:
@@ -71,11 +70,13 @@ def test_documented_loop_and_environments() -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> mtrl.Run:
-    return mtrl.train("toy", TINY, seed=1, run_dir=tmp_path_factory.mktemp("python") / "run")
+    return mtrl.train(
+        "toy", TINY_OPTIONS, seed=1, run_dir=tmp_path_factory.mktemp("python") / "run"
+    )
 
 
 def test_the_same_as_the_command(reference: Path, tmp_path: Path) -> None:
-    run = mtrl.train("toy", TINY | {"agent.smto.name": "pcgrad"}, run_dir=tmp_path / "run")
+    run = mtrl.train("toy", TINY_OPTIONS | {"agent.smto.name": "pcgrad"}, run_dir=tmp_path / "run")
     mine, theirs = final_state(run.path), final_state(reference)
     assert differences(mine["agent"], theirs["agent"]) == []
 
@@ -142,7 +143,7 @@ class Log(mtrl.Callback):
 
 def test_callbacks_hear_and_stop_and_the_run_resumes(trained: mtrl.Run, tmp_path: Path) -> None:
     log = Log()
-    stopped = mtrl.train("toy", TINY, seed=1, run_dir=tmp_path / "run", callbacks=[log])
+    stopped = mtrl.train("toy", TINY_OPTIONS, seed=1, run_dir=tmp_path / "run", callbacks=[log])
     assert stopped.state == "stopped"
     assert stopped.status["reason"] == "stopped by a callback"
     assert 800 <= stopped.step < 1600
@@ -151,7 +152,7 @@ def test_callbacks_hear_and_stop_and_the_run_resumes(trained: mtrl.Run, tmp_path
     assert stopped.status["best_success_mean"] == stopped.success_mean
     assert ("checkpoint", stopped.step) in log.heard
     assert ("log", 800) in log.heard
-    finished = mtrl.train("toy", TINY, seed=1, run_dir=tmp_path / "run", resume=True)
+    finished = mtrl.train("toy", TINY_OPTIONS, seed=1, run_dir=tmp_path / "run", resume=True)
     assert finished.finished
     mine, theirs = final_state(finished.path), final_state(trained.path)
     assert differences(mine["agent"], theirs["agent"]) == [], "bitwise as if never stopped"
@@ -165,7 +166,7 @@ class Adds(mtrl.Callback):
 
 
 def test_what_a_callback_adds_is_logged_and_what_it_raises_loses_nothing(tmp_path: Path) -> None:
-    run, short = tmp_path / "run", TINY | {"checkpoint.every": 1600}
+    run, short = tmp_path / "run", TINY_OPTIONS | {"checkpoint.every": 1600}
     with pytest.raises(ValueError, match="no number"):
         mtrl.train("toy", short, run_dir=run, callbacks=[Adds()])
     ended = read_run(run)
@@ -192,7 +193,7 @@ class Misspelt(mtrl.Callback):
 )
 def test_what_would_never_be_called_is_refused(callbacks: Any, said: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=re.escape(said)):
-        mtrl.train("toy", TINY, run_dir=tmp_path / "run", callbacks=callbacks)
+        mtrl.train("toy", TINY_OPTIONS, run_dir=tmp_path / "run", callbacks=callbacks)
     assert not (tmp_path / "run").exists()
 
 
@@ -212,13 +213,13 @@ def test_what_is_not_allowed_leaves_nothing(
     overrides: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=re.escape(said)):
-        mtrl.train("toy", TINY | overrides, run_dir=tmp_path / "run")
+        mtrl.train("toy", TINY_OPTIONS | overrides, run_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_run_that_is_there_is_kept(trained: mtrl.Run) -> None:
     with pytest.raises(ConfigError, match="exists already"):
-        mtrl.train("toy", TINY, run_dir=trained.path)
+        mtrl.train("toy", TINY_OPTIONS, run_dir=trained.path)
 
 
 def test_options_of_another_method_are_dropped() -> None:

@@ -89,7 +89,6 @@ def runs(run_mtrl: Mtrl, tmp_path_factory: pytest.TempPathFactory, reference: Pa
         meta_world("mw", 1200),
         meta_world("mw_upstream", 1200, "--env.no-fast"),
         compiled("compiled"),
-        compiled("compiled_half", *half),
         toy("rare", *RARE),
     ):
         succeeded(run_mtrl(*line))
@@ -97,7 +96,9 @@ def runs(run_mtrl: Mtrl, tmp_path_factory: pytest.TempPathFactory, reference: Pa
     assert final_state(folder / "half", 800)["step"] == 800
     succeeded(run_mtrl("resume", folder / "half", "--train.total-steps", 1600))
     succeeded(run_mtrl("resume", folder / "mw_half", "--train.total-steps", 1200))
-    succeeded(run_mtrl.process("resume", folder / "compiled_half", "--train.total-steps", 1600))
+    shutil.copytree(folder / "compiled", folder / "compiled_half")
+    at_half = checkpoint.step_path(folder / "compiled_half/checkpoints", 800)
+    succeeded(run_mtrl.process("resume", at_half))
     return folder
 
 
@@ -378,7 +379,7 @@ def test_a_run_that_is_stopped_does_not_wait_for_an_evaluation(
     run_evaluation = Evaluator._run
     calls: list[int] = []
     run, settings = tmp_path / "run", {"agent.smto.name": "pcgrad"}
-    settings |= {key.replace("-", "_"): value for key, value in TINY_OPTIONS.items()}
+    settings |= TINY_OPTIONS
     with monkeypatch.context() as patch:
         patch.setattr(Evaluator, "_run", never)
         stopped = mtrl.train("toy", settings, run_dir=run, callbacks=[Stop()])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +18,7 @@ from mtrl.networks.values import create_value
 from mtrl.options.plugins import load_plugins, reason_of
 from mtrl.schema import ConfigError, coerce, describe_type, nearest, user_path
 from mtrl.smto import SMTO, available, create, describe
-from mtrl.smto.registry import find
+from mtrl.smto.registry import aliases, find
 
 SET_BY_THE_RUN = ("seed", "total_steps")
 
@@ -60,8 +59,7 @@ def check_methods(config: Config) -> Config:
 
 def check_name(name: str, key: str, own: Mapping[str, type[SMTO]] | None = None) -> None:
     """ConfigError unless there is such a method. own: beside those of the registry."""
-    aliases = (describe(method).aliases for method in available())
-    known = [*(own or ()), *available(), *itertools.chain.from_iterable(aliases)]
+    known = [*(own or ()), *available(), *aliases()]
     if name not in known:
         names = ", ".join((*available(), *(own or ())))
         raise ConfigError(key, name, f"must be one of {names}{nearest(name, known)}")

@@ -29,7 +29,7 @@ class Method(NamedTuple):
     """First line of the docstring."""
 
 
-def register(name: str, *aliases: str) -> Callable[[Class], Class]:
+def register(name: str, *others: str) -> Callable[[Class], Class]:
     """Class decorator: make a method known by `name` to `create` and the command line."""
 
     def add(cls: Class) -> Class:
@@ -39,12 +39,12 @@ def register(name: str, *aliases: str) -> Callable[[Class], Class]:
             allowed = ", ".join(get_args(Needs))
             raise ValueError(f"method {name}: needs = {cls.needs!r} must be one of {allowed}")
         _own_options(cls)
-        for word in (name, *aliases):
+        for word in (name, *others):
             taken = _METHODS.get(_ALIASES.get(word, word))
             if taken is not None and not redefines(cls, taken):
                 raise ValueError(f"the method name {word!r} is taken by {taken.__name__}")
         _METHODS[name] = cls
-        _ALIASES.update(dict.fromkeys(aliases, name))
+        _ALIASES.update(dict.fromkeys(others, name))
         return cls
 
     return add
@@ -54,6 +54,11 @@ def available() -> tuple[str, ...]:
     """Names of all registered methods, the cheapest inputs first; aliases left out."""
     costs = get_args(Needs)
     return tuple(sorted(_METHODS, key=lambda name: costs.index(_METHODS[name].needs)))
+
+
+def aliases() -> dict[str, str]:
+    """Other names of methods -> the names."""
+    return dict(_ALIASES)
 
 
 def find(name: str | type[SMTO]) -> type[SMTO]:
@@ -101,7 +106,7 @@ def describe(name: str | type[SMTO]) -> Method:
     name, cls = _find(name)
     return Method(
         name,
-        tuple(alias for alias, of in _ALIASES.items() if of == name),
+        tuple(alias for alias, of in aliases().items() if of == name),
         cls.needs,
         cls.wants_positive_losses,
         _defaults(cls),
