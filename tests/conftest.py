@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import settings
+from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mtrl.commands import main as cli
@@ -175,6 +176,16 @@ def reference(run_mtrl: Mtrl, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("reference") / "run"
     succeeded(run_mtrl.toy(run, *PCGRAD))
     return run
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports have empty files for figures: to draw them takes seconds."""
+
+    def saved(figure: Figure, path: str, **settings: Any) -> None:
+        Path(path).write_bytes(b"")
+
+    monkeypatch.setattr(Figure, "savefig", saved)
 
 
 PCGRAD = ("--agent.smto.name", "pcgrad")

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pytest
 from conftest import REPOSITORY, Mtrl
 
 from mtrl.config.benchmarks import TOY
@@ -26,13 +25,12 @@ def final_evaluation(run: Path) -> dict[str, float]:
     return last
 
 
-@pytest.mark.parametrize("method", ["unitary", "pcgrad"])
-def test_learns_all_tasks_nearly_optimally(method: str, run_mtrl: Mtrl, tmp_path: Path) -> None:
+def test_learns_all_tasks_nearly_optimally(run_mtrl: Mtrl, tmp_path: Path) -> None:
     """One network solves four tasks whose rewards differ 1000-fold, which needs the task id and
     the reward normalisation."""
     run = tmp_path / "run"
     line = ("train", REPOSITORY / "configs/toy.yaml", "--run-dir", run, *FAST.split())
-    done = run_mtrl(*line, "--agent.smto.name", method)
+    done = run_mtrl(*line, "--agent.smto.name", "pcgrad")
     assert done.returncode == 0, done.stderr[-3000:]
     result = final_evaluation(run)
     assert result["eval/success_mean"] >= 0.9  # 1.0 with each of 10 seeds
@@ -44,5 +42,5 @@ def test_learns_all_tasks_nearly_optimally(method: str, run_mtrl: Mtrl, tmp_path
         idle = -PointMass(task).reward_scale * 20 * np.abs(starts - target).sum(1).mean()
         share = (result[f"eval/return/{task}"] - idle) / (best - idle)
         assert share <= 1 + 1e-6, "better than the optimum: the environment or returns are wrong"
-        # Worst task with 10 seeds: unitary 0.931, standard deviation 0.023; pcgrad 0.949, 0.013.
+        # Worst task with 10 seeds: 0.949, standard deviation 0.013.
         assert share >= 0.85, f"{task}: only {share:.0%} of the way from idling to the optimum"

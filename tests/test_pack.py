@@ -42,6 +42,7 @@ def test_a_packed_run_is_read_like_the_run(run_mtrl: Mtrl, tmp_path: Path) -> No
         np.testing.assert_allclose(rates, [20.0, 37.5], rtol=1e-5)  # 3 / (1/50 + 1/50 + 1/25)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_report_of_packed_runs_has_the_same_scores_and_comparisons(tmp_path: Path) -> None:
     finals = {"unitary": {1: 0.2, 2: 0.4}, "pcgrad": {1: 0.5, 2: 0.8}}
     for method, by_seed in finals.items():

@@ -326,6 +326,7 @@ def test_bad_input_is_one_line(
     assert message.count("\n") == 1
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_broken_run_is_shown_and_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -344,6 +345,7 @@ def test_a_broken_run_is_shown_and_left_out(
     assert "holds broken runs only: CONFIG" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_what_has_another_score_is_left_out_aloud(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -357,6 +359,7 @@ def test_what_has_another_score_is_left_out_aloud(
     assert len(rows(tmp_path / "out/report.html", "MT10/runs.csv")) == 1
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_nothing_of_an_earlier_report_stays(tmp_path: Path) -> None:
     for method in ("unitary", "pcgrad"):
         for seed in (1, 2):
@@ -377,6 +380,7 @@ def test_nothing_of_an_earlier_report_stays(tmp_path: Path) -> None:
     assert (tmp_path / "site/MT10/mine.csv").exists()
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_runs_behind_links_are_in_the_report(tmp_path: Path) -> None:
     write_run(tmp_path / "store/a", {1000: [0.5] * 4})
     (tmp_path / "runs").mkdir()
@@ -385,6 +389,7 @@ def test_runs_behind_links_are_in_the_report(tmp_path: Path) -> None:
     assert len(rows(written, "MT10/runs.csv")) == 1
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_another_metric_and_no_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metric = "eval/accuracy"
     scores = {500: [4.0, 4.0], 1000: [3.0, 5.0]}

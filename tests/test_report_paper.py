@@ -237,6 +237,7 @@ def test_rows_are_sorted_by_score(many: Benchmark) -> None:
     assert methods == NAMES[::-1]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_what_has_no_finished_run_comes_last_and_breaks_nothing(tmp_path: Path) -> None:
     write_run(tmp_path / "a", {1000: [0.0] * 4}, method="unitary")
     write_run(tmp_path / "b", {500: [1.0] * 4}, method="famo", status="stopped")

@@ -269,6 +269,7 @@ def test_the_commit_is_this_codes_and_nobody_elses(
     assert environment()["git_commit"] == environment()["git_diff"] == ""
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_tilde_is_the_home_folder(
     run_mtrl: Mtrl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -248,6 +248,7 @@ def test_an_error_of_the_engine_leaves_no_run_behind(
     assert read_run(trial.path).state == "died"
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_killed_study_continues(run_mtrl: Mtrl, tmp_path: Path) -> None:
     """The example of docs/tune.md, smaller; trials are runs that the other commands read."""
     (text,) = re.findall(r"```yaml\n(.*?)```", (REPOSITORY / "docs/tune.md").read_text(), re.DOTALL)
