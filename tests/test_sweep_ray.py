@@ -14,6 +14,7 @@ import psutil
 import pytest
 from conftest import (
     ENVIRONMENT,
+    PATIENCE,
     REPOSITORY,
     differences,
     evaluations,
@@ -86,6 +87,10 @@ def process_of(run: Path) -> psutil.Process:
     return psutil.Process(json.loads((run / "status.json").read_text())["pid"])
 
 
+def is_alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
 def wait_for_checkpoint(run: Path) -> None:
     wait_for(lambda: checkpoint.newest_first(run / "checkpoints"), 300, f"a checkpoint in {run}")
 
@@ -100,18 +105,22 @@ def test_killed_worker_and_lost_node_are_recovered(
     lost: list[Any] = []
 
     def harm() -> None:
-        wait_for_checkpoint(first)
-        run = process_of(first)
-        worker = psutil.Process(run.ppid())
+        for run in (first, second):
+            wait_for_checkpoint(run)
+            process = process_of(run)
+            process.suspend()  # not finished before its worker ends, however fast it is
+            ended.extend([psutil.Process(process.ppid()), process])
+        worker = ended[0]
         assert "ray::" in worker.name() or "ray" in " ".join(worker.cmdline())
+        ancestors = {process.pid for process in ended[2].parents()}
         worker.kill()
-        ended.extend([worker, run])
-        wait_for_checkpoint(second)
-        ancestors = {process.pid for process in process_of(second).parents()}
         for node in list(cluster.worker_nodes):
             if node.all_processes["raylet"][0].process.pid in ancestors:
                 lost.append(node)
                 cluster.remove_node(node, allow_graceful=False)
+        for worker, process in (ended[:2], ended[2:]):
+            wait_for(lambda worker=worker: not is_alive(worker), PATIENCE, "the worker's end")
+            process.resume()  # to hear that it is to stop
 
     thread = in_background(harm)
     code, shown = sweep("--seeds", "1..2")
@@ -120,8 +129,8 @@ def test_killed_worker_and_lost_node_are_recovered(
     assert "3 node(s), 1 core(s) and 0 GPUs a run" in shown
     assert "2 finished" in shown
     assert len(lost) == 1
-    assert len(ended) == 2
-    assert not any(process.is_running() for process in ended)
+    assert len(ended) == 4
+    assert not any(map(is_alive, ended))
     for seed in (1, 2):
         log = (tmp_path / f"toy/sweep/pcgrad/seed_{seed}.log").read_text()
         assert "resumed at step" in log
