@@ -62,6 +62,11 @@ class Objective:
         m, device = smto.num_tasks, next(network.parameters()).device
         self.gramian = torch.full((m, m), torch.nan, device=device)
         """[task, task], of the last step that was asked for it."""
+        self.prepare: Callable[..., tuple[Any, ...]] = lambda *given: given
+        """What comes before the pure part: nothing, since the compiler takes the inputs in, or the
+        inputs, of a method that needs them once more after the step."""
+        if smto.wants_losses_after:
+            self.prepare, inputs = inputs, self.prepare
         self.layers: Callable[..., Layers] = lambda *given: self.gradients(
             task_loss, network, *inputs(*given)
         )
@@ -77,8 +82,9 @@ class Objective:
     def step(self, *given: Any, gramian: bool = False) -> Step:
         """gramian: leave the Gramian in `self.gramian`, whatever the method; changes nothing
         else."""
+        given = self.prepare(*given)
         if self.plain is None or self.smto.needs != "losses":
-            found = self.direction(*given, gramian=gramian)
+            found = self._direction(*given, gramian=gramian)
         else:
             found = self.plain(*given)
             if gramian:
@@ -96,6 +102,9 @@ class Objective:
 
     def direction(self, *given: Any, gramian: bool = False, smto: SMTO | None = None) -> Direction:
         """smto: instead of the objective's own."""
+        return self._direction(*self.prepare(*given), gramian=gramian, smto=smto)
+
+    def _direction(self, *given: Any, gramian: bool = False, smto: SMTO | None = None) -> Direction:
         return combine(
             smto or self.smto,
             self.network,
@@ -106,14 +115,20 @@ class Objective:
         )
 
     def compile(self, *example: Any) -> None:
-        """Compile `layers`, what follows it where the method's weights are constant, and `losses`
-        where it is used.
+        """Compile `layers` and what follows it where the method's weights are constant; `prepare`
+        and `losses` where they do something.
 
         Changes no state. Raises what torch.compile raises; nothing is compiled then.
         """
         if not self.is_recorded:
             return
-        pure: Callable[..., Any] = self.direction if self.smto.compilable else self.layers
+        prepare, losses = self.prepare, self.losses
+        if self.smto.wants_losses_after:
+            prepare, losses = compiled(prepare, fullgraph=True), compiled(losses, fullgraph=True)
+            example = prepare(*example)
+            with torch.no_grad():
+                losses(*example)
+        pure: Callable[..., Any] = self._direction if self.smto.compilable else self.layers
         # The setting takes the backward in; AttributeError before PyTorch 2.11.
         quick = compiled(pure, fullgraph=True, trace_autograd_ops=True)
         quick(*example)
@@ -121,11 +136,7 @@ class Objective:
             self.plain = quick
         else:
             self.layers, self.plain = quick, None
-        if self.smto.wants_losses_after:
-            forward = compiled(self.losses, fullgraph=True)
-            with torch.no_grad():
-                forward(*example)
-            self.losses = forward
+        self.prepare, self.losses = prepare, losses
 
 
 def create_smto(config: Config, loss: Loss, device: torch.device) -> SMTO:
