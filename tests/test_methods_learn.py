@@ -131,18 +131,16 @@ NETWORKS: dict[str, dict[str, int]] = {
 @pytest.mark.parametrize("name", NETWORKS)
 def test_network_learns_all_tasks(name: str, base: Config, envs: VectorEnv, tmp_path: Path) -> None:
     network = dataclasses.replace(base.network, architecture=name, options=NETWORKS[name])
-    # CARE, with six layers and random task embeddings, takes longer.
-    steps = 2_800 if name == "care" else 1_920
-    train = dataclasses.replace(base.train, total_steps=steps)
-    shares = learn(dataclasses.replace(base, network=network, train=train), envs, tmp_path)
-    # Mean, and worst task, with 4 seeds (standard deviation):
+    shares = learn(dataclasses.replace(base, network=network), envs, tmp_path)
+    # Mean, and worst task, with 4 seeds (standard deviation). CARE, with six layers and random
+    # task embeddings, is still on its way after so few updates.
     #   care          0.837 (0.031)    0.635 (0.120)
-    #   film          0.947 (0.016)    0.931 (0.020)
-    #   moore         0.964 (0.010)    0.952 (0.018)
-    #   multi_head    0.953 (0.010)    0.943 (0.018)
-    #   paco          0.951 (0.004)    0.928 (0.018)
-    #   soft_modules  0.945 (0.009)    0.905 (0.043)
-    mean, worst = (0.65, 0.2) if name == "care" else (0.85, 0.7)
+    #   film          0.976 (0.007)    0.964 (0.013)
+    #   moore         0.981 (0.003)    0.976 (0.004)
+    #   multi_head    0.978 (0.003)    0.973 (0.003)
+    #   paco          0.974 (0.011)    0.965 (0.022)
+    #   soft_modules  0.980 (0.004)    0.972 (0.007)
+    mean, worst = (0.65, 0.2) if name == "care" else (0.9, 0.85)
     assert np.mean(shares) >= mean, shares
     assert min(shares) >= worst, shares
 

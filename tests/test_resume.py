@@ -98,7 +98,9 @@ def runs(run_mtrl: Mtrl, tmp_path_factory: pytest.TempPathFactory, reference: Pa
     succeeded(run_mtrl("resume", folder / "mw_half", "--train.total-steps", 1200))
     shutil.copytree(folder / "compiled", folder / "compiled_half")
     at_half = checkpoint.step_path(folder / "compiled_half/checkpoints", 800)
-    succeeded(run_mtrl.process("resume", at_half))
+    done = run_mtrl.process("resume", at_half)
+    succeeded(done)
+    assert "resumed at step 800" in done.stderr
     return folder
 
 

@@ -216,7 +216,7 @@ def test_famo_without_the_losses_after_a_step_is_refused():
     smto.weights(losses=losses)
     with pytest.raises(RuntimeError, match=r"call after_step\(losses\)"):
         smto.weights(losses=losses)
-    with pytest.raises(NotImplementedError, match="UncertaintyWeighting needs no losses after"):
+    with pytest.raises(NotImplementedError, match="UncertaintyWeighting has no after_step"):
         create("uw", 2).after_step(losses)
 
 

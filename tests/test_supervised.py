@@ -48,6 +48,7 @@ from mtrl.supervised.config import (
 )
 from mtrl.supervised.dashboard import dashboard
 from mtrl.supervised.data import Batch, Batches, Loader
+from mtrl.supervised.gradients import task_losses
 from mtrl.supervised.learner import Learner
 from mtrl.supervised.metrics import (
     ABSOLUTE_ERROR,
@@ -417,16 +418,29 @@ def test_auto_lambda_holds_samples_out(mnist_folder: Path, tmp_path: Path) -> No
     assert len(set(weights)) == len(weights), "they move"
 
 
-def test_famo_learns_from_the_batch_before_and_after(mnist_folder: Path, tmp_path: Path) -> None:
+def test_famo_learns_from_one_batch_before_and_after(
+    mnist_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = small_config(mnist_folder, tmp_path / "run", "famo", epochs=1)
+    network = dataclasses.replace(config.network, dropout=0.0)
+    config = dataclasses.replace(config, network=network)
     problem = make_problem(config)
     learner = Learner(config, problem, 10, CPU)
-    smto, batch = learner.smto, Loader(problem.load(mnist_folder).train, 2, CPU).take(np.arange(3))
-    assert isinstance(smto, FAMO)
-    for _ in range(2):
+    loader = Loader(problem.load(mnist_folder).train, 2, CPU)
+    after: list[torch.Tensor] = []
+    after_step = FAMO.after_step
+    monkeypatch.setattr(
+        FAMO, "after_step", lambda smto, losses: (after.append(losses), after_step(smto, losses))
+    )
+    for k in range(2):
+        batch = loader.take(np.arange(3 * k, 3 * k + 3))
         outcome = learner.update(batch, 0)
-        torch.testing.assert_close(smto.before.float(), outcome.losses)
-    assert float(smto.parameter.abs().max()) > 0.01, "two steps of 0.025"
+        inputs, targets = problem.prepare(batch.inputs), problem.targets(batch)
+        now = task_losses(learner.network, learner.losses, inputs, targets)
+        torch.testing.assert_close(after[k], now.detach())
+        assert (after[k] != outcome.losses).all()
+        assert isinstance(learner.smto, FAMO)
+        torch.testing.assert_close(learner.smto.before.float(), outcome.losses)
 
 
 def test_stopped_and_resumed_equals_uninterrupted(

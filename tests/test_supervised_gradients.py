@@ -13,7 +13,7 @@ from mtrl.smto import SMTO, GradDrop, create
 from mtrl.smto.registry import options_of
 from mtrl.smto.source import gram_matrix
 from mtrl.supervised.auto_lambda import AutoLambda, Prepared, look_ahead
-from mtrl.supervised.gradients import Space, backward, losses_now
+from mtrl.supervised.gradients import Space, backward, task_losses
 from mtrl.supervised.methods import available, find
 from mtrl.supervised.networks import MultiTaskNetwork
 from mtrl.supervised.rotograd import BURN_IN, RotatedNetwork, rotate
@@ -298,10 +298,10 @@ def test_the_losses_after_a_step() -> None:
     losses = [functional.cross_entropy] * TASKS
     outcome = backward(network, losses, smto, inputs, targets, space="parameters")
     buffers = copy.deepcopy(dict(network.named_buffers()))
-    torch.testing.assert_close(losses_now(network, losses, inputs, targets), outcome.losses)
+    torch.testing.assert_close(task_losses(network, losses, inputs, targets), outcome.losses)
     assert all(torch.equal(buffers[n], buffer) for n, buffer in network.named_buffers())
     torch.optim.SGD(network.parameters(), 0.1).step()
-    after = losses_now(network, losses, inputs, targets)
+    after = task_losses(network, losses, inputs, targets).detach()
     assert (after < outcome.losses).all()
     smto.after_step(after)
 

@@ -148,7 +148,7 @@ class SMTO(nn.Module, ABC):
 
         Only for methods with `wants_losses_after`; one more forward.
         """
-        raise NotImplementedError(f"{type(self).__name__} needs no losses after the step")
+        raise NotImplementedError(f"{type(self).__name__} has no after_step")
 
     def certificates(self) -> dict[str, Tensor]:
         """How well the last solve went (residual, duality gap), as scalars; {} if closed form.

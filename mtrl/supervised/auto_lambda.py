@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from mtrl.smto import LearnedSMTO
+from mtrl.supervised.gradients import task_losses
 from mtrl.supervised.metrics import Loss
 from mtrl.supervised.networks import MultiTaskNetwork
 
@@ -68,13 +68,8 @@ def look_ahead(
     start = [p.detach() for p in parameters]
 
     def losses(values: Sequence[Tensor], data: Prepared) -> Tensor:
-        # BatchNorm writes into its buffers: into copies of them.
-        state = dict(zip(names, values, strict=True)) | {
-            name: buffer.clone() for name, buffer in network.named_buffers()
-        }
-        outputs = functional_call(network, state, (data.inputs,))
-        pairs = zip(losses_of, outputs, data.targets, strict=True)
-        return torch.stack([loss(output, target) for loss, output, target in pairs])
+        moved = dict(zip(names, values, strict=True))
+        return task_losses(network, losses_of, data.inputs, data.targets, moved)
 
     here = [p.clone().requires_grad_() for p in start]
     found = losses(here, training)

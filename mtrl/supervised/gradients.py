@@ -18,7 +18,7 @@ sees the batch once and all tasks share its dropout.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -179,7 +179,8 @@ def _of_part(
     targets: Sequence[Tensor],
     chunk_size: int,
 ) -> _Parameters:
-    """Task gradients on these samples alone, by a forward of their own."""
+    """Task gradients on these samples alone, by a forward of their own, which leaves BatchNorm's
+    running statistics as they are."""
     z = _called(network.encoder, inputs)
     leaves = [z.detach().requires_grad_() for _ in network.heads]
     pairs = zip(losses_of, network.heads, leaves, targets, strict=True)
@@ -188,21 +189,23 @@ def _of_part(
     return _Parameters(losses.detach(), z, list(network.encoder.parameters()), rows, chunk_size)
 
 
-@torch.no_grad()
-def losses_now(
-    network: MultiTaskNetwork, losses_of: Sequence[Loss], inputs: Any, targets: Sequence[Tensor]
+def task_losses(
+    network: MultiTaskNetwork,
+    losses_of: Sequence[Loss],
+    inputs: Any,
+    targets: Sequence[Tensor],
+    parameters: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
-    """[task] of the network as it is: where it drops, by another mask, as in the authors' code of
-    FAMO."""
-    outputs = _called(network, inputs)
+    """[task]. parameters: instead of the network's own. The network is as it was, buffers too."""
+    outputs = _called(network, inputs, parameters)
     triples = zip(losses_of, outputs, targets, strict=True)
     return torch.stack([loss(output, target) for loss, output, target in triples])
 
 
-def _called(module: nn.Module, inputs: Any) -> Any:
-    """A forward that leaves BatchNorm's running statistics as they are."""
+def _called(module: nn.Module, inputs: Any, parameters: Mapping[str, Tensor] | None = None) -> Any:
+    # BatchNorm writes into its buffers: into copies of them.
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    return functional_call(module, buffers, (inputs,))
+    return functional_call(module, buffers | dict(parameters or {}), (inputs,))
 
 
 def task_jacobian(

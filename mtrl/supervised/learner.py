@@ -19,7 +19,7 @@ from mtrl.supervised import methods
 from mtrl.supervised.auto_lambda import AutoLambda, Prepared, look_ahead
 from mtrl.supervised.config import SupervisedConfig
 from mtrl.supervised.data import Batch, Loader
-from mtrl.supervised.gradients import Outcome, backward, losses_now
+from mtrl.supervised.gradients import Outcome, backward, task_losses
 from mtrl.supervised.networks import load_encoder
 from mtrl.supervised.problems import Problem
 from mtrl.supervised.rotograd import RotatedNetwork
@@ -119,7 +119,9 @@ class Learner:
             self.rotation_optimizer.param_groups[0]["lr"] = config.rotograd.lr * lr
             self.rotation_optimizer.step()
         if self.smto.wants_losses_after:
-            self.smto.after_step(losses_now(self.network, self.losses, inputs, targets))
+            with torch.no_grad():  # where the network drops, by another mask: as FAMO's authors
+                losses = task_losses(self.network, self.losses, inputs, targets)
+            self.smto.after_step(losses)
         return outcome
 
     @contextmanager
