@@ -22,6 +22,7 @@ Time: the median training time of an epoch. Figure: Delta_m of every run, means 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -228,15 +229,16 @@ def main() -> None:
         gain = f"{delta_m(means[method], baseline):+.2f}"
         table.add(f"`{method}`", str(len(scores)), *cells, gain, *more)
 
+    if options.figure is not None:
+        gains = {method: [delta_m(one, baseline) for one in own] for method, own in scores.items()}
+        draw(options.figure, gains, options.baseline)
     for method in sorted(runs, key=ranks.__getitem__):
         row(method, scores[method], f"{ranks[method]:.2f}", epoch_seconds(runs[method]))
     if alone:
         row(SINGLE, alone, "", "")
     table.publish(options.markdown)
-    if options.figure is not None:
-        gains = {method: [delta_m(one, baseline) for one in own] for method, own in scores.items()}
-        draw(options.figure, gains, options.baseline)
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a traceback
     main()
