@@ -246,7 +246,7 @@ def test_dead_worker_ends_a_run_that_compiles(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In this process, whose compiler kills the worker and takes longer than the test."""
-    over = threading.Event()
+    run, over = tmp_path / "run", threading.Event()
     before = set(psutil.Process().children(recursive=True))
 
     def slow(graph: Any, inputs: Any) -> Any:
@@ -255,6 +255,8 @@ def test_dead_worker_ends_a_run_that_compiles(
             for child in set(psutil.Process().children(recursive=True)) - before
             if "spawn_main" in " ".join(child.cmdline())
         )
+        saved = partial(checkpoint.newest_first, run / "checkpoints")
+        wait_for(saved, PATIENCE, "the end of the warm-up")  # before it, nothing is left of a run
         worker.kill()
         over.wait(PATIENCE)
         return graph.forward
@@ -263,10 +265,10 @@ def test_dead_worker_ends_a_run_that_compiles(
     try:
         options = {"learner.compile": "on", "network.depth": 1, "evaluation.every": 0}
         with pytest.raises(WorkerError, match="was killed by signal 9"):
-            mtrl.train("toy", TINY_OPTIONS | options, run_dir=tmp_path / "run")
+            mtrl.train("toy", TINY_OPTIONS | options, run_dir=run)
     finally:
         over.set()
-    assert json.loads((tmp_path / "run/status.json").read_text())["status"] == "failed"
+    assert json.loads((run / "status.json").read_text())["status"] == "failed"
 
 
 def test_signal_stops_a_run_that_compiles(
