@@ -268,6 +268,9 @@ def test_dead_worker_ends_a_run_that_compiles(
             mtrl.train("toy", TINY_OPTIONS | options, run_dir=run)
     finally:
         over.set()
+        for thread in threading.enumerate():  # or it still runs when Python ends
+            if thread.name == "compilation":
+                thread.join(PATIENCE)
     assert json.loads((run / "status.json").read_text())["status"] == "failed"
 
 
