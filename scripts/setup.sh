@@ -46,9 +46,11 @@ install() {
   [ "$free_kib" -ge $((3 * 1024 * 1024)) ] ||
     fail "only $((free_kib / 1024)) MiB of disk are free at $root; at least 3 GiB are needed"
   echo "installing mtrl${extra:+ with the $extra extra} (a few minutes the first time)"
+  # A new pip first: an old one takes three times as long to resolve so many packages.
   # Python compiles what it imports, which is a small part of all these files.
-  "$root/.venv/bin/python" -m pip install --quiet --no-compile \
-    --constraint "$root/constraints.txt" --editable "$root${extra:+[$extra]}" ||
+  local pip=("$root/.venv/bin/python" -m pip install --quiet --no-compile
+    --constraint "$root/constraints.txt")
+  "${pip[@]}" --upgrade pip && "${pip[@]}" --editable "$root${extra:+[$extra]}" ||
     fail "pip could not install the packages; see above"
 }
 
