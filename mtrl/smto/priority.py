@@ -69,10 +69,12 @@ class PCD(GramianSMTO):
         self._certificates["shortfall"] = lambda: missing.clamp(min=0.0).max()
 
         # Rounding is all that is left of a d that is much shorter than its parts. So steep, because
-        # weights that cancel are longer than what they leave: by 1 / square^(1/2), 1e4 in float32.
+        # weights that cancel are longer than what they leave: by 1 / square^(1/2), 300 in float32.
+        # y shows rounding before the cosines do, since it is free where constraints contradict one
+        # another: hence not at cut_off itself.
         total = y.sum().clamp(min=1e-300)
         square = (y @ products).clamp(min=0.0) / total.square()
-        least = cut_off(self.precision) ** 16
+        least = (3.0 * cut_off(self.precision)) ** 16
         remains = square**8 / (square**8 + least)
         unit = square**7.5 / (square**8 + least) * y / total
         if self.tau > 0:  # without, d = 0 contradicts nothing
