@@ -44,6 +44,7 @@ def cluster() -> Iterator[Any]:
         for key, value in ENVIRONMENT.items():
             patch.setenv(key, value)  # Ray's workers inherit it
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")  # 15, its default, starves beside other tests
         patch.setenv(
             "RAY_AUTH_MODE", "disabled"
         )  # on loopback; no token is left in the home folder
