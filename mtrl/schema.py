@@ -312,31 +312,6 @@ def read_yaml(path: Path) -> Any:
         raise ConfigError("CONFIG", str(path), f"is not valid YAML: {problem}") from None
 
 
-NO_LONGER = (("overwrite",), ("resume_if_exists",), ("agent", "smto", "preset"), ("smto", "preset"))
-"""Keys in files that earlier versions wrote. What a run may do to a directory that is there already
-is said with each command; a paper's settings for a method are files that are laid over others."""
-
-
-def read_config(path: Path) -> Any:
-    """`read_yaml`, of a configuration, without what is none of it."""
-    content = read_yaml(path)
-    for *sections, key in NO_LONGER:
-        place = content
-        for section in sections:
-            place = place.get(section) if isinstance(place, dict) else None
-        if isinstance(place, dict) and key in place:
-            value = place.pop(key)
-            if key == "preset" and value:
-                raise preset_is_a_file(".".join((*sections, key)), value)
-    return content
-
-
-def preset_is_a_file(key: str, value: Any) -> ConfigError:
-    """What to say where earlier versions took a paper's name."""
-    allowed = f"is a file now, to be named after CONFIG: {value}/METHOD; see `mtrl list presets`"
-    return ConfigError(key, value, allowed)
-
-
 def dump_yaml(config: Any) -> str:
     """The resolved configuration; `build` gives the same object back."""
 

@@ -245,14 +245,6 @@ def test_a_wrong_switch_is_told_as_it_was_written(word: str, tmp_path: Path) -> 
         load(tmp_path, f"learner: {{compile: {word}}}")
 
 
-def test_what_a_run_may_do_to_a_directory_is_no_part_of_its_configuration(tmp_path: Path) -> None:
-    """Files of earlier versions hold it; it means nothing."""
-    old = "seed: 3\noverwrite: true\nresume_if_exists: false\n"
-    config = load(tmp_path, old)
-    assert config == dataclasses.replace(Config(), seed=3)
-    assert not {"overwrite", "resume_if_exists"} & flatten(config).keys()
-
-
 @pytest.mark.parametrize("key", ["actor_lr", "tau", "gamma", "max_grad_norm", "actor_l2"])
 @pytest.mark.parametrize("value", [".nan", "nan"])
 def test_nan_is_never_valid(tmp_path: Path, key: str, value: str) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-from mtrl.config import Config, load_yaml
+from mtrl.config import load_yaml
 from mtrl.options.command_line import laid_over, load_config, presets, with_overrides
 from mtrl.options.methods import check_methods
 from mtrl.options.validation import validate
-from mtrl.schema import ConfigError, dump_yaml, flatten
+from mtrl.schema import dump_yaml, flatten
 from mtrl.supervised import command as supervised
 from mtrl.supervised.config import validate as validate_supervised
 
@@ -94,20 +94,6 @@ def test_options_of_another_method_are_dropped(tmp_path: Path) -> None:
     assert resolved("--agent.smto.options c=0.1") == {"c": 0.1, "update_every": 3}
     assert resolved("--agent.smto.name pcgrad") == {}
     assert resolved("--agent.smto.name rgd --agent.smto.options p=3e-1") == {"p": 0.3}
-
-
-def test_files_of_earlier_versions(tmp_path: Path) -> None:
-    """A resolved one has the key, empty; a user's own may have asked for a paper's settings."""
-    path = tmp_path / "config.yaml"
-    path.write_text("agent: {smto: {name: pcgrad, preset: ''}}\noverwrite: false")
-    assert load_yaml(path).agent.smto.name == "pcgrad"
-    path.write_text("problem: celeba\nsmto: {preset: kurin}")
-    for load in (load_config, supervised.load_config):
-        with pytest.raises(ConfigError, match=r"preset = 'kurin': is a file now.*kurin/METHOD"):
-            load(str(path))
-    for words in (["--agent.smto.preset", "kurin"], ["--agent.smto.preset=kurin"]):
-        with pytest.raises(ConfigError, match=r"--agent.smto.preset = 'kurin': is a file now"):
-            with_overrides(Config(), "mtrl train", words)
 
 
 def test_gama_and_grassis_settings_read_by_hand() -> None:

@@ -9,16 +9,30 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Mtrl, succeeded
+from conftest import REPOSITORY, Mtrl, succeeded
 from hypothesis import given
 from hypothesis import strategies as st
 from run_files import TASKS, write_run
 
 from mtrl.commands.pack import pack, reduced
+from mtrl.config import load_yaml
+from mtrl.options.validation import validate
 from mtrl.report.write import ReportOptions, write_report
 from mtrl.run.state import read_run
+from mtrl.supervised.config import load_yaml as load_supervised
+from mtrl.supervised.config import validate as validate_supervised
 
 SCORES = {250: [0.1, 0.2, 0.3, 0.4], 1000: [1.0, 1 / 3, 0.5, 0.0]}
+
+
+def test_every_published_record_is_a_configuration_of_this_version() -> None:
+    """So each can be trained again, and reports may compare old records with new ones."""
+    records = sorted(REPOSITORY.glob("results/*/*/*/config.yaml"))
+    assert records
+    for record in records:
+        is_supervised = record.read_text().startswith("problem:")
+        config = (load_supervised if is_supervised else load_yaml)(record)
+        (validate_supervised if is_supervised else validate)(config)
 
 
 def test_a_packed_run_is_read_like_the_run(run_mtrl: Mtrl, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from mtrl.schema import (
     between,
     build,
     flatten,
-    read_config,
+    read_yaml,
     user_path,
     within,
 )
@@ -294,7 +294,7 @@ class Config:
 
 def load_yaml(path: Path) -> Config:
     """Read a configuration; missing keys take the defaults, unknown or ill-typed ones raise."""
-    content = read_config(path)
+    content = read_yaml(path)
     if isinstance(content, dict) and "problem" in content:
         raise ConfigError(
             "CONFIG",

@@ -15,7 +15,7 @@ from mtrl.schema import (
     flatten,
     leaves,
     nearest,
-    read_config,
+    read_yaml,
     user_path,
     with_values,
 )
@@ -74,7 +74,7 @@ def load_with(load: Callable[[Path], Kind], name: str, *more: str) -> Kind:
 
 def laid_over(config: Kind, name: str) -> Kind:
     """The configuration with what a YAML file says on top."""
-    laid: Kind = with_values(config, leaves(read_config(find_config(name)) or {}, type(config)))
+    laid: Kind = with_values(config, leaves(read_yaml(find_config(name)) or {}, type(config)))
     return laid
 
 

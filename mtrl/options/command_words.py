@@ -24,7 +24,6 @@ from mtrl.schema import (
     describe_type,
     length,
     nearest,
-    preset_is_a_file,
     types_of,
     user_path,
     with_values,
@@ -135,8 +134,6 @@ def read_settings(
         key, off = _key_of(option, kinds)
         if key is None:
             value = value or (rest or [""])[0]
-            if option.endswith("smto.preset"):
-                raise preset_is_a_file(option, value)
             options = {f"--{known.replace('_', '-')}" for known in kinds}
             close = nearest(option.replace("_", "-"), options)
             raise ConfigError(option, value, f"unknown option{close}; see `{program} --help`")

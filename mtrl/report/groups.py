@@ -14,7 +14,6 @@ WITHOUT_EFFECT = (
     "seed",
     "name",
     "run_dir",
-    "overwrite",
     "plugins",
     "data_dir",
     "env.workers",
@@ -24,16 +23,6 @@ WITHOUT_EFFECT = (
     "logging.",
     "diagnostics.",
 )
-# Keys that the run of an earlier version may lack, with what it did.
-WERE = {
-    "tasks": [],
-    "train.optimizer": "adam",
-    "train.betas": [0.9, 0.999],
-    "train.weight_decay": 0.0,
-    "train.lr_patience": 0,
-    "train.lr_min": 0.0,
-    "train.reference": {},
-}
 MAX_LABEL_KEYS = 3
 
 
@@ -114,9 +103,8 @@ def _tasks(runs: Sequence[Run], metric: str) -> tuple[str, ...]:
 
 def settings(run: Run) -> dict[str, Any]:
     """What the run was asked to learn, without what has no effect on it."""
-    config = {**WERE, **run.config}
-    kept = {key: v for key, v in config.items() if not key.startswith(WITHOUT_EFFECT)}
-    if (precision := config.get("learner.precision")) == "bf16":  # rounds as no other does
+    kept = {key: v for key, v in run.config.items() if not key.startswith(WITHOUT_EFFECT)}
+    if (precision := run.config.get("learner.precision")) == "bf16":  # rounds as no other does
         kept["learner.precision"] = precision
     return kept
 

@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrl.schema import ConfigError, read_config, user_path
+from mtrl.schema import ConfigError, read_yaml, user_path
 
 # Where a configuration says it, the first that is there.
 METHOD_KEYS = ("agent.smto.name", "smto.name", "method")
@@ -252,7 +252,7 @@ def read_run(path: Path, prefixes: tuple[str, ...] = ()) -> Run:
 
 def read_stored(path: Path) -> dict[str, Any]:
     """A run's config.yaml, whatever the kind of run; ConfigError if it is damaged."""
-    content = read_config(path)
+    content = read_yaml(path)
     if not (isinstance(content, dict) and content):
         raise ConfigError("CONFIG", str(path), "is empty or no mapping of keys to values")
     return content

@@ -22,7 +22,7 @@ from mtrl.schema import (
     check_bounds,
     flatten,
     nearest,
-    read_config,
+    read_yaml,
     user_path,
     within,
 )
@@ -278,7 +278,7 @@ OF_RL = {"protocol", "env", "replay", "agent", "critic"}
 
 def load_yaml(path: Path) -> SupervisedConfig:
     """Read a configuration; missing keys take the defaults, unknown or ill-typed ones raise."""
-    content = read_config(path)
+    content = read_yaml(path)
     if isinstance(content, dict) and "problem" not in content and OF_RL & content.keys():
         raise ConfigError("CONFIG", str(path), "is for `mtrl train`, not a supervised benchmark")
     config: SupervisedConfig = build(SupervisedConfig, content)

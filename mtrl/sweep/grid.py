@@ -30,7 +30,6 @@ ELSEWHERE = {
     "agent.smto.name": "use --methods",
     "name": "use --name",
     "run_dir": "use --root and --name",
-    "overwrite": "a sweep never overwrites; move the old directory away",
 }
 """Keys that --set does not take, and what does."""
 
