@@ -25,7 +25,7 @@ from torch.nn import functional
 from harness import make_parser, run
 from mtrl.report.markdown import Table
 from mtrl.smto import SMTO, create
-from mtrl.smto.registry import options_of
+from mtrl.smto.registry import create_for_run
 from mtrl.supervised.data import Batch
 from mtrl.supervised.gradients import backward
 from mtrl.supervised.networks import BasicBlock, MultiTaskNetwork, ResNet
@@ -87,8 +87,7 @@ def make_network() -> MultiTaskNetwork:
 
 
 def make_smto(method: str, seed: int, options: Mapping[str, int]) -> SMTO:
-    own = {"seed": seed} if "seed" in options_of(method) else {}
-    return create(method, TASKS, **own, **options)
+    return create_for_run(method, TASKS, options, seed=seed, total_steps=10_000)
 
 
 def direction(network: MultiTaskNetwork, smto: SMTO, batch: Batch, samples: int = 0) -> Tensor:

@@ -7,6 +7,7 @@ device: metrics come back as detached tensors.
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -15,8 +16,9 @@ from torch import Tensor
 from mtrl import losses
 from mtrl.config import Config, Loss
 from mtrl.device.compiled import compiled
+from mtrl.device.streams import stream_seed
 from mtrl.gradients.buffer import Buffer
-from mtrl.gradients.objective import Objective, create_smto
+from mtrl.gradients.objective import Objective
 from mtrl.gradients.optimizer import Optimizer
 from mtrl.networks.actor_critic import ActorCritic
 from mtrl.networks.critic import move_target
@@ -25,7 +27,8 @@ from mtrl.networks.paco import leave_out
 from mtrl.networks.values import create_value
 from mtrl.replay import Batch
 from mtrl.run.kept import Kept
-from mtrl.smto import RandomSMTO
+from mtrl.smto import SMTO, RandomSMTO
+from mtrl.smto.registry import create_for_run
 from mtrl.temperature import Temperature
 
 
@@ -56,6 +59,7 @@ class Agent:
         self.networks, self.encoder, self.policy = networks, networks.encoder, networks.policy
         self.target_critic, self._move_target = networks.target_critic, move_target
         settings, actor, critic = config.agent, networks.actor, networks.critic
+        self._new_smto = partial(create_smto, config, device=device)
         learning: dict[str, Any] = {
             "buffer": Buffer(),  # critic and actor take turns
             "chunk_size": settings.chunk_size,
@@ -65,7 +69,7 @@ class Agent:
             critic,
             self.critic_inputs,
             self._critic_loss,
-            create_smto(config, "critic", device),
+            self._new_smto("critic"),
             Optimizer(critic.parameters(), settings.critic_lr, settings),
             **learning,
         )
@@ -73,7 +77,7 @@ class Agent:
             actor,
             self.actor_inputs,
             self._actor_loss,
-            create_smto(config, "actor", device),
+            self._new_smto("actor"),
             Optimizer(actor.parameters(), settings.actor_lr, settings, l2=settings.actor_l2),
             **learning,
         )
@@ -81,7 +85,7 @@ class Agent:
             settings,
             self.num_tasks,
             -settings.target_entropy_scale * action_dim,
-            create_smto(config, "temperature", device),
+            self._new_smto("temperature"),
             device,
         )
         self.parts: dict[Loss, Objective | Temperature] = {
@@ -96,8 +100,9 @@ class Agent:
         """Metrics of its last update: loss, entropy, value, weight, gradient norm."""
         # Separate streams: exploration must not depend on the number of updates.
         lanes = (self.num_tasks, self.envs_per_task, action_dim)
-        self.exploration = Exploration(lanes, config.seed + 1, settings.noise_repeat, device)
-        self.generator = torch.Generator(device).manual_seed(config.seed + 2)
+        seeds = {use: stream_seed(config.seed, use) for use in ("exploration", "updates")}
+        self.exploration = Exploration(lanes, seeds["exploration"], settings.noise_repeat, device)
+        self.generator = torch.Generator(device).manual_seed(seeds["updates"])
         self._kept = Kept(
             {
                 **networks.named,
@@ -162,13 +167,15 @@ class Agent:
         self._of_actor.copy_(torch.stack([loss, -log_prob, value, actor.weights, actor.norm]))
 
     def reset(self, step: int) -> None:
-        """Actor and critics start again from new weights, the optimisers without memory.
+        """Actor and critics start again from new weights, their optimisers without memory.
 
         In place. step: of the run, at which the weights are drawn: each reset has other ones.
         """
         self.networks.renew(step)
-        self.actor.optimizer.forget()
-        self.critic.optimizer.forget()
+        for loss in ("critic", "actor"):
+            part = self.parts[loss]
+            part.optimizer.forget()
+            part.smto.start_again(self._new_smto(loss))
 
     def critic_inputs(
         self, batch: Batch, noise: Tensor, alpha: Tensor, return_bound: Tensor | None
@@ -238,6 +245,18 @@ class Agent:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises CheckpointError, before anything is changed, for the state of another agent."""
         self.moved = not self._kept.load_state_dict(state)
+
+
+def create_smto(config: Config, loss: Loss, device: torch.device) -> SMTO:
+    """The method of one loss, with a stream of random numbers of its own."""
+    chosen = config.smto_of(loss)
+    return create_for_run(
+        chosen.name,
+        config.num_tasks,
+        chosen.options,
+        seed=stream_seed(config.seed, f"{loss}_smto"),
+        total_steps=max(config.updates_of(loss), 1),
+    ).to(device)
 
 
 def _noise(shape: Sequence[int], generator: torch.Generator) -> Tensor:

@@ -101,8 +101,11 @@ class MeanReward(RewardScale):
 
     It is set when learning begins and at resets (`agent.resets`), and held in between. Of every
     reward so far (the paper's: of those in the replay). The paper's rewards are positive; of other
-    ones the mean's magnitude counts, and a task that has had none yet keeps its rewards.
+    ones the mean's magnitude counts, and a task that has had none yet keeps its rewards. Ours: no
+    task's rewards are made more than 1,000 times larger.
     """
+
+    SMALLEST = 1e-3
 
     def __init__(self, num_tasks: int, device: torch.device) -> None:
         super().__init__(num_tasks, device)
@@ -110,7 +113,8 @@ class MeanReward(RewardScale):
 
     def refresh(self) -> None:
         mean = self.moments.mean.abs()
-        self.share.copy_(torch.where(mean > 0, mean / mean.max(), 1.0))
+        share = (mean / mean.max()).clamp(min=self.SMALLEST)
+        self.share.copy_(torch.where(mean > 0, share, 1.0))
 
     def divisor(self, temperature: Tensor) -> Tensor:
         return self.share
@@ -152,9 +156,14 @@ class ReturnScale(RewardScale, ABC):
         self.count, self.mean, self.squares, self.largest = (
             torch.zeros(num_tasks, dtype=torch.float64, device=device) for _ in range(4)
         )
-        """Moments of G, and the largest |G| so far, per task."""
+        """Moments of G, and the largest |G| or |r| so far, per task. |r| matters before the episode
+        with a task's first reward has ended: a sampled reward never exceeds the support."""
         self._rewards = np.empty((0, 0, 0))  # [step, task, env] of the episodes under way
         self._lengths = np.zeros((0, 0), dtype=np.int64)  # [task, env]
+
+    def stored(self, rewards: Tensor) -> Tensor:
+        torch.maximum(self.largest, rewards.abs().amax(1), out=self.largest)
+        return super().stored(rewards)
 
     def observe(
         self, rewards: NDArray[np.float64], terminated: NDArray[np.bool_], done: NDArray[np.bool_]

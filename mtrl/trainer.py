@@ -31,6 +31,7 @@ from mtrl.run.recorder import Recorder
 from mtrl.run.state import Status
 from mtrl.run.stopping import Stopped
 from mtrl.run.timing import StageTimer
+from mtrl.smto.autoscale import AutoScale
 
 Event = Callable[[bool], object]
 """What happens after a vector step; may_save: whether a checkpoint may be made there."""
@@ -95,22 +96,29 @@ class Trainer:
     def finished(self) -> bool:
         return self.step >= self.total
 
-    def longer_than(self, stored: Config) -> str:
-        """A warning, where what follows the length of a run had begun in a shorter one."""
+    def longer_than(self, stored: Config) -> list[str]:
+        """Warnings, where what follows the length of a run had begun in a shorter one."""
         settings, lengths = self.config.agent, (stored.whole_steps, self.total)
-        was, now = (schedule(settings, (n - self.step) / n) for n in lengths)
-        if settings.resets and lengths[0] != lengths[1]:
-            return (
+        if lengths[0] == lengths[1]:
+            return []
+        warnings = [
+            f"{loss}: autoscale keeps the exploration of the shorter run"
+            for loss, part in self.agent.parts.items()
+            if isinstance(part.smto, AutoScale)
+        ]
+        if settings.resets:
+            warnings.append(
                 f"agent.resets = {settings.resets} follows the new length: beside the resets that "
                 "were made there are those of the longer run that are still to come"
             )
-        if was == now:
-            return ""
-        return (
-            f"agent.lr_decay = {settings.lr_decay:g} follows the new length: step sizes had fallen "
-            f"to {was:.0%} and continue from {now:.0%}; a run of this length from the start is "
-            "another one"
-        )
+        was, now = (schedule(settings, (n - self.step) / n) for n in lengths)
+        if was != now:
+            warnings.append(
+                f"agent.lr_decay = {settings.lr_decay:g} follows the new length: step sizes had "
+                f"fallen to {was:.0%} and continue from {now:.0%}; a run of this length from the "
+                "start is another one"
+            )
+        return warnings
 
     def _begin_learning(self) -> None:
         """After the warm-up: nothing may be compiled while something is captured."""
@@ -181,7 +189,8 @@ class Trainer:
             self.log()
 
     def _evaluate_if_due(self, _: bool) -> None:
-        if self.crossed(self.config.evaluation.every) or self.finished:
+        due = self.crossed(self.config.evaluation.every) and self.may_act
+        if due or self.finished:
             self._start_evaluation(final=self.finished)
         if self.finished:
             self._collect_evaluation()
@@ -247,12 +256,14 @@ class Trainer:
         self.timer.lap("log")
 
     def evaluate_untrained(self) -> None:
-        """What all learning is measured against; unless only the end is evaluated.
-
-        A user's own network does not act before it has been checked, at the first update.
-        """
-        if self.config.evaluation.every and not has_own_network(self.config):
+        """What all learning is measured against; unless only the end is evaluated."""
+        if self.config.evaluation.every and self.may_act:
             self._start_evaluation(final=False)
+
+    @property
+    def may_act(self) -> bool:
+        """A user's own network does not act before it has been checked, at the first update."""
+        return self.learner.has_begun or not has_own_network(self.config)
 
     def _start_evaluation(self, *, final: bool) -> None:
         """Deterministic, in environments of its own; touches no training state."""
@@ -276,7 +287,7 @@ class Trainer:
         self.last_evaluation = result = evaluated.result
         self._ask(callback.on_evaluation(started.step, *result) for callback in self.callbacks)
         # Of equals the one trained longest; the untrained agent is none of them.
-        if started.agent and result.success_mean >= self.best_success:
+        if started.step > self.warmup and result.success_mean >= self.best_success:
             self.best_success = result.success_mean
             best = {"step": started.step, "agent": started.agent}
             self.writer.save(self.run.checkpoints / "best.pt", best)

@@ -8,6 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1
 export MTRL_CACHE="$root/.cache"
 export TORCHINDUCTOR_CACHE_DIR="$root/.cache/inductor"
 export MPLCONFIGDIR="$root/.cache/matplotlib"
+unset PYTHONDONTWRITEBYTECODE # some images set it: every process would compile PyTorch's modules again
 
 fail() {
   echo "mtrl set-up: $*" >&2

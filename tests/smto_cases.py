@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mtrl.smto import SMTO, available, create
+from mtrl.smto import SMTO, available, create, describe
 
 GOLDEN = torch.tensor([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]], dtype=torch.float64)
 ALL = available()
@@ -31,6 +31,11 @@ class Case(NamedTuple):
     @property
     def num_tasks(self) -> int:
         return len(self.jacobian)
+
+
+def options_of(name: str | type[SMTO]) -> dict[str, Any]:
+    """A method's options with their defaults, those included that a run sets."""
+    return describe(name).options
 
 
 def make(name: str, num_tasks: int, **options: object) -> SMTO:

@@ -5,27 +5,30 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from smto_cases import options_of
 
 from mtrl import losses
 from mtrl.agent import Agent
-from mtrl.commands.notes import notes
+from mtrl.commands.notes import notes, of_rewards
 from mtrl.config import (
+    LOSSES,
     AgentConfig,
     Config,
     CriticConfig,
     EnvConfig,
     LossSmtoConfig,
     NetworkConfig,
+    ReplayConfig,
     SmtoConfig,
     TemperatureSmtoConfig,
     TrainConfig,
 )
 from mtrl.config.benchmarks import TOY
+from mtrl.device.streams import stream_seed
 from mtrl.replay import Batch
 from mtrl.run import checkpoint
 from mtrl.smto import FAMO, SMTO, available, register
 from mtrl.smto import registry as smto_registry
-from mtrl.smto.registry import options_of
 
 OBSERVATION, ACTION, SAMPLES = 5, 2, 8
 CPU = torch.device("cpu")
@@ -612,15 +615,16 @@ def test_the_actor_rests_in_some_updates():
     assert not torch.equal(old.actor_loss, new.actor_loss), "it is the last update's"
 
 
-def test_a_reset_agent_starts_again_from_other_weights():
-    agent = make_agent()
+@pytest.mark.parametrize("smto", ["unitary", "famo", "excess_mtl"])
+def test_a_reset_agent_starts_again_from_other_weights(smto):
+    agent = make_agent(smto=smto)
     train(agent, 5)
     alpha = agent.temperature.log_alpha.detach().clone()
     places = [p.data_ptr() for p in agent.critic.network.parameters()]
     agent.reset(1)
     assert places == [p.data_ptr() for p in agent.critic.network.parameters()]
     assert torch.equal(alpha, agent.temperature.log_alpha)
-    fresh = make_agent(seed=1 + 1_000_003)
+    fresh = make_agent(seed=1 + 1_000_003, smto=smto)
     for mine, its in (
         (agent.actor.network, fresh.actor.network),
         (agent.critic.network, fresh.critic.network),
@@ -751,6 +755,19 @@ def test_losses_have_methods_and_streams_of_their_own():
     assert all(not torch.equal(draws[i], draws[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
 
 
+def test_runs_of_neighbouring_seeds_share_no_stream():
+    uses = ("exploration", "updates", *(f"{loss}_smto" for loss in LOSSES))
+    seeds = [stream_seed(seed, use) for seed in range(200) for use in uses]
+    assert len({*seeds, *range(200)}) == len(seeds) + 200, "of weights: the run's seed itself"
+    agents = [
+        make_agent(smto="rlw_normal", seed=s, temperature_smto=TemperatureSmtoConfig("rlw_normal"))
+        for s in range(3)
+    ]
+    streams = [s for a in agents for s in (*a.generators, a.exploration.generator)]
+    draws = {tuple(torch.randn(4, generator=stream).tolist()) for stream in streams}
+    assert len(draws) == len(streams) == 3 * 5
+
+
 def test_autoscale_is_told_how_many_updates_there_are():
     config = Config(
         env=EnvConfig(tasks=TOY[:3], horizon=10),
@@ -809,6 +826,28 @@ def test_methods_that_want_positive_losses_say_so_at_the_start():
     assert "famo" in warning
     assert "lower bound" in warning
     assert said(critic_smto=LossSmtoConfig("famo")) == []
+
+
+@pytest.mark.parametrize(
+    ("critic", "way", "warmup", "said"),
+    [
+        ("categorical", "sample", 10_000, "categorical with replay.reward_normalization = sample"),
+        ("categorical", "return_std", 10_000, None),
+        ("popart", "none", 10_000, "popart normalises the critics' loss alone"),
+        ("popart", "sample", 10_000, None),
+        ("scalar", "return_range", 9_999, "counts its rewards as 0"),
+        ("scalar", "sample", 20, None),
+    ],
+)
+def test_a_run_says_so_when_critics_and_reward_scale_do_not_fit(critic, way, warmup, said):
+    config = Config(
+        critic=CriticConfig(kind=critic),
+        replay=ReplayConfig(reward_normalization=way),
+        train=TrainConfig(warmup_steps=warmup, envs_per_task=2),
+    )
+    found = of_rewards(config)
+    assert len(found) == (said is not None)
+    assert all(said in line for line in found)
 
 
 # -- GPU ----------------------------------------------------------------------------------------

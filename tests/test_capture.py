@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from smto_cases import step
+from smto_cases import options_of, step
 from torch import Tensor
 
 from mtrl.agent import Agent, Metrics
@@ -31,7 +31,6 @@ from mtrl.replay import ReplayBuffer
 from mtrl.reward_scale import create_scale
 from mtrl.run import checkpoint
 from mtrl.smto import SMTO, available, create
-from mtrl.smto.registry import options_of
 
 CPU = torch.device("cpu")
 TASKS, SAMPLES, OBSERVATION, ACTION = 3, 4, 2, 2

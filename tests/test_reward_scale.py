@@ -102,6 +102,20 @@ def test_rewards_that_are_always_zero_stay_finite(kind):
     assert (divisor > 0).all()
 
 
+@pytest.mark.parametrize("kind", ["return_range", "return_std"])
+def test_the_first_reward_of_all_fits_the_support_before_its_episode_has_ended(kind):
+    scale = make_scale(kind, 1)
+    buffer = ReplayBuffer(1, 50, 1, 1, scale, CPU, gamma=GAMMA)
+    flag, one = np.zeros((1, 1), dtype=bool), torch.ones(1, 1, 1)
+    for step in range(3 * HORIZON + 2):
+        raw = np.full((1, 1), -40.0 if step == 3 * HORIZON + 1 else 0.0)
+        end = np.full((1, 1), step % HORIZON == HORIZON - 1)
+        scale.observe(raw, flag, end)
+        buffer.add(one, one, raw, np.ones((1, 1, 1), np.float32), flag, end)
+    rewards = buffer.sample(500, torch.Generator().manual_seed(0), torch.zeros(1)).rewards
+    assert rewards.min().item() == pytest.approx(-SUPPORT)
+
+
 def test_a_restored_scale_continues_identically():
     original, restored = (make_scale("return_std") for _ in range(2))
     play(original, 5 * HORIZON, 0.0, seed=1, tasks=2, envs=2)  # all episodes have just ended
@@ -127,6 +141,10 @@ def test_mean_rewards_are_compared_with_the_largest_and_held_until_a_reset():
     other = MeanReward(3, CPU)
     other.load_state_dict(copy.deepcopy(scale.state_dict()))
     assert torch.equal(other.divisor(temperature), held)
+    rare = MeanReward(2, CPU)
+    rare.stored(torch.tensor([[1e-9], [5.0]], dtype=torch.float64))
+    rare.refresh()
+    assert rare.divisor(temperature).tolist() == [1e-3, 1.0], "not made larger without limit"
     negative = MeanReward(2, CPU)
     negative.stored(torch.tensor([[-1.0], [5.0]], dtype=torch.float64))
     negative.refresh()

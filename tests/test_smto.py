@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from smto_cases import ALL, cases, direction, make, random_jacobian, step
+from smto_cases import ALL, cases, direction, make, options_of, random_jacobian, step
 
-from mtrl.smto import SMTO, GramianSMTO, available, create, describe, register
+from mtrl.smto import SMTO, GramianSMTO, RandomSMTO, available, create, describe, register
 from mtrl.smto import registry as smto_registry
-from mtrl.smto.registry import options_of
 from mtrl.smto.source import gram_matrix
 
 RANDOM = {name for name in ALL if "seed" in options_of(name)}
@@ -165,6 +164,30 @@ def test_a_restored_method_continues_bit_for_bit(name, options):
     if (len(state) > 1 or extra) and (name not in LOWER_BOUND_ALONE or "ema" in options):
         # The state matters: a fresh instance goes elsewhere.
         assert not torch.equal(steps(make(name, 4, **options), 14, 24), uninterrupted)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *((n, {}) for n in ALL),
+        *((n, {"update_every": 4}) for n in GRAMIAN),
+        *((n, {"ema": 0.8}) for n in WEIGHTED),
+    ],
+)
+def test_a_method_that_starts_again_is_as_new_in_the_same_tensors(name, options):
+    """As at `agent.resets`: with larger losses and other gradients than before."""
+    options = options | SHORT.get(name, {})
+    used, fresh = make(name, 4, **options), make(name, 4, **options)
+    steps(used, 0, 10)
+    places = [tensor.data_ptr() for tensor in used.state_dict(keep_vars=True).values()
+              if isinstance(tensor, torch.Tensor)]  # fmt: skip
+    used.start_again(make(name, 4, **options))
+    assert places == [tensor.data_ptr() for tensor in used.state_dict(keep_vars=True).values()
+                      if isinstance(tensor, torch.Tensor)]  # fmt: skip
+    if isinstance(used, RandomSMTO):
+        fresh.generator.set_state(used.generator.get_state())
+    alike = torch.equal(steps(used, 14, 24), steps(fresh, 14, 24))
+    assert alike == (name != "autoscale"), "which explores once"
 
 
 def test_a_copied_state_is_a_copy():

@@ -7,8 +7,8 @@ import pytest
 import torch
 from smto_cases import random_jacobian
 
+from mtrl.agent import create_smto
 from mtrl.config import AgentConfig, Config, SmtoConfig
-from mtrl.gradients.objective import create_smto
 from mtrl.smto import create
 from mtrl.smto.autoscale import best_conditioned
 

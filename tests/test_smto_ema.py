@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torchjd.aggregation as reference
-from smto_cases import ALL, make, random_jacobian
+from smto_cases import ALL, make, options_of, random_jacobian
 
 from mtrl.smto import RandomSMTO, create, describe
-from mtrl.smto.registry import options_of
 
 WEIGHTED = [name for name in ALL if "ema" in options_of(name)]
 

@@ -6,11 +6,11 @@ import copy
 
 import pytest
 import torch
+from smto_cases import options_of
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mtrl.smto import SMTO, GradDrop, create
-from mtrl.smto.registry import options_of
 from mtrl.smto.source import gram_matrix
 from mtrl.supervised.auto_lambda import AutoLambda, Prepared, look_ahead
 from mtrl.supervised.gradients import Space, backward, task_losses

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from gradient_cases import combined_gradients, jacobian
+from smto_cases import options_of
 from torch import nn
 
 from mtrl import losses
@@ -14,7 +15,6 @@ from mtrl.networks.bodies import MLP
 from mtrl.networks.layers import is_recorded, layers_of
 from mtrl.networks.shape import Shape
 from mtrl.smto import SMTO, available, create
-from mtrl.smto.registry import options_of
 
 TASKS, SAMPLES, OBSERVATION, ACTION = 4, 6, 5, 2
 

@@ -112,9 +112,7 @@ def _last_state(
 
 def _resume(run: RunDirectory, config: Config, trainer: Trainer, start: Path | None) -> list[str]:
     """Make the directory that of the resumed run; -> warnings."""
-    warnings = []
-    if longer := trainer.longer_than(load_yaml(run.config_file)):
-        warnings.append(longer)
+    warnings = trainer.longer_than(load_yaml(run.config_file))
     if start is not None:
         later = checkpoint.delete_later(start)
         warnings += [f"{path} is later and was deleted" for path in later]

@@ -79,7 +79,7 @@ class Videos:
 
     def __call__(self, may_save: bool) -> None:
         trainer = self.trainer
-        if not trainer.crossed(trainer.config.train.video_every):
+        if not (trainer.may_act and trainer.crossed(trainer.config.train.video_every)):
             return
         folder = trainer.run.video_folder(trainer.step)
         try:

@@ -39,7 +39,7 @@ class NetworkConfig:
     layer_norm: bool = False
     """LayerNorm (no gain) before every ReLU of an mlp; residual networks always have their own."""
     observation_norm: bool = False
-    """Standardise observations by the mean and deviation of the warm-up data, then clip to +-5."""
+    """Subtract the mean of the warm-up data, divide by their standard deviation, clip to +-5."""
     task_encoding: Literal["one_hot", "learned", "none"] = "one_hot"
     """What is appended to the networks' input. one_hot: the task id. learned: a vector of unit
     length per task, which the critic learns and the actor is given (BRC). none: nothing (Kurin et
@@ -60,10 +60,10 @@ class CriticConfig:
 
     kind: Literal["scalar", "categorical", "popart"] = "scalar"
     """scalar: a number, squared error. popart: a number, normalised per task by the moments of its
-    targets, with a last layer for every task (Hessel et al. 2019); rewards need no normalisation
-    then. categorical: a distribution of the return over fixed bins,
-    cross-entropy (Bellemare et al. 2017); needs returns that fit the support, so for example
-    replay.reward_normalization=return_range."""
+    targets, with a last layer for every task (Hessel et al. 2019): critics need no normalised
+    rewards then, but the actor's loss and the temperature still see them. categorical: a
+    distribution of the return over fixed bins, cross-entropy (Bellemare et al. 2017); needs
+    returns that fit the support, so replay.reward_normalization=return_range or return_std."""
     bins: Annotated[int, at_least(2)] = 51
     """Atoms of a categorical critic."""
     support: Annotated[float, POSITIVE] = 10.0

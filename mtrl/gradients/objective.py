@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mtrl.config import Config, Loss
 from mtrl.device.compiled import compiled
 from mtrl.gradients.buffer import Buffer
 from mtrl.gradients.combine import Direction, combine, gramian_of, plain_direction
@@ -21,8 +20,7 @@ from mtrl.gradients.layers import (
 )
 from mtrl.gradients.optimizer import Optimizer
 from mtrl.networks.layers import is_recorded, layers_of
-from mtrl.smto import SMTO, create
-from mtrl.smto.registry import options_of
+from mtrl.smto import SMTO
 
 
 class Step(NamedTuple):
@@ -137,16 +135,3 @@ class Objective:
         else:
             self.layers, self.plain = quick, None
         self.prepare, self.losses = prepare, losses
-
-
-def create_smto(config: Config, loss: Loss, device: torch.device) -> SMTO:
-    """The method of one loss, with a stream of random numbers of its own."""
-    chosen = config.smto_of(loss)
-    # What only the run knows.
-    offset = {"critic": 3, "actor": 4, "temperature": 5}[loss]
-    known = {
-        "seed": config.seed + offset,
-        "total_steps": max(config.updates_of(loss), 1),
-    }
-    own = {key: value for key, value in known.items() if key in options_of(chosen.name)}
-    return create(chosen.name, config.num_tasks, **own | chosen.options).to(device)

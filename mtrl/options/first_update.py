@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtrl.agent import Agent
+from mtrl.agent import Agent, create_smto
 from mtrl.config import LOSSES, Config, Loss
 from mtrl.files.user_code import file_of, is_own
-from mtrl.gradients.objective import create_smto
 from mtrl.networks import describe_network
 from mtrl.networks.registry import Body
 from mtrl.options.plugins import reason_of

@@ -17,10 +17,8 @@ from mtrl.networks.registry import DEFAULT
 from mtrl.networks.values import create_value
 from mtrl.options.plugins import load_plugins, reason_of
 from mtrl.schema import ConfigError, coerce, describe_type, nearest, user_path
-from mtrl.smto import SMTO, available, create, describe
-from mtrl.smto.registry import aliases, find
-
-SET_BY_THE_RUN = ("seed", "total_steps")
+from mtrl.smto import SMTO, available, describe
+from mtrl.smto.registry import SET_BY_THE_RUN, aliases, create_for_run, find
 
 
 def method_options(name: str | type[SMTO]) -> dict[str, Any]:
@@ -82,9 +80,7 @@ def check_method(
     method = (own or {}).get(name, name)
     _check_options(f"method {name}", options, method_options(method), options_key)
     try:
-        run = {"total_steps": max(total_updates, 1)}
-        set_by_run = {k: v for k, v in run.items() if k in describe(method).options}
-        made = create(method, num_tasks, **set_by_run, **options)
+        made = create_for_run(method, num_tasks, options, seed=0, total_steps=max(total_updates, 1))
     except ValueError as error:
         raise ConfigError(options_key, dict(options), f"method {name}: {error}") from None
     except Exception as error:  # whatever a user's method raises

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -135,6 +135,9 @@ class AutoScale(SMTO):
     @property
     def capturable(self) -> bool:
         return not self.exploring
+
+    def start_again(self, fresh: Self) -> None:
+        """Nothing: a run explores once, and keeps what it has found."""
 
     def get_extra_state(self) -> dict[str, Any]:
         return super().get_extra_state() | {"calls": self.calls, "length": self.length}

@@ -53,8 +53,9 @@ class SMTO(nn.Module, ABC):
 
     @property
     def weighs_losses(self) -> bool:
-        """Whether it trains the loss w @ losses, so that parameters of one task alone (heads) get
-        their gradient times w too. Methods that combine gradients of what tasks share do not."""
+        """Whether it trains the loss w @ losses, so that in `mtrl supervised` the heads of one task
+        get their gradient times w too. Methods that combine gradients of what tasks share do not.
+        (The agent's parameters of one task alone always get their gradient times 1/m.)"""
         return type(self).needs == "losses"  # `needs` of a step may be less
 
     @property
@@ -178,6 +179,20 @@ class SMTO(nn.Module, ABC):
 
     # -- state ----------------------------------------------------------------------------------
 
+    @torch.no_grad()
+    def start_again(self, fresh: Self) -> None:
+        """Take the memory of an instance just made, in place: the networks are new ones.
+
+        fresh: made with the same options. What has no size before a first step becomes zero.
+        Streams of random numbers continue.
+        """
+        begins = dict(fresh.named_buffers()) | dict(fresh.named_parameters())
+        for name, tensor in [*self.named_buffers(), *self.named_parameters()]:
+            if tensor.shape == begins[name].shape:
+                tensor.copy_(begins[name])
+            else:
+                tensor.zero_()
+
     def get_extra_state(self) -> dict[str, Any]:
         """What a resumed run needs beside buffers and parameters; subclasses add to it."""
         return {}
@@ -234,6 +249,10 @@ class GramianSMTO(SMTO):
             self.solved.copy_(weights)
             self._go_to(1)
         return weights
+
+    def start_again(self, fresh: Self) -> None:
+        super().start_again(fresh)
+        self._go_to(0)
 
     def _go_to(self, step: int) -> None:
         self._step = step % self.update_every
@@ -311,6 +330,12 @@ class LearnedSMTO(SMTO):
         """One step of Adam on the learned numbers; gradient [m]."""
         self.parameter.grad = gradient
         self.adam.step()
+
+    def start_again(self, fresh: Self) -> None:
+        super().start_again(fresh)
+        for state in self.adam.state.values():
+            for moment in state.values():
+                moment.zero_()
 
     def get_extra_state(self) -> dict[str, Any]:
         return super().get_extra_state() | {"adam": self.adam.state_dict()["state"]}

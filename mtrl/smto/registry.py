@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar, get_args
 
 from mtrl.files.user_code import options_in, redefines
@@ -12,6 +12,8 @@ from mtrl.smto.base import SMTO, Averaged, Needs
 _METHODS: dict[str, type[SMTO]] = {}
 _ALIASES: dict[str, str] = {}
 Class = TypeVar("Class", bound=type[SMTO])
+SET_BY_THE_RUN = ("seed", "total_steps")
+"""Options that a run gives to the methods that have them."""
 
 
 class Method(NamedTuple):
@@ -96,11 +98,6 @@ def _own_options(cls: type[SMTO]) -> dict[str, Any]:
     return options
 
 
-def options_of(name: str | type[SMTO]) -> tuple[str, ...]:
-    """Option names of a method, `seed` of random methods included."""
-    return tuple(_defaults(find(name)))
-
-
 def describe(name: str | type[SMTO]) -> Method:
     """Everything a listing of methods shows; `name` may be an alias, or a class."""
     name, cls = _find(name)
@@ -128,3 +125,17 @@ def create(name: str | type[SMTO], num_tasks: int, **options: Any) -> SMTO:
     if "ema" in options and "ema" not in _own_options(cls):
         cls = type(cls.__name__, (Averaged, cls), {})
     return cls(num_tasks, **options)
+
+
+def create_for_run(
+    name: str | type[SMTO],
+    num_tasks: int,
+    options: Mapping[str, Any],
+    *,
+    seed: int,
+    total_steps: int,
+) -> SMTO:
+    """`create`, with those of `SET_BY_THE_RUN` that the method has; given options come first."""
+    known = dict(zip(SET_BY_THE_RUN, (seed, total_steps), strict=True))
+    own = {key: value for key, value in known.items() if key in _defaults(find(name))}
+    return create(name, num_tasks, **own | dict(options))

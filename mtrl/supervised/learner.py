@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mtrl.device.streams import stream_seed
 from mtrl.files.user_code import is_own
 from mtrl.gradients.optimizer import torch_optimizer
 from mtrl.schema import ConfigError, user_path
-from mtrl.smto import SMTO, create
+from mtrl.smto import SMTO
 from mtrl.smto.first_step import Unusable, checked
-from mtrl.smto.registry import options_of
+from mtrl.smto.registry import create_for_run
 from mtrl.supervised import methods
 from mtrl.supervised.auto_lambda import AutoLambda, Prepared, look_ahead
 from mtrl.supervised.config import SupervisedConfig
@@ -70,11 +71,14 @@ class Learner:
 
     def _create_smto(self, total_steps: int) -> SMTO:
         config = self.config
-        known = {"seed": config.seed + 1, "total_steps": total_steps}
-        method = methods.find(config.smto.name)
-        own = {key: value for key, value in known.items() if key in options_of(method)}
         try:
-            smto = create(method, config.num_tasks, **own | config.smto.options)
+            smto = create_for_run(
+                methods.find(config.smto.name),
+                config.num_tasks,
+                config.smto.options,
+                seed=stream_seed(config.seed, "smto"),
+                total_steps=total_steps,
+            )
         except ValueError as error:  # what depends on the length, which the data decide
             raise ConfigError(
                 "smto.options",
