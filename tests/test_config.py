@@ -99,8 +99,9 @@ def test_dump_then_load_is_the_identity(
     again = load_yaml(path)
     assert again == config
     # 1 == 1.0 == True, but a float that comes back as another type would break later.
+    flat = flatten(config)
     for key, value in flatten(again).items():
-        assert type(value) is type(flatten(config)[key]), key
+        assert type(value) is type(flat[key]), key
 
 
 def test_empty_file_gives_the_defaults(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ import pytest
 from conftest import REPOSITORY
 
 from mtrl.config import load_yaml
-from mtrl.options.command_line import laid_over, load_config, presets, with_overrides
+from mtrl.options.command_line import load_config, presets, with_overrides
 from mtrl.options.methods import check_methods
 from mtrl.options.validation import validate
-from mtrl.schema import dump_yaml, flatten
+from mtrl.schema import dump_yaml
 from mtrl.supervised import command as supervised
 from mtrl.supervised.config import validate as validate_supervised
 
@@ -37,13 +37,9 @@ def test_every_file_goes_over_those_that_it_names(name: str) -> None:
     assert over, "the first line says what the file is laid over"
     for base in over:
         if base.startswith(("supervised", "gama")):
-            config = supervised.load_config(base, name)
-            validate_supervised(config)
+            validate_supervised(supervised.load_config(base, name))
         else:
-            config = check_methods(load_config(base, name))
-            validate(config)
-        before = flatten(laid_over(config, base)) if base == name else {}
-        assert flatten(config) != before
+            validate(check_methods(load_config(base, name)))
 
 
 def test_the_settings_of_kurin_et_al() -> None:

@@ -7,7 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtrl.device.compiled import compiled
 from mtrl.replay import ReplayBuffer
 from mtrl.reward_scale import MovingAverage, RewardScale, RewardSigma
 
@@ -423,8 +422,8 @@ def test_compiled_sampling_reads_what_plain_sampling_reads(device):
     if device == "cuda":
         buffer.compile(64)
         read = buffer._read
-    else:  # not done in runs, but the same function
-        read = compiled(buffer._read_eagerly, fullgraph=True)
+    else:  # not done in runs, but traced all the same
+        read = torch.compile(buffer._read_eagerly, fullgraph=True, backend="aot_eager")
     generator = torch.Generator(where).manual_seed(0)
     for step in range(25):
         buffer.add(*(torch.as_tensor(x, device=where) for x in coded_transition(2, step, envs=2)))

@@ -91,7 +91,9 @@ def runs(run_mtrl: Mtrl, tmp_path_factory: pytest.TempPathFactory, reference: Pa
         compiled("compiled"),
         toy("rare", *RARE),
     ):
-        succeeded(run_mtrl(*line))
+        done = run_mtrl(*line)
+        succeeded(done)
+        assert "torch.compile failed" not in done.stderr
     succeeded(run_mtrl.process(*toy("again", "--checkpoint.keep", 9)))
     assert final_state(folder / "half", 800)["step"] == 800
     succeeded(run_mtrl("resume", folder / "half", "--train.total-steps", 1600))
@@ -101,6 +103,7 @@ def runs(run_mtrl: Mtrl, tmp_path_factory: pytest.TempPathFactory, reference: Pa
     done = run_mtrl.process("resume", at_half)
     succeeded(done)
     assert "resumed at step 800" in done.stderr
+    assert "torch.compile failed" not in done.stderr
     return folder
 
 
@@ -265,34 +268,21 @@ def test_run_killed_before_its_first_checkpoint_starts_over(
     assert_equal_runs(run, reference)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "garbage"])
 def test_damaged_newest_checkpoint_falls_back_to_the_one_before(
-    damage: str, run_mtrl: Mtrl, reference: Path, tmp_path: Path
+    run_mtrl: Mtrl, reference: Path, tmp_path: Path
 ) -> None:
+    """Any damage is found: see `test_checkpoint`."""
     run = tmp_path / "run"
     shutil.copytree(reference, run)
     newest = checkpoint.step_path(run / "checkpoints", 1600)
     content = newest.read_bytes()
     middle = len(content) // 2
-    if damage == "truncated":
-        newest.write_bytes(content[:middle])
-    else:
-        newest.write_bytes(content[:middle] + bytes(range(100)) + content[middle + 100 :])
+    newest.write_bytes(content[:middle] + bytes(range(100)) + content[middle + 100 :])
     done = run_mtrl("resume", run)
     assert done.returncode == 0, done.stderr
     assert "warning" in done.stderr
     assert newest.name in done.stderr
     assert "resumed at step 1,200" in done.stderr
-    assert_equal_runs(run, reference)
-
-
-def test_resuming_a_finished_run_changes_nothing(
-    run_mtrl: Mtrl, reference: Path, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(reference, run)
-    done = run_mtrl("resume", run)
-    assert done.returncode == 0, done.stderr
     assert_equal_runs(run, reference)
 
 
