@@ -29,6 +29,13 @@ def anchors(path: Path) -> set[str]:
     }
 
 
+def test_pages_are_linked_and_not_only_named() -> None:
+    for page in (REPOSITORY / "docs").glob("*.md"):
+        prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+        named = set(re.findall(r"`docs/([a-z-]+\.md)`", prose)) - {page.name}
+        assert not named, f"{page.name} names {named} without a link"
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_between_files_hold_in_the_repository(page: str) -> None:
     text = re.sub(r"```.*?```", "", (REPOSITORY / page).read_text(), flags=re.DOTALL)
