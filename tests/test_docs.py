@@ -11,6 +11,9 @@ import pytest
 import yaml
 from conftest import ENVIRONMENT, REPOSITORY
 
+from mtrl.options.command_line import load_config
+from mtrl.schema import flatten
+
 PAGES = sorted(
     path.relative_to(REPOSITORY).as_posix()
     for path in (
@@ -80,3 +83,19 @@ def test_pre_commit_runs_what_the_tests_begin_with() -> None:
     tools = [hook["entry"].removesuffix(" --fix").removesuffix(" .") for hook in hooks]
     script = (REPOSITORY / "scripts/test.sh").read_text()
     assert tools == re.findall(r"^(\.venv/bin/(?:ruff \w+|mypy))", script, re.MULTILINE)
+
+
+def test_the_documented_settings_are_the_presets() -> None:
+    page = (REPOSITORY / "docs/protocols.md").read_text().partition("## The presets' settings")[2]
+    rows = [
+        [cell.strip(" `") for cell in line.strip("|").split("|")]
+        for line in page.splitlines()
+        if line.startswith("| `") or line.startswith("| option")
+    ]
+    (_, *presets), *settings = rows
+    assert len(settings) > 20
+    for column, preset in enumerate(presets, start=1):
+        flat = flatten(load_config(preset))
+        assert {row[0]: row[column] for row in settings} == {
+            row[0]: str(flat[row[0]]) for row in settings
+        }
