@@ -96,7 +96,7 @@ class Watch:
 
 def measure(config: Config, seconds: float, rounds: int) -> Round:
     """Medians."""
-    device = set_up_learner(config)
+    device = set_up_learner(config.learner)
     config, _ = settle(config, device)
     with (
         TemporaryDirectory() as folder,

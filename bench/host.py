@@ -135,7 +135,7 @@ def measure(config: Config, envs: VectorEnv, steps: int) -> dict[str, float]:
             raise _Enough
         began = time.perf_counter()
 
-    device = set_up_learner(config)
+    device = set_up_learner(config.learner)
     config, _ = settle(config, device)
     with TemporaryDirectory() as folder, ExitStack() as stack:
         config = dataclasses.replace(config, run_dir=str(Path(folder, "run")))

@@ -68,7 +68,7 @@ def main() -> None:
         config = load_config(name)
         settings = with_copies(config, copies or config.train.envs_per_task)
         config = with_values(config, {"learner.device": options.device, **settings})
-        set_up_learner(config)
+        set_up_learner(config.learner)
         # The workers are the same for all methods.
         with make_vector_env(config, config.train.envs_per_task) as envs:
             for method in options.methods:

@@ -84,7 +84,7 @@ class ReplayBuffer:
         """The same memory [task, vector step, fields of every environment]; a ring."""
         self._ended_ring = self.ended.view(num_tasks, vector_steps, -1)
         self._first_slots = torch.arange(num_tasks, device=device)[:, None] * self.slots
-        self._none = torch.zeros(num_tasks, device=device)
+        self._zero_temperature = torch.zeros(num_tasks, device=device)
         self._read: Callable[..., Batch] = self._read_eagerly
 
     @property
@@ -140,7 +140,7 @@ class ReplayBuffer:
         uniform = torch.rand(
             self.num_tasks, per_task, dtype=torch.float64, device=device, generator=generator
         )
-        return self._read(uniform, self._none if temperature is None else temperature)
+        return self._read(uniform, self._zero_temperature if temperature is None else temperature)
 
     def compile(self, per_task: int) -> None:
         """Compile sampling, on CUDA: n-step returns are a hundred small kernels.
@@ -152,7 +152,7 @@ class ReplayBuffer:
             quick = compiled(self._read_eagerly, fullgraph=True)
             quick(
                 torch.zeros(self.num_tasks, per_task, dtype=torch.float64, device=device),
-                self._none,
+                self._zero_temperature,
             )
             self._read = quick
 
@@ -210,7 +210,7 @@ class ReplayBuffer:
         Kurin et al.'s target clip. Where episodes can terminate, rewards below 0 end with them: the
         bound is then at least 0.
         """
-        divisor = self.scale.divisor(self._none if temperature is None else temperature)
+        divisor = self.scale.divisor(self._zero_temperature if temperature is None else temperature)
         largest = self.maximum.clamp(min=0.0) if self.can_terminate else self.maximum
         largest = largest if divisor is None else largest / divisor
         return (largest / (1.0 - self.gamma)).float()

@@ -55,7 +55,7 @@ class RewardScale:
         """Of every raw reward ever added, evicted and warm-up transitions included."""
 
     def observe(
-        self, rewards: NDArray[np.float64], terminated: NDArray[np.bool_], done: NDArray[np.bool_]
+        self, rewards: NDArray[np.float64], terminated: NDArray[np.bool_], ended: NDArray[np.bool_]
     ) -> None:
         """Raw rewards and ends of one step of every environment [task, env], on the host."""
 
@@ -166,7 +166,7 @@ class ReturnScale(RewardScale, ABC):
         return super().stored(rewards)
 
     def observe(
-        self, rewards: NDArray[np.float64], terminated: NDArray[np.bool_], done: NDArray[np.bool_]
+        self, rewards: NDArray[np.float64], terminated: NDArray[np.bool_], ended: NDArray[np.bool_]
     ) -> None:
         if not self._lengths.size:
             self._rewards = np.empty((self.horizon, *rewards.shape))
@@ -174,19 +174,19 @@ class ReturnScale(RewardScale, ABC):
         m, n = rewards.shape
         self._rewards[self._lengths, np.arange(m)[:, None], np.arange(n)] = rewards
         self._lengths += 1
-        if not done.any():
+        if not ended.any():
             return
-        for length in np.unique(self._lengths[done]).tolist():
-            ended = done & (self._lengths == length)
+        for length in np.unique(self._lengths[ended]).tolist():
+            these = ended & (self._lengths == length)
             returns = discounted_returns(
-                self._rewards[:length, ended], terminated[ended], self.gamma
+                self._rewards[:length, these], terminated[these], self.gamma
             )
-            tasks = np.nonzero(ended)[0]  # of each of these episodes
+            tasks = np.nonzero(these)[0]  # of each of these episodes
             summaries = torch.zeros(4, m, dtype=torch.float64)
             for task in np.unique(tasks).tolist():
                 summaries[:, task] = summary(torch.from_numpy(returns[:, tasks == task]))
             self._add(summaries.to(self.mean.device))
-        self._lengths[done] = 0
+        self._lengths[ended] = 0
 
     def _add(self, summaries: Tensor) -> None:
         """Chan et al.'s update of every task's moments with a batch of returns, maybe empty.
@@ -223,7 +223,7 @@ class ReturnRange(ReturnScale):
         return (self.largest + bonus) / self.support
 
 
-class ReturnDeviation(ReturnScale):
+class ReturnStd(ReturnScale):
     """`return_std`: max(standard deviation of G, max |G| / support).
 
     FastTD3 and FlashSAC take the discounted sum of past rewards for G, which also needs no finished
@@ -231,8 +231,8 @@ class ReturnDeviation(ReturnScale):
     """
 
     def _measure(self, temperature: Tensor) -> Tensor:
-        deviation = (self.squares / self.count.clamp(min=1)).sqrt()
-        return torch.maximum(deviation, self.largest / self.support)
+        std = (self.squares / self.count.clamp(min=1)).sqrt()
+        return torch.maximum(std, self.largest / self.support)
 
 
 def summary(returns: Tensor) -> Tensor:
@@ -270,4 +270,4 @@ def create_scale(config: Config, action_dim: int, device: torch.device) -> Rewar
         case "return_range":
             return ReturnRange(*returns, target_entropy=entropy)
         case "return_std":
-            return ReturnDeviation(*returns)
+            return ReturnStd(*returns)

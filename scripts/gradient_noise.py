@@ -109,7 +109,7 @@ class Saved:
         """new: parts of the agent's state that stay as in a new agent."""
         checkpoint.check_resumable(state, config.num_envs)
         self.config = config
-        device = set_up_learner(config)
+        device = set_up_learner(config.learner)
         dimensions = stored_dimensions(state["agent"])
         self.step: int = state["step"]
         self.agent = Agent(config, *dimensions, device)

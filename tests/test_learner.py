@@ -95,7 +95,7 @@ def test_a_run_sets_what_an_earlier_run_of_the_process_has_set(
         ("auto", 1, ("high", 1)),
         ("bf16", "auto", ("highest", learner.THREADS)),
     ):
-        learner.set_up_learner(changed("learner", precision=precision, threads=threads))
+        learner.set_up_learner(changed("learner", precision=precision, threads=threads).learner)
         found = torch.get_float32_matmul_precision(), torch.get_num_threads()
         assert found == expected
     torch.set_num_threads(before)

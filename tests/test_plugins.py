@@ -14,6 +14,7 @@ import torch
 from conftest import REPOSITORY, TINY, Mtrl, succeeded
 from test_cli import TOY, refused
 
+import mtrl
 from mtrl.config import Config, load_yaml
 from mtrl.options.methods import method_options
 from mtrl.options.plugins import load_plugins
@@ -264,6 +265,17 @@ from gymnasium.envs.classic_control.pendulum import PendulumEnv
 gymnasium.register("moved-pendulum-v0", PendulumEnv)
 """
 
+OTHER_ENVIRONMENT = """
+import gymnasium
+from gymnasium.envs.classic_control.pendulum import PendulumEnv
+from gymnasium.wrappers import TransformObservation
+def make(**options):
+    env = PendulumEnv(**options)
+    space = gymnasium.spaces.Box(-9.0, 9.0, (4,))
+    return TransformObservation(env, lambda x: [*x, 1.0], space)
+gymnasium.register("moved-pendulum-v0", make)
+"""
+
 
 def test_an_environments_plugin_that_has_moved(run_mtrl: Mtrl, tmp_path: Path) -> None:
     """It is needed to evaluate, not to export."""
@@ -282,6 +294,16 @@ def test_an_environments_plugin_that_has_moved(run_mtrl: Mtrl, tmp_path: Path) -
     assert done.stderr.count("\n") == 1
     assert f"plugins = '{path}': no such file" in done.stderr
     succeeded(run_mtrl(*evaluate, "--plugins", moved))
+
+    other = tmp_path / "other.py"  # observations have another size by now
+    other.write_text(OTHER_ENVIRONMENT)
+    del gymnasium.registry[name]
+    done = run_mtrl(*evaluate, "--plugins", other)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "checkpoint = 'latest': does not fit this run" in done.stderr
+    policy = mtrl.load(run, "latest")
+    with pytest.raises(ConfigError, match=r"env.tasks = .*of \(4, 1\), but the policy of \(3, 1\)"):
+        mtrl.evaluate(policy, episodes_per_task=1, plugins=[other])
 
 
 def test_missing_plugin_of_a_stored_run(tmp_path: Path) -> None:

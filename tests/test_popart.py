@@ -56,7 +56,7 @@ def test_values_stay_when_the_moments_move(
             torch.tensor(means)[:, None] + torch.tensor(spreads)[:, None] * normal(TASKS, 9, seed=2)
         )
         assert value.follow(value.summary(y[:, 0], y), (critic, target))
-        largest = float(value.deviation.max() + value.mean.abs().max())
+        largest = float(value.std.max() + value.mean.abs().max())
         for network, old in zip((critic, target), before, strict=True):
             with torch.no_grad():
                 now = value.value(network(states, actions))
@@ -72,7 +72,7 @@ def test_moments_are_those_of_the_targets_so_far() -> None:
         seen = np.concatenate([seen, y.numpy()], axis=1)
         value.follow(value.summary(y[:, 0], y), (critic,))
     np.testing.assert_allclose(value.mean, seen.mean(1), rtol=1e-5)
-    np.testing.assert_allclose(value.deviation, seen.std(1), rtol=1e-4)
+    np.testing.assert_allclose(value.std, seen.std(1), rtol=1e-4)
 
 
 def make_agent(**critic: float) -> Agent:

@@ -429,6 +429,8 @@ def test_compiled_sampling_reads_what_plain_sampling_reads(device):
         buffer.add(*(torch.as_tensor(x, device=where) for x in coded_transition(2, step, envs=2)))
         uniform = torch.rand(2, 64, dtype=torch.float64, device=where, generator=generator)
         for ours, plain in zip(
-            read(uniform, buffer._none), buffer._read_eagerly(uniform, buffer._none), strict=True
+            read(uniform, buffer._zero_temperature),
+            buffer._read_eagerly(uniform, buffer._zero_temperature),
+            strict=True,
         ):
             torch.testing.assert_close(ours, plain, rtol=1e-6, atol=0.0)

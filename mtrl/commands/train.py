@@ -42,7 +42,7 @@ def train(
     is written until all is set up. From then on, status.json says how the run ended; a new run that
     fails before its first update leaves nothing.
     """
-    device = set_up_learner(config)
+    device = set_up_learner(config.learner)
     asked = config
     config, warnings = settle(config, device)
     with ExitStack() as stack:

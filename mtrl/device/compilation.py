@@ -14,6 +14,8 @@ from typing import Any, NoReturn
 import psutil
 import torch.fx
 
+from mtrl.files.errors import first_line
+
 MODULES = threading.RLock()
 """Held by a compilation while it traces, and by other threads while they call a torch.nn.Module."""
 
@@ -57,7 +59,7 @@ class Compilation(threading.Thread):
                 for function in self._functions:
                     function()
         except Exception as error:  # PyTorch raises many kinds; all mean the same here
-            self.failure = (str(error).strip() or type(error).__name__).splitlines()[0]
+            self.failure = first_line(error)
 
 
 def exit_now(code: int) -> NoReturn:

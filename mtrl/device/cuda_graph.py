@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 
 import torch
 
+from mtrl.files.errors import first_line
 from mtrl.smto import SMTO
 
 WARM_UPS = 3  # calls before the capture, in which libraries and buffers come into being
@@ -98,7 +99,7 @@ class Captured(Generic[Result]):
                 fresh.set_state(state)
                 generator.graphsafe_set_state(fresh)
             cause = error.__context__ or error  # what invalidated the capture, before it was ended
-            reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+            reason = first_line(cause)
             self._warn(f"{self._name} could not be captured, continuing without: {reason}")
         else:
             self._graph, self._result = graph, result

@@ -11,13 +11,15 @@ import psutil
 import torch
 from torch import Tensor
 
+from mtrl.files.errors import first_line
+
 CGROUP = Path("/sys/fs/cgroup")
 
 
 def memory_error(error: BaseException) -> str:
     """What PyTorch says where memory does not suffice, in a line; '' for any other error."""
     if isinstance(error, torch.OutOfMemoryError):  # CUDA's
-        return str(error).splitlines()[0]
+        return first_line(error)
     _, found, text = str(error).partition("DefaultCPUAllocator: ")
     return text.splitlines()[0] if isinstance(error, RuntimeError) and found else ""
 

@@ -11,7 +11,7 @@ from warnings import filterwarnings
 
 import torch
 
-from mtrl.config import Config
+from mtrl.config import Config, DeviceConfig, LearnerConfig
 from mtrl.schema import ConfigError
 
 COMPILE_FROM = {"cpu": 20_000, "cuda": 100_000}
@@ -45,17 +45,18 @@ def device_here(name: str) -> str:
     return name
 
 
-def set_up_learner(config: Config) -> torch.device:
-    """Threads and floating-point mode of this process; -> the learner's device."""
-    # The actor's l2 lets weights on constant inputs (Meta-World pads with zeros) decay into
-    # denormal numbers, which make products 200 times slower. Later threads inherit the mode.
+def set_up_learner(learner: DeviceConfig) -> torch.device:
+    """Threads and floating-point mode of this process, whatever an earlier run of it has set;
+    -> the learner's device."""
+    # l2 lets weights on constant inputs (Meta-World pads with zeros) decay into denormal numbers,
+    # which make matrix products 200 times slower. Later threads inherit the mode.
     torch.set_flush_denormal(True)
-    # Whatever an earlier run of this process has set.
-    threads = THREADS if config.learner.threads == "auto" else config.learner.threads
+    threads = THREADS if learner.threads == "auto" else learner.threads
     if threads != torch.get_num_threads():
         torch.set_num_threads(threads)
-    device = choose_device(config.learner.device)
-    tf32 = device.type == "cuda" and config.learner.precision in ("auto", "tf32")
+    device = choose_device(learner.device)
+    precision = learner.precision if isinstance(learner, LearnerConfig) else "fp32"
+    tf32 = device.type == "cuda" and precision in ("auto", "tf32")
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     # The compiler would recommend TF32 where another precision was chosen.
     filterwarnings("ignore", message="TensorFloat32 tensor cores")
@@ -71,7 +72,9 @@ def settle(config: Config, device: torch.device) -> tuple[Config, list[str]]:
     elif device.type == "cpu" and (
         precision == "tf32" or (precision == "bf16" and not _has_bf16())
     ):
-        warnings = [f"this CPU has no {precision} products; continuing with learner.precision fp32"]
+        warnings = [
+            f"this CPU has no {precision} matrix products; continuing with learner.precision fp32"
+        ]
         precision = "fp32"
     capture: Literal["on", "off"] = "off"
     if device.type == "cuda":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import gymnasium
 
@@ -78,46 +78,29 @@ def make_task_set(
     `fast` steps Meta-World faster, bitwise identical to upstream (see `fast_metaworld`); with
     versions of Meta-World or MuJoCo not listed there, it warns and uses upstream's own step.
     """
+    common: dict[str, Any] = {"horizon": horizon, "seed": seed}
     if is_toy(names[0]):
-        factories: list[Callable[[], gymnasium.Env]] = [
-            functools.partial(toy.PointMass, name, num_goals=num_goals, horizon=horizon, seed=seed)
-            for name in names
-        ]
-        costs = (1.0,) * len(names)
-        return TaskSet(tuple(names), tuple(factories), *dimensions(names), costs)
-    if is_gym(names[0]):
-        factories = [
-            functools.partial(
-                gym_tasks.GymTask,
-                name,
-                num_goals=num_goals,
-                horizon=horizon,
-                seed=seed,
-                plugins=plugins,
-                render=render,
-            )
-            for name in names
-        ]
-        dims = dimensions(names, plugins)
-        return TaskSet(tuple(names), tuple(factories), *dims, (1.0,) * len(names))
-    goals = goal_vectors(tuple(names), seed)
-    fast = fast and is_verified()  # asked here: the workers need not warn again
-    factories = [
-        functools.partial(
+        make = functools.partial(toy.PointMass, num_goals=num_goals, **common)
+        factories = [functools.partial(make, name) for name in names]
+    elif is_gym(names[0]):
+        make = functools.partial(
+            gym_tasks.GymTask, num_goals=num_goals, plugins=plugins, render=render, **common
+        )
+        factories = [functools.partial(make, name) for name in names]
+    else:
+        goals = goal_vectors(tuple(names), seed)
+        fast = fast and is_verified()  # asked here: the workers need not warn again
+        make = functools.partial(
             MetaWorldTask,
-            name,
-            goals[name][:num_goals],
             reward_version=reward_version,
-            horizon=horizon,
-            seed=seed,
             fast=fast,
             camera=camera,
             size=size,
+            **common,
         )
-        for name in names
-    ]
+        factories = [functools.partial(make, name, goals[name][:num_goals]) for name in names]
     costs = tuple(STEP_COSTS.get(name, 1.0) for name in names)
-    return TaskSet(tuple(names), tuple(factories), *dimensions(names), costs)
+    return TaskSet(tuple(names), tuple(factories), *dimensions(names, plugins), costs)
 
 
 def task_set_of(config: Config, *, render: bool = False) -> TaskSet:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 TaskEncoding = Literal["one_hot", "learned", "none"]
 
 OBSERVATION_CLIP = 5.0
-DEVIATION_FLOOR = 1e-2  # coordinates that hardly move in the warm-up are not blown up
+STD_FLOOR = 1e-2  # coordinates that hardly move in the warm-up are not blown up
 
 
 class InputEncoder(nn.Module):
@@ -21,7 +21,7 @@ class InputEncoder(nn.Module):
     """
 
     mean: Tensor
-    deviation: Tensor
+    std: Tensor
     codes: Tensor
 
     def __init__(
@@ -38,20 +38,20 @@ class InputEncoder(nn.Module):
         width = {"one_hot": num_tasks, "learned": task_dim, "none": 0}[task_encoding]
         self.output_dim = observation_dim + width
         self.register_buffer("mean", torch.zeros(observation_dim))
-        self.register_buffer("deviation", torch.ones(observation_dim))
+        self.register_buffer("std", torch.ones(observation_dim))
         codes = (
             torch.eye(num_tasks) if task_encoding == "one_hot" else torch.zeros(num_tasks, width)
         )
         self.register_buffer("codes", codes, persistent=task_encoding == "learned")
 
-    def set_statistics(self, mean: Tensor, deviation: Tensor) -> None:
+    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
         """Fix the statistics [obs] used by observation_norm."""
         self.mean.copy_(mean)
-        self.deviation.copy_(deviation.clamp(min=DEVIATION_FLOOR))
+        self.std.copy_(std.clamp(min=STD_FLOOR))
 
     def forward(self, observations: Tensor) -> Tensor:
         if self.observation_norm:
-            observations = (observations - self.mean) / self.deviation
+            observations = (observations - self.mean) / self.std
             observations = observations.clamp(-OBSERVATION_CLIP, OBSERVATION_CLIP)
         m, width = self.codes.shape
         shape = (m, *[1] * (observations.dim() - 2), width)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from mtrl.config import Config
+from mtrl.files.atomic import replaced
 from mtrl.networks.policy import DeterministicPolicy
 from mtrl.networks.registry import DEFAULT
 
@@ -66,9 +67,7 @@ def export_policy(
         "protocol": config.protocol_stamp,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp.pt2")
-    try:
-        torch.export.save(program, temporary, extra_files={METADATA: json.dumps(metadata)})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    content = io.BytesIO()  # PyTorch takes files by certain names alone
+    torch.export.save(program, content, extra_files={METADATA: json.dumps(metadata)})
+    with replaced(path) as temporary:
+        temporary.write_bytes(content.getvalue())

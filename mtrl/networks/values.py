@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mtrl.config import Config
 
-SMALLEST_DEVIATION = 1e-4
+SMALLEST_STD = 1e-4
 
 
 class Value(ABC):
@@ -174,22 +174,22 @@ class PopArtValue(ScalarValue):
         self.square += 1.0
 
     @property
-    def deviation(self) -> Tensor:
+    def std(self) -> Tensor:
         """sigma [task], float64."""
         variance = self.square - self.mean.square()
-        return variance.clamp(min=0.0).sqrt().clamp(min=SMALLEST_DEVIATION)
+        return variance.clamp(min=0.0).sqrt().clamp(min=SMALLEST_STD)
 
     def value(self, outputs: Tensor) -> Tensor:
         """Outputs [member, task, sample] -> Q [task, sample]."""
-        mean, deviation = self.mean.float()[:, None], self.deviation.float()[:, None]
-        return super().value(outputs * deviation + mean)
+        mean, std = self.mean.float()[:, None], self.std.float()[:, None]
+        return super().value(outputs * std + mean)
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         # The first batch's moments are its own: one large step would fill Adam's second moments.
         new = self.batches == 0
         mean = torch.where(new, target.mean(-1), self.mean.float())[:, None]
-        deviation = torch.where(new, target.std(-1, correction=0), self.deviation.float())
-        normal = (target - mean) / deviation.clamp(min=SMALLEST_DEVIATION)[:, None]
+        std = torch.where(new, target.std(-1, correction=0), self.std.float())
+        normal = (target - mean) / std.clamp(min=SMALLEST_STD)[:, None]
         return super().loss(outputs, normal)
 
     def summary(self, loss: Tensor, target: Tensor) -> Tensor:
@@ -199,13 +199,13 @@ class PopArtValue(ScalarValue):
     @torch.no_grad()
     def follow(self, summary: Tensor, critics: Iterable[nn.Module]) -> bool:
         """Move the moments, and the critics' last layers against them."""
-        mean, deviation = self.mean.clone(), self.deviation
+        mean, std = self.mean.clone(), self.std
         self.batches += 1.0
         share = (1.0 / self.batches).clamp(min=self.rate)  # at first the mean of all batches
         self.mean.lerp_(summary[:, 0].double(), share)
         self.square.lerp_(summary[:, 1].double(), share)
-        now, first = self.deviation, self.batches == 1
-        ratio = torch.where(first, 1.0, deviation / now)[:, None, None].float()
+        now, first = self.std, self.batches == 1
+        ratio = torch.where(first, 1.0, std / now)[:, None, None].float()
         shift = torch.where(first, 0.0, (mean - self.mean) / now)[:, None, None].float()
         for critic in critics:
             head: Any = critic.get_submodule("body.head")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from mtrl.config import Config, TrainConfig, benchmarks
 from mtrl.envs import gym_tasks
 from mtrl.envs import tasks as env_tasks
+from mtrl.files.errors import first_line
 from mtrl.run.sinks import check_sinks
 from mtrl.schema import ConfigError, check_bounds, flatten, nearest
 
@@ -20,8 +21,7 @@ def check_gym_tasks(config: Config) -> None:
     try:
         gym_tasks.dimensions(config.task_names, config.plugins)
     except Exception as error:  # whatever an environment raises where it cannot be made
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ConfigError("env.tasks", config.env.tasks, reason) from error
+        raise ConfigError("env.tasks", config.env.tasks, first_line(error)) from error
 
 
 META_WORLD_SEED = 2**32 - 1
@@ -36,20 +36,17 @@ def check_seed(seed: int, largest: int = LARGEST_SEED) -> None:
         raise ConfigError("seed", seed, f"must be zero or positive, and at most {largest}")
 
 
-def check_weight_decay(section: str, optimizer: str, **strengths: float) -> None:
-    """ConfigError for a kind of weight decay that the optimiser does not have; strengths: of the
-    coupled kind, then of the decoupled one, by their keys in the section."""
-    (coupled, l2), (decoupled, decay) = strengths.items()
-    if decay and optimizer not in ("adamw", "muon"):
-        raise ConfigError(
-            section + decoupled,
-            decay,
-            f"needs {section}optimizer=adamw or muon; {optimizer} has {section}{coupled}",
-        )
+def check_weight_decay(
+    section: str, optimizer: str, l2_key: str, l2: float, weight_decay: float
+) -> None:
+    """ConfigError for a kind of weight decay that the optimiser does not have: l2 is coupled, under
+    `l2_key` of the section; weight_decay is not."""
+    l2_key, decay_key = section + l2_key, f"{section}weight_decay"
+    if weight_decay and optimizer not in ("adamw", "muon"):
+        allowed = f"needs {section}optimizer=adamw or muon; {optimizer} has {l2_key}"
+        raise ConfigError(decay_key, weight_decay, allowed)
     if l2 and optimizer not in ("adam", "sgd"):
-        raise ConfigError(
-            section + coupled, l2, f"is for adam and sgd; {optimizer} has {section}{decoupled}"
-        )
+        raise ConfigError(l2_key, l2, f"is for adam and sgd; {optimizer} has {decay_key}")
 
 
 def check_video(config: Config, prefix: str = "") -> None:
@@ -139,9 +136,7 @@ def validate(config: Config) -> None:
         "agent.n_step",
         f"must be in 1..{env.horizon}, the horizon",
     )
-    check_weight_decay(
-        "agent.", agent.optimizer, actor_l2=agent.actor_l2, weight_decay=agent.weight_decay
-    )
+    check_weight_decay("agent.", agent.optimizer, "actor_l2", agent.actor_l2, agent.weight_decay)
     check_video(config, "train.")
     episode = config.episode_steps
     every = config.checkpoint.every

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mtrl.device.memory import free_memory, snapshot
 from mtrl.files.atomic import replaced, sweep_up
+from mtrl.files.errors import first_line
 
 MARKER = b"mtrlck01"
 TRAILER = len(MARKER) + hashlib.sha256().digest_size
@@ -139,8 +140,7 @@ def _unpickled(path: Path, file: BinaryIO) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise CheckpointError(f"cannot read checkpoint {path}: {reason}") from error
+        raise CheckpointError(f"cannot read checkpoint {path}: {first_line(error)}") from error
     return state
 
 

@@ -7,7 +7,7 @@ from mtrl.smto.cagrad import CAGrad
 from mtrl.smto.check import check
 from mtrl.smto.conflict_free import ConFIG
 from mtrl.smto.discrepancy import LDCMTL
-from mtrl.smto.graddrop import GradDrop, RandomGradDropout
+from mtrl.smto.graddrop import GradDrop, SignAgnosticGradDrop
 from mtrl.smto.gradnorm import GradNorm
 from mtrl.smto.grouping import GO4Align
 from mtrl.smto.imtl import IMTL, IMTLG
@@ -68,10 +68,10 @@ __all__ = [
     "RLWDirichlet",
     "RLWNormal",
     "RandomGradDrop",
-    "RandomGradDropout",
     "RandomSMTO",
     "SDMGrad",
     "ScaleInvariant",
+    "SignAgnosticGradDrop",
     "SmoothTchebycheff",
     "UPGrad",
     "UncertaintyWeighting",

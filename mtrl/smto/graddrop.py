@@ -60,7 +60,7 @@ def _column_norms(jacobian: Tensor) -> Tensor:
 
 
 @register("graddrop_random", "sign_agnostic_graddrop")
-class RandomGradDropout(RandomSMTO):
+class SignAgnosticGradDrop(RandomSMTO):
     """Sign-agnostic GradDrop (Kurin et al. 2022, Appendix D.3): each entry dropped at random.
 
     Each of the m x P entries is kept with probability 1 - p, whatever its sign. The direction is

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mtrl.files.errors import first_line
+
 SINGLE, DOUBLE = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
 CENTRE = 1e-14
 """Where interior-point iterations stop moving: complementarity x_i z_i, in units of x z ~ 1."""
@@ -50,7 +52,7 @@ def _triton_kernels() -> ModuleType | None:
         try:  # a first launch compiles a part of Triton's driver
             driver.active.get_current_target()
         except Exception as error:  # whatever the search for a compiler raises
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             warnings.warn(
                 f"multi-task optimisers without their kernels, slower: {reason} (Triton needs a C "
                 "compiler and Python's headers, such as Debian's gcc, libc6-dev and python3-dev)",
@@ -200,9 +202,7 @@ def simplex_quadratic(hessian: Tensor, linear: Tensor, iterations: int = 13) -> 
     return quadratic_program(hessian, linear, torch.ones_like(linear), iterations)
 
 
-def simplex_with_norm(
-    matrix: Tensor, linear: Tensor, share: Tensor, iterations: int = 18
-) -> Tensor:
+def simplex_with_norm(matrix: Tensor, linear: Tensor, share: Tensor, iterations: int) -> Tensor:
     """argmin linear . w + share (w^T G w)^(1/2) over the simplex, share a scalar.
 
     The root has a kink, so it is a variable too: the smallest (w^T G w / t + t) / 2. The curvature

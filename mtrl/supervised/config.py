@@ -305,7 +305,7 @@ def validate(config: SupervisedConfig) -> None:
         "is for cityscapes and nyuv2 alone; the others were published without",
     )
     train = config.train
-    check_weight_decay("train.", train.optimizer, l2=train.l2, weight_decay=train.weight_decay)
+    check_weight_decay("train.", train.optimizer, "l2", train.l2, train.weight_decay)
     check_seed(config.seed)
     _check_network(config, need)
     check_method(

@@ -52,14 +52,14 @@ def backward(
     space: Space,
     chunk_size: int = 1,
     samples: int = 0,
-    look: bool = False,
+    diagnostic: bool = False,
 ) -> Outcome:
     """Leave the SMTO's direction in the gradients of the network's parameters.
 
     inputs [sample, ...] prepared, targets per task. Shared parameters get the direction; heads
     their own task's gradient, times its weight if the method weighs losses (RLW and the like), else
     times 1/m. samples: a Gramian method decides by the task gradients on so many of the
-    samples, the first; 0 = of all. look: make the Gramian on the shared parameters too.
+    samples, the first; 0 = of all. diagnostic: make the Gramian on the shared parameters too.
     """
     m = len(network.heads)
     z = network.encoder(inputs)
@@ -76,7 +76,7 @@ def backward(
     given = (losses, z, shared, rows, chunk_size)
     source = _Parameters(*given)
     # From a source of its own: one that holds a Jacobian adds up directions in another order.
-    matrix = _Parameters(*given).gramian() if look else None
+    matrix = _Parameters(*given).gramian() if diagnostic else None
     weights: Tensor | None = None
     if needs != "losses" and space == "representation" and isinstance(smto, GradDrop):
         direction = source.from_z(sign_dropped(smto, z.detach(), rows))

@@ -88,9 +88,9 @@ class Learner:
         return smto.to(self.device)
 
     def update(
-        self, batch: Batch, epoch: int, *, look: bool = False, held_out: Batch | None = None
+        self, batch: Batch, epoch: int, *, diagnostic: bool = False, held_out: Batch | None = None
     ) -> Outcome:
-        """One step. look: make the Gramian on the shared parameters; changes nothing.
+        """One step. diagnostic: make the Gramian on the shared parameters; changes nothing.
 
         held_out: samples that are not trained on, for Auto-Lambda.
         """
@@ -115,7 +115,7 @@ class Learner:
                 space=config.gradient_space,
                 chunk_size=config.smto.chunk_size,
                 samples=config.smto.gradient_samples,
-                look=look,
+                diagnostic=diagnostic,
             )
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.step()

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mtrl.run.tags import LOWER_IS_BETTER
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(output, target) -> scalar, a mean over the batch."""
 
@@ -18,11 +20,14 @@ class Metric:
     """A quantity of a whole split, from sums over its batches."""
 
     name: str
-    higher_is_better: bool
     statistics: Callable[[Tensor, Tensor], Tensor]
     """(output, target) of a batch -> numbers that add up over batches, float64."""
     value: Callable[[Tensor], Tensor]
     """Their sum -> the metric, a scalar."""
+
+    @property
+    def higher_is_better(self) -> bool:
+        return self.name not in LOWER_IS_BETTER
 
 
 def _ratio(sums: Tensor) -> Tensor:
@@ -122,19 +127,19 @@ def _scaled_error(output: Tensor, target: Tensor) -> Tensor:
     return torch.stack([error.sum(), torch.full_like(error.sum(), len(error))])
 
 
-ACCURACY = Metric("accuracy", True, _hits, _ratio)
-PIXEL_ACCURACY = Metric("pixel_accuracy", True, _hits, _ratio)
-MEAN_IOU = Metric("mean_iou", True, _confusion, _mean_iou)
-MSE = Metric("mse", False, _squares, _ratio)
-ABSOLUTE_ERROR = Metric("absolute_error", False, _depth_error(relative=False), _ratio)
-RELATIVE_ERROR = Metric("relative_error", False, _depth_error(relative=True), _ratio)
-CENTRE_ERROR = Metric("centre_error", False, _centre_distance, _ratio)
+ACCURACY = Metric("accuracy", _hits, _ratio)
+PIXEL_ACCURACY = Metric("pixel_accuracy", _hits, _ratio)
+MEAN_IOU = Metric("mean_iou", _confusion, _mean_iou)
+MSE = Metric("mse", _squares, _ratio)
+ABSOLUTE_ERROR = Metric("absolute_error", _depth_error(relative=False), _ratio)
+RELATIVE_ERROR = Metric("relative_error", _depth_error(relative=True), _ratio)
+CENTRE_ERROR = Metric("centre_error", _centre_distance, _ratio)
 NORMALS = (
-    Metric("mean_angle", False, _angle_sum, _ratio),
-    Metric("median_angle", False, _angle_histogram, _median_angle),
-    *(Metric(f"within_{d:g}", True, _within(d), _ratio) for d in (11.25, 22.5, 30.0)),
+    Metric("mean_angle", _angle_sum, _ratio),
+    Metric("median_angle", _angle_histogram, _median_angle),
+    *(Metric(f"within_{d:g}", _within(d), _ratio) for d in (11.25, 22.5, 30.0)),
 )
-MAE = Metric("mae", False, _scaled_error, _ratio)
+MAE = Metric("mae", _scaled_error, _ratio)
 
 
 def segmentation_loss(output: Tensor, target: Tensor) -> Tensor:

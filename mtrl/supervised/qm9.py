@@ -76,12 +76,12 @@ def load(folder: Path | None, targets: Sequence[str]) -> Splits:
     if not held:
         raise DataError(f"{folder} has {len(values)} molecules, at least 5 are needed; {SOURCE}")
     test, validation, train = np.split(drawn_order(len(values)), [held, 2 * held])
-    deviation = values[train].std(0, ddof=1)
-    if not deviation.all():
-        constant = targets[int(np.argmin(deviation))]
+    std = values[train].std(0, ddof=1)
+    if not std.all():
+        constant = targets[int(np.argmin(std))]
         raise DataError(f"{folder}: all molecules have the same {constant}; {SOURCE}")
-    scaled = (values - values[train].mean(0)) / deviation
-    both = np.stack([scaled, np.broadcast_to(deviation, scaled.shape)], 2).astype(np.float32)
+    scaled = (values - values[train].mean(0)) / std
+    both = np.stack([scaled, np.broadcast_to(std, scaled.shape)], 2).astype(np.float32)
     graphs = _dataset(arrays)
 
     def split(chosen: NDArray[np.int64]) -> Split:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mtrl.device.memory import peak_memory_mib
-from mtrl.device.setup import choose_device
+from mtrl.device.setup import set_up_learner
 from mtrl.gradients.diagnostics import Diagnostics
 from mtrl.run import checkpoint
 from mtrl.run.checkpoint import CheckpointError
@@ -98,14 +98,14 @@ class Trainer:
         per_epoch, every = self.batches.per_epoch, self.config.diagnostics.every
         while not self.finished:
             epoch = self.step // per_epoch
-            look = every > 0 and self.step % every == 0
+            diagnostic = every > 0 and self.step % every == 0
             held_out = None if self.held_out is None else self.held_out[self.step]
             outcome = self.learner.update(
-                self.batches[self.step], epoch, look=look, held_out=held_out
+                self.batches[self.step], epoch, diagnostic=diagnostic, held_out=held_out
             )
             self.step += 1
             self._remember(outcome.losses, outcome.weights)
-            if look and outcome.gramian is not None:
+            if diagnostic and outcome.gramian is not None:
                 certificates = self.learner.certificates()
                 self.diagnostics.add({"shared": outcome.gramian}, certificates)
             end = self.step % per_epoch == 0
@@ -314,10 +314,7 @@ def train(
     until all is set up. From then on, status.json says how the run ended; a new run that fails
     before its first step leaves nothing.
     """
-    torch.set_flush_denormal(True)  # l2 lets unused weights decay into denormal numbers
-    if config.learner.threads != "auto":
-        torch.set_num_threads(config.learner.threads)
-    device = choose_device(config.learner.device)
+    device = set_up_learner(config.learner)
     with ExitStack() as stack:
         stack.callback(run.release)
         if resume:

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from mtrl.files.errors import first_line
 from mtrl.run.state import Standing, State, last_said, standing
 from mtrl.schema import ConfigError
 from mtrl.sweep.board import Board
@@ -54,7 +55,7 @@ def connected(options: SweepOptions) -> Iterator[Any]:
             **(own if options.address == "local" else {}),
         )
     except Exception as error:  # Ray raises many kinds, plain Exception among them
-        reason = str(error).strip().split("\n")[0]
+        reason = first_line(error)
         raise ConfigError("address", options.address, f"no Ray cluster there: {reason}") from None
     try:
         yield ray
