@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, NoReturn
 
@@ -22,7 +22,7 @@ from mtrl.learner import Learner
 from mtrl.options.first_update import check_first_update, has_own_network
 from mtrl.replay import create_replay
 from mtrl.run import checkpoint
-from mtrl.run.callbacks import Callback
+from mtrl.run.callbacks import Callback, Callbacks
 from mtrl.run.dashboard import REINFORCEMENT_LEARNING
 from mtrl.run.directory import RunDirectory
 from mtrl.run.log_window import LogWindow
@@ -50,9 +50,7 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
     ) -> None:
         """`stack` ends what the run starts: evaluation workers, threads and open files."""
-        self.callbacks, self._asked_to_stop = callbacks, False
-        self._failure: Exception | None = None
-        """What a callback has raised: it ends the run where a checkpoint can be made."""
+        self.callbacks = Callbacks(callbacks, self._warn)
         self.config, self.run, self.device, self.stack = config, run, device, stack
         self.envs = envs
         self.evaluator = Evaluator(config)
@@ -164,8 +162,8 @@ class Trainer:
             for event in self.events:
                 event(may_save)
         self.writer.wait()
-        if self._failure is not None:
-            raise self._failure
+        if self.callbacks.failure is not None:
+            raise self.callbacks.failure
 
     def _updates_due(self) -> int:
         return updates_due(self.config.agent, (self.step - self.warmup) // self.config.num_envs)
@@ -198,26 +196,11 @@ class Trainer:
     def _save_if_due(self, may_save: bool) -> None:
         if not may_save:
             return
-        if (self.stop_signal or self._asked_to_stop or self._failure) and not self.finished:
+        asked = self.stop_signal or self.callbacks.asked_to_stop or self.callbacks.failure
+        if asked and not self.finished:
             self._save_and_stop()
         if self.finished or self.step % self.config.checkpoint.every == 0:
             self.save()
-
-    def _ask(self, answers: Iterable[bool | None]) -> None:
-        """Every callback is heard, also after one that asks to stop."""
-        try:
-            self._asked_to_stop |= True in list(answers)
-        except Exception as error:  # whatever a user's code raises: nothing is lost by it
-            if self._failure is None:
-                self._failure = error
-                self._warn(f"a callback raised {type(error).__name__}: stopping after a checkpoint")
-
-    def _heard_of_log(self, callback: Callback, values: dict[str, float]) -> bool | None:
-        """values: with what the callback adds, if these are numbers."""
-        own = dict(values)
-        answer = callback.on_log(self.step, own)
-        values |= {tag: float(value) for tag, value in own.items()}
-        return answer
 
     def crossed(self, every: int) -> bool:
         """Whether the last vector step reached a multiple of so many steps; 0 = never."""
@@ -248,7 +231,7 @@ class Trainer:
         values |= window.metrics(self.step)
         speeds = values["time/env_steps_per_s"], values["time/updates_per_s"]
         success = {"train": values["train/episode_success_mean"], "eval": self.last_success}
-        self._ask(self._heard_of_log(callback, values) for callback in self.callbacks)
+        self.callbacks.on_log(self.step, values)
         recorder.scalars(self.step, values)
         recorder.progress(self.step, success, *speeds)
         self.status("running")
@@ -285,7 +268,7 @@ class Trainer:
         started, evaluated = self.evaluator.collect()
         self._record_evaluation(started, evaluated)
         self.last_evaluation = result = evaluated.result
-        self._ask(callback.on_evaluation(started.step, *result) for callback in self.callbacks)
+        self.callbacks.on_evaluation(started.step, *result)
         # Of equals the one trained longest; the untrained agent is none of them.
         if started.step > self.warmup and result.success_mean >= self.best_success:
             self.best_success = result.success_mean
@@ -351,7 +334,7 @@ class Trainer:
         }
         path = checkpoint.step_path(self.run.checkpoints, self.step)
         self.writer.save(path, state)
-        self._ask(callback.on_checkpoint(self.step, path) for callback in self.callbacks)
+        self.callbacks.on_checkpoint(self.step, path)
         self.status("running")  # of the evaluation that was waited for, too
         self.exclude(self.timer.lap("checkpoint"))
 
@@ -366,7 +349,7 @@ class Trainer:
     def _save_and_stop(self) -> NoReturn:
         self.save(wait=False)  # who stops it may not wait long
         self.writer.wait()
-        raise self._failure or Stopped(self.stop_signal, self.run)
+        raise self.callbacks.failure or Stopped(self.stop_signal, self.run)
 
     def load(self, state: dict[str, Any]) -> None:
         """Raises CheckpointError, before anything is changed, for a checkpoint of another run."""

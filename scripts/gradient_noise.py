@@ -137,7 +137,7 @@ class Saved:
 
         def rows(objective: Objective, *given: Any) -> Tensor:
             layers = objective.layers(*given)
-            return TaskGradients(objective.network, layers).jacobian(Buffer())
+            return TaskGradients(objective.network, layers, Buffer()).jacobian()
 
         return {
             "critic": rows(agent.critic, batch, noises[0], alpha, bound),

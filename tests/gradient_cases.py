@@ -23,7 +23,7 @@ def layers(task_loss: Any, network: nn.Module, inputs: Any) -> Any:
 def jacobian(task_loss: Any, network: nn.Module, inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     """-> J [task, P], parameters flattened in the network's order; losses, auxiliary [task]."""
     found = layers(task_loss, network, inputs)
-    return TaskGradients(network, found).jacobian(Buffer()), found.losses, found.auxiliary
+    return TaskGradients(network, found, Buffer()).jacobian(), found.losses, found.auxiliary
 
 
 def combined_gradients(

@@ -66,18 +66,25 @@ def _by_task(values: Tensor, m: int) -> Tensor:
 
 
 class TaskGradients:
-    """Task gradients of a network's parameters.
+    """Task gradients of a network's parameters: a `Source` of gradients shaped like these.
+
+    chunk_size: the Gramian is made from about this many of J's columns at a time; None = of all,
+    which then also serve the weighted gradient.
 
     Where a layer saw one sample per task (a mixture of parameter sets saw the task's coefficients),
     a task gradient is the outer product of two vectors. Its Gramian and its weighted gradient need
-    the vectors alone, so `dense_jacobian` leaves it out.
+    the vectors alone, so these never become columns there.
 
     Parameters of which every task has its own (rows of a table, heads) stay out of J. They get
     their task's gradient times 1/m, as in the mean of the losses, whatever the method.
     """
 
-    def __init__(self, network: nn.Module, layers: Layers) -> None:
-        self.losses = layers.losses
+    def __init__(
+        self, network: nn.Module, layers: Layers, buffer: Buffer, chunk_size: int | None = None
+    ) -> None:
+        self.losses, self._buffer, self._chunk_size = layers.losses, buffer, chunk_size
+        self._columns: Tensor | None = None
+        """J without the outer products, once the Gramian was made of it."""
         of_one_task = {
             id(p) for layer in layers_of(network) if layer.of_one_task for p in layer.parameters()
         }
@@ -96,47 +103,47 @@ class TaskGradients:
             else:
                 self._dense[index] = term
 
-    def jacobian(self, buffer: Buffer) -> Tensor:
+    def jacobian(self) -> Tensor:
         """J [task, P] of the shared parameters, in the buffer."""
-        return self._columns(self._shared, buffer)
+        return self._columns_of(self._shared)
 
-    def dense_jacobian(self, buffer: Buffer) -> Tensor:
-        """J without the columns that are outer products, in the buffer."""
-        return self._columns(self._dense, buffer)
-
-    def _columns(self, terms: dict[int, Term], buffer: Buffer) -> Tensor:
+    def _columns_of(self, terms: dict[int, Term]) -> Tensor:
         columns = sum(self.parameters[index].numel() for index in terms)
-        matrix = buffer.take(len(self.losses), columns, self.losses)
+        matrix = self._buffer.take(len(self.losses), columns, self.losses)
         start = 0
         for size, fill in _blocks(terms.values(), None):
             fill(matrix[:, start : start + size])
             start += size
         return matrix
 
-    def gramian(self, chunk_size: int, buffer: Buffer) -> Tensor:
-        """J J^T [task, task], as `gram_matrix`, from pieces of J that are dropped at once."""
+    def gramian(self) -> Tensor:
+        """J J^T [task, task], as `gram_matrix`."""
+        if self._chunk_size is None:
+            self._columns = self._columns_of(self._dense)
+            return self._with_outer(gram_matrix(self._columns))
         m = len(self.losses)
         total = torch.zeros(m, m, dtype=torch.float64, device=self.losses.device)
-        for size, fill in _blocks(self._dense.values(), chunk_size):
-            columns = buffer.take(m, size, self.losses)
+        for size, fill in _blocks(self._dense.values(), self._chunk_size):
+            columns = self._buffer.take(m, size, self.losses)  # that of the last piece
             fill(columns)
             total += gram_matrix(columns)
-        return self.with_outer(total.to(self.losses.dtype))
+        return self._with_outer(total.to(self.losses.dtype))
 
-    def with_outer(self, gramian: Tensor) -> Tensor:
-        """J J^T, from that of the dense columns."""
+    def _with_outer(self, gramian: Tensor) -> Tensor:
+        """J J^T, from that of the other columns."""
         for x, d, _ in self._outer.values():
             assert x is not None
             for a, b in zip(x.squeeze(2), d.squeeze(2), strict=True):
                 gramian = gramian + gram_matrix(a) * gram_matrix(b)
         return gramian
 
-    def weighted(self, weights: Tensor, dense: Tensor | None = None) -> tuple[Tensor, ...]:
-        """sum_t w_t g_t, shaped like the network's parameters. dense: the `dense_jacobian`."""
+    def weighted(self, weights: Tensor) -> tuple[Tensor, ...]:
+        """sum_t w_t g_t."""
+        weights = weights.to(self.losses.dtype)
         w = weights[:, None, None]
         terms, found = self._shared, {}
-        if dense is not None:
-            terms, found = self._outer, self._cut(self._dense, weights @ dense)
+        if self._columns is not None:
+            terms, found = self._outer, self._cut(self._dense, weights @ self._columns)
         for index, (x, d, bf16) in terms.items():
             if x is None:
                 found[index] = (d * w).sum(1)
@@ -147,8 +154,8 @@ class TaskGradients:
             found[index] = torch.bmm(x.flatten(1, 2).transpose(1, 2), d.flatten(1, 2)).to(w.dtype)
         return self._with_own(found)
 
-    def split(self, direction: Tensor) -> tuple[Tensor, ...]:
-        """A direction [P] of the shared parameters, shaped like the network's parameters."""
+    def shaped(self, direction: Tensor) -> tuple[Tensor, ...]:
+        """A direction [P] of the shared parameters."""
         return self._with_own(self._cut(self._shared, direction))
 
     def _cut(self, terms: dict[int, Term], direction: Tensor) -> dict[int, Tensor]:

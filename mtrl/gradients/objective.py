@@ -14,7 +14,6 @@ from mtrl.gradients.combine import Direction, combine, gramian_of, plain_directi
 from mtrl.gradients.general import general_gradients
 from mtrl.gradients.layers import (
     Layers,
-    TaskGradients,
     TaskLoss,
     layer_gradients,
 )
@@ -69,25 +68,27 @@ class Objective:
             task_loss, network, *inputs(*given)
         )
         """The pure part, compiled or not."""
-        self.plain: Callable[..., Direction] | None = None
-        """The shorter way where the method needs the losses alone: an ordinary backward, or all of
-        it compiled. None: there is none, and `direction` is taken."""
+        self.shortcut: Callable[..., Direction] | None = None
+        """A step's direction where the method needs the losses alone: by an ordinary backward, or
+        all of `direction` compiled. None: there is none, and `direction` is taken."""
         self.losses: Callable[..., Tensor] = lambda *given: task_loss(network, *inputs(*given))[0]
         """[task] of the network as it is."""
         if not any(layer.of_one_task for layer in layers_of(network)):
-            self.plain = lambda *given: plain_direction(smto, task_loss, network, *inputs(*given))
+            self.shortcut = lambda *given: plain_direction(
+                smto, task_loss, network, *inputs(*given)
+            )
 
     def step(self, *given: Any, gramian: bool = False) -> Step:
         """gramian: leave the Gramian in `self.gramian`, whatever the method; changes nothing
         else."""
         given = self.prepare(*given)
-        if self.plain is None or self.smto.needs != "losses":
-            found = self._direction(*given, gramian=gramian)
+        if self.shortcut is None or self.smto.needs != "losses":
+            found = self.direction(*given, gramian=gramian)
         else:
-            found = self.plain(*given)
+            found = self.shortcut(*given)
             if gramian:
-                rows = TaskGradients(self.network, self.layers(*given))
-                found = found._replace(gramian=gramian_of(rows, self.chunk_size))
+                matrix = gramian_of(self.network, self.layers(*given), self.chunk_size)
+                found = found._replace(gramian=matrix)
         if gramian and found.gramian is not None:
             self.gramian.copy_(found.gramian)
         norm = self.optimizer.step(found.gradients, self.max_grad_norm)
@@ -99,10 +100,7 @@ class Objective:
         return Step(found.losses, found.auxiliary, weights, norm.expand_as(found.losses))
 
     def direction(self, *given: Any, gramian: bool = False, smto: SMTO | None = None) -> Direction:
-        """smto: instead of the objective's own."""
-        return self._direction(*self.prepare(*given), gramian=gramian, smto=smto)
-
-    def _direction(self, *given: Any, gramian: bool = False, smto: SMTO | None = None) -> Direction:
+        """given: what `prepare` gives. smto: instead of the objective's own."""
         return combine(
             smto or self.smto,
             self.network,
@@ -126,12 +124,12 @@ class Objective:
             example = prepare(*example)
             with torch.no_grad():
                 losses(*example)
-        pure: Callable[..., Any] = self._direction if self.smto.compilable else self.layers
+        pure: Callable[..., Any] = self.direction if self.smto.compilable else self.layers
         # The setting takes the backward in; AttributeError before PyTorch 2.11.
         quick = compiled(pure, fullgraph=True, trace_autograd_ops=True)
         quick(*example)
         if self.smto.compilable:
-            self.plain = quick
+            self.shortcut = quick
         else:
-            self.layers, self.plain = quick, None
+            self.layers, self.shortcut = quick, None
         self.prepare, self.losses = prepare, losses

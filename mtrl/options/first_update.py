@@ -65,9 +65,9 @@ def _try_out(agent: Agent, loss: Loss, smto: SMTO, batch: Batch, bound: Tensor |
     """Make the direction of one loss with a method that is not the agent's own, and drop it."""
     noise, alpha = torch.zeros_like(batch.actions), agent.temperature.alpha()
     if loss == "critic":
-        agent.critic.direction(batch, noise, alpha, bound, smto=smto)
+        agent.critic.direction(*agent.critic.prepare(batch, noise, alpha, bound), smto=smto)
     elif loss == "actor":
-        agent.actor.direction(batch.observations, noise, alpha, smto=smto)
+        agent.actor.direction(*agent.actor.prepare(batch.observations, noise, alpha), smto=smto)
     else:
         agent.temperature.direction(smto, torch.zeros_like(alpha))
 

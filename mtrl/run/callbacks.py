@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,45 @@ class Callback:
 
     def on_checkpoint(self, step: int, path: Path) -> bool | None:
         """A checkpoint is being written to `path`, in the background."""
+
+
+class Callbacks:
+    """All callbacks of a run. Each is called, whatever the one before answers or raises."""
+
+    def __init__(self, callbacks: Sequence[Callback], warn: Callable[[str], None]) -> None:
+        self._callbacks, self._warn = callbacks, warn
+        self.asked_to_stop = False
+        self.failure: Exception | None = None
+        """What the first to fail has raised: it ends the run where a checkpoint can be made."""
+
+    def on_log(self, step: int, values: dict[str, float]) -> None:
+        """values: with what the callbacks add, if these are numbers."""
+
+        def hear(callback: Callback) -> bool | None:
+            own = dict(values)
+            answer = callback.on_log(step, own)
+            values.update({tag: float(value) for tag, value in own.items()})
+            return answer
+
+        self._ask(hear)
+
+    def on_evaluation(
+        self, step: int, success: NDArray[np.bool_], returns: NDArray[np.float64]
+    ) -> None:
+        self._ask(lambda callback: callback.on_evaluation(step, success, returns))
+
+    def on_checkpoint(self, step: int, path: Path) -> None:
+        self._ask(lambda callback: callback.on_checkpoint(step, path))
+
+    def _ask(self, question: Callable[[Callback], bool | None]) -> None:
+        for callback in self._callbacks:
+            try:
+                self.asked_to_stop |= question(callback) is True
+            except Exception as error:  # whatever a user's code raises: nothing is lost by it
+                if self.failure is None:
+                    self.failure = error
+                    kind = type(error).__name__
+                    self._warn(f"a callback raised {kind}: stopping after a checkpoint")
 
 
 def check_callbacks(given: Iterable[Any]) -> tuple[Callback, ...]:

@@ -18,7 +18,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from mtrl.smto.source import Backwards, Chosen, Direction, Rows, Source
+from mtrl.smto.source import Backwards, Chosen, Form, Rows, Source
 
 Needs = Literal["losses", "gramian", "jacobian"]
 
@@ -85,7 +85,7 @@ class SMTO(nn.Module, ABC):
         """Jacobian [m, P], losses [m] -> direction [P]. Inputs are not checked: no device sync."""
         return self.choose(Rows(jacobian, losses)).direction
 
-    def choose(self, source: Source[Direction]) -> Chosen[Direction]:
+    def choose(self, source: Source[Form]) -> Chosen[Form]:
         """The direction of this step, from no more than the method needs."""
         gramian: Tensor | None = None
         match self.needs:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mtrl.smto.base import SMTO
 from mtrl.smto.registry import register
-from mtrl.smto.source import Chosen, Direction, Source
+from mtrl.smto.source import Chosen, Form, Source
 
 
 class _Remembering(SMTO):
@@ -50,7 +50,7 @@ class _Remembering(SMTO):
 class _RowWeights(_Remembering):
     """Its direction is a weighted sum of the rows, and its weights need the rows."""
 
-    def choose(self, source: Source[Direction]) -> Chosen[Direction]:
+    def choose(self, source: Source[Form]) -> Chosen[Form]:
         weights, direction = self.weigh(source.jacobian())
         return Chosen(source.shaped(direction), weights, None)
 

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from mtrl.smto.solvers import kernels
 
-Direction = TypeVar("Direction")
-Form = TypeVar("Form", covariant=True)
+Form = TypeVar("Form")
+SourceForm = TypeVar("SourceForm", covariant=True)
 
 
-class Source(Protocol[Form]):
+class Source(Protocol[SourceForm]):
     """Where task gradients come from; what a method does not need is never made."""
 
     @property
@@ -29,15 +29,15 @@ class Source(Protocol[Form]):
     def jacobian(self) -> Tensor:
         """J [task, P]"""
 
-    def weighted(self, weights: Tensor) -> Form:
+    def weighted(self, weights: Tensor) -> SourceForm:
         """weights @ J, in the source's own form."""
 
-    def shaped(self, direction: Tensor) -> Form:
+    def shaped(self, direction: Tensor) -> SourceForm:
         """A direction [P] in that form."""
 
 
-class Chosen(NamedTuple, Generic[Direction]):
-    direction: Direction
+class Chosen(NamedTuple, Generic[Form]):
+    direction: Form
     weights: Tensor | None
     """[task] the method's weights, where it has weights."""
     gramian: Tensor | None
