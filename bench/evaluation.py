@@ -68,7 +68,7 @@ class Watch:
         next(self._going)
 
     def _go(self) -> Generator[None]:
-        trainer, evaluator = self.trainer, self.trainer.evaluator
+        trainer, evaluator = self.trainer, self.trainer.evaluations.evaluator
         while trainer.learner.updates < 20:
             yield
         evaluator.start(1, trainer.agent, self.goals)  # makes its workers

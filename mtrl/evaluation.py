@@ -1,15 +1,18 @@
 """Deterministic evaluation: success rates and returns per task over goals.
 
-While a run trains, a snapshot of its policy is evaluated on workers of its own (`Evaluator`).
+While a run trains, snapshots of its policy are evaluated on workers of their own (`Evaluator`), and
+the run follows the results (`Evaluations`).
 """
 
 from __future__ import annotations
 
 import copy
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +34,8 @@ from mtrl.envs.vector import (
     make_vector_env,
 )
 from mtrl.networks.policy import DeterministicPolicy
+from mtrl.run.callbacks import Callbacks
+from mtrl.run.checkpoint import Writer
 
 Policy = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -189,6 +194,103 @@ class Evaluator:
         """End the workers, and with them what is under way."""
         self._made.close()
         self._thread.shutdown()
+
+
+class Evaluations:
+    """Those of a run, and what follows from their results.
+
+    A result is recorded at the step of its snapshot, by the first log line that finds it. What
+    depends on it (the best agent, callbacks) waits until it is collected: before the next
+    evaluation, before a checkpoint of a later step, and at the end. So no decision depends on the
+    timing.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        agent: Agent,
+        writer: Writer,
+        best: Path,
+        callbacks: Callbacks,
+        record: Callable[[int, Evaluation, float], None],
+        learned_after: int,
+    ) -> None:
+        """writer: of `best`, the checkpoint of the best agent. record: step, result, seconds.
+        learned_after: steps until which the agent is untrained, and never the best."""
+        self.config, self.agent, self.writer, self.best = config, agent, writer, best
+        self.callbacks, self.record, self.learned_after = callbacks, record, learned_after
+        self.evaluator = Evaluator(config)
+        self.best_success = -1.0
+        self.last_success = math.nan
+        self.last: Evaluation | None = None
+        self._recorded: UnderWay | None = None
+
+    def start(self, step: int, *, final: bool) -> None:
+        """Deterministic, in environments of its own; touches no training state."""
+        self.collect()
+        self.evaluator.start(step, self.agent, goals_at(self.config, step, final=final))
+
+    def record_finished(self, before: int) -> None:
+        """What is finished by now, of an earlier step."""
+        finished = self.evaluator.finished()
+        if finished is not None and finished[0].step < before:
+            self._record(*finished)
+
+    def collect_earlier(self, step: int, *, wait: bool) -> None:
+        """`collect` what is not of this step. wait: until it is finished."""
+        started = self.evaluator.under_way
+        if started is not None and started.step < step and (wait or started.future.done()):
+            self.collect()
+
+    def collect(self) -> None:
+        """What follows from the evaluation under way, if there is one. Waits for it."""
+        if self.evaluator.under_way is None:
+            return
+        started, evaluated = self.evaluator.collect()
+        self._record(started, evaluated)
+        self.last = result = evaluated.result
+        self.callbacks.on_evaluation(started.step, *result)
+        # Of equals the one trained longest.
+        if started.step > self.learned_after and result.success_mean >= self.best_success:
+            self.best_success = result.success_mean
+            self.writer.save(self.best, {"step": started.step, "agent": started.agent})
+
+    def _record(self, started: UnderWay, evaluated: Evaluated) -> None:
+        """Once."""
+        if started is self._recorded:
+            return
+        self._recorded = started
+        self.last_success = evaluated.result.success_mean
+        self.record(started.step, *evaluated)
+
+    def final(self, step: int) -> Evaluation:
+        """Made again, only to be shown, where the run had been finished before."""
+        if self.last is None:
+            self.evaluator.start(step, self.agent, goals_at(self.config, step, final=True))
+            _, (self.last, _) = self.evaluator.collect()
+        return self.last
+
+    def state_dict(self, step: int) -> dict[str, Any]:
+        """Of a checkpoint at `step`: what is still under way, a resumed run begins again."""
+        evaluating = None
+        if (started := self.evaluator.under_way) is not None:
+            agent = None if started.step == step else started.agent  # None: the checkpoint's
+            evaluating = {"step": started.step, "agent": agent, "goals": started.goals.tolist()}
+        return {
+            "best_success": self.best_success,
+            "last_success": self.last_success,
+            "evaluating": evaluating,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """state: of the whole run. Leaves the agent that is evaluated in `agent`."""
+        self.best_success, self.last_success = state["best_success"], state["last_success"]
+        if (evaluating := state["evaluating"]) is not None:
+            # {}: of step 0, when the agent was as it is now.
+            agent = state["agent"] if evaluating["agent"] is None else evaluating["agent"]
+            if agent:
+                self.agent.load_state_dict(agent)
+            self.evaluator.start(evaluating["step"], self.agent, np.array(evaluating["goals"]))
 
 
 def success_table(names: Sequence[str], result: Evaluation) -> Table:

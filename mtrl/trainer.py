@@ -16,7 +16,7 @@ from mtrl.config import Config
 from mtrl.device.memory import peak_memory_mib
 from mtrl.envs.goals import LaneGoals
 from mtrl.envs.vector import VectorEnv
-from mtrl.evaluation import Evaluated, Evaluation, Evaluator, UnderWay, goals_at
+from mtrl.evaluation import Evaluations
 from mtrl.gradients.schedule import reset_due, schedule, updates_due
 from mtrl.learner import Learner
 from mtrl.options.first_update import check_first_update, has_own_network
@@ -53,10 +53,8 @@ class Trainer:
         self.callbacks = Callbacks(callbacks, self._warn)
         self.config, self.run, self.device, self.stack = config, run, device, stack
         self.envs = envs
-        self.evaluator = Evaluator(config)
         self.writer = checkpoint.Writer(config.checkpoint.keep)
         stack.callback(self.writer.close)
-        stack.callback(self.evaluator.close)
         observation_dim, action_dim = envs.observation_dim, envs.action_dim
         self.agent = Agent(config, observation_dim, action_dim, device)
         self.replay = create_replay(config, observation_dim, action_dim, device)
@@ -68,16 +66,22 @@ class Trainer:
             config.seed, envs.names, config.train.envs_per_task, config.env.num_goals
         )
         self.recent = RecentEpisodes(config.num_tasks, config.train.envs_per_task)
-        self.best_success = -1.0
-        self.last_success = math.nan
         self.elapsed = 0.0
         self.stop_signal = 0
         self.timer = StageTimer()
         self.window = LogWindow(config.task_names, envs, self.timer, device, Metrics._fields)
         self.learner = Learner(config, self.agent, self.replay, self.window, self.timer, self._warn)
         self.events: list[Event] = [self._log_if_due, self._evaluate_if_due, self._save_if_due]
-        self.last_evaluation: Evaluation | None = None
-        self._recorded: UnderWay | None = None
+        self.evaluations = Evaluations(
+            config,
+            self.agent,
+            self.writer,
+            run.checkpoints / "best.pt",
+            self.callbacks,
+            lambda step, result, seconds: self.recorder.evaluation(step, *result, seconds),
+            learned_after=self.warmup,
+        )
+        stack.callback(self.evaluations.evaluator.close)
 
     def open_recorder(self) -> None:
         """Once the step is known (zero, or a checkpoint's)."""
@@ -189,9 +193,10 @@ class Trainer:
     def _evaluate_if_due(self, _: bool) -> None:
         due = self.crossed(self.config.evaluation.every) and self.may_act
         if due or self.finished:
-            self._start_evaluation(final=self.finished)
+            self._evaluate(final=self.finished)
         if self.finished:
-            self._collect_evaluation()
+            self.evaluations.collect()
+            self.exclude(self.timer.lap("evaluate"))
 
     def _save_if_due(self, may_save: bool) -> None:
         if not may_save:
@@ -211,9 +216,7 @@ class Trainer:
         window, recorder = self.window, self.recorder
         if window.is_empty(self.step):
             return
-        finished = self.evaluator.finished()
-        if finished is not None and finished[0].step < self.step:
-            self._record_evaluation(*finished)
+        self.evaluations.record_finished(before=self.step)
         self.writer.check()
         self.elapsed += window.seconds
         sigma = self.replay.scale.moments.sigma.cpu().numpy()
@@ -230,7 +233,10 @@ class Trainer:
         values |= {f"train/{loss}_lr": p.optimizer.lr for loss, p in self.agent.parts.items()}
         values |= window.metrics(self.step)
         speeds = values["time/env_steps_per_s"], values["time/updates_per_s"]
-        success = {"train": values["train/episode_success_mean"], "eval": self.last_success}
+        success = {
+            "train": values["train/episode_success_mean"],
+            "eval": self.evaluations.last_success,
+        }
         self.callbacks.on_log(self.step, values)
         recorder.scalars(self.step, values)
         recorder.progress(self.step, success, *speeds)
@@ -241,57 +247,18 @@ class Trainer:
     def evaluate_untrained(self) -> None:
         """What all learning is measured against; unless only the end is evaluated."""
         if self.config.evaluation.every and self.may_act:
-            self._start_evaluation(final=False)
+            self._evaluate(final=False)
 
     @property
     def may_act(self) -> bool:
         """A user's own network does not act before it has been checked, at the first update."""
         return self.learner.has_begun or not has_own_network(self.config)
 
-    def _start_evaluation(self, *, final: bool) -> None:
-        """Deterministic, in environments of its own; touches no training state."""
-        self._collect_evaluation()
-        goals = goals_at(self.config, self.step, final=final)
-        self.evaluator.start(self.step, self.agent, goals)
+    def _evaluate(self, *, final: bool) -> None:
+        self.evaluations.start(self.step, final=final)
         for loss, cosines in self.learner.diagnostics.heat_maps.items():
             self.recorder.heat_map(self.step, f"gradients/{loss}/cosine", cosines)
         self.exclude(self.timer.lap("evaluate"))
-
-    def _collect_evaluation(self) -> None:
-        """What follows from the evaluation under way, if there is one.
-
-        Waits for it, where the order of events asks for that: before the next evaluation, before
-        a checkpoint of a later step, and at the end. So no decision depends on the timing.
-        """
-        if self.evaluator.under_way is None:
-            return
-        started, evaluated = self.evaluator.collect()
-        self._record_evaluation(started, evaluated)
-        self.last_evaluation = result = evaluated.result
-        self.callbacks.on_evaluation(started.step, *result)
-        # Of equals the one trained longest; the untrained agent is none of them.
-        if started.step > self.warmup and result.success_mean >= self.best_success:
-            self.best_success = result.success_mean
-            best = {"step": started.step, "agent": started.agent}
-            self.writer.save(self.run.checkpoints / "best.pt", best)
-        self.exclude(self.timer.lap("evaluate"))
-
-    def _record_evaluation(self, started: UnderWay, evaluated: Evaluated) -> None:
-        """Once, at the step of its snapshot: by the first log line that finds it finished."""
-        if started is self._recorded:
-            return
-        self._recorded = started
-        result, seconds = evaluated
-        self.last_success = result.success_mean
-        self.recorder.evaluation(started.step, result.success, result.returns, seconds)
-
-    def final_evaluation(self) -> Evaluation:
-        """Made again, only to be shown, where the run had been finished before."""
-        if self.last_evaluation is None:
-            goals = goals_at(self.config, self.step, final=True)
-            self.evaluator.start(self.step, self.agent, goals)
-            _, (self.last_evaluation, _) = self.evaluator.collect()
-        return self.last_evaluation
 
     def exclude(self, seconds: float) -> None:
         """Keep time spent beside training out of the logged speeds."""
@@ -301,14 +268,15 @@ class Trainer:
     # -- state ----------------------------------------------------------------------------------
 
     def status(self, status: Status) -> None:
+        last, best = self.evaluations.last_success, self.evaluations.best_success
         self.run.write_status(
             status,
             step=self.step,
             total_steps=self.total,
             elapsed_s=round(self.elapsed, 1),
             protocol=self.config.protocol_stamp,
-            success_mean=None if math.isnan(self.last_success) else self.last_success,
-            best_success_mean=None if self.best_success < 0 else self.best_success,
+            success_mean=None if math.isnan(last) else last,
+            best_success_mean=None if best < 0 else best,
         )
 
     def save(self, *, wait: bool = True) -> None:
@@ -317,16 +285,13 @@ class Trainer:
         wait: for an evaluation of an earlier step. Otherwise a resumed run makes it again.
         """
         self.log()  # refuses what is not finite: a bad state never replaces a good one
-        started = self.evaluator.under_way
-        if started is not None and started.step < self.step and (wait or started.future.done()):
-            self._collect_evaluation()
+        self.evaluations.collect_earlier(self.step, wait=wait)
+        self.exclude(self.timer.lap("evaluate"))
         state = {
             "step": self.step,
             "episodes": self.goals.episodes.tolist(),
             **self.recent.state_dict(),
-            "best_success": self.best_success,
-            "last_success": self.last_success,
-            "evaluating": self._evaluating(),
+            **self.evaluations.state_dict(self.step),
             "elapsed": self.elapsed,
             "updates": self.learner.updates,
             "agent": self.agent.state_dict(),
@@ -338,14 +303,6 @@ class Trainer:
         self.status("running")  # of the evaluation that was waited for, too
         self.exclude(self.timer.lap("checkpoint"))
 
-    def _evaluating(self) -> dict[str, Any] | None:
-        """What a resumed run begins again; the agent where it is not that of the checkpoint."""
-        started = self.evaluator.under_way
-        if started is None:
-            return None
-        agent = None if started.step == self.step else started.agent
-        return {"step": started.step, "agent": agent, "goals": started.goals.tolist()}
-
     def _save_and_stop(self) -> NoReturn:
         self.save(wait=False)  # who stops it may not wait long
         self.writer.wait()
@@ -354,18 +311,11 @@ class Trainer:
     def load(self, state: dict[str, Any]) -> None:
         """Raises CheckpointError, before anything is changed, for a checkpoint of another run."""
         checkpoint.check_resumable(state, self.config.num_envs)
-        if (evaluating := state["evaluating"]) is not None:
-            # {}: of step 0, when the agent was as it is now.
-            agent = state["agent"] if evaluating["agent"] is None else evaluating["agent"]
-            if agent:
-                self.agent.load_state_dict(agent)
-            self.evaluator.start(evaluating["step"], self.agent, np.array(evaluating["goals"]))
+        self.evaluations.load_state_dict(state)
         self.agent.load_state_dict(state["agent"])
         self.step = state["step"]
         self.goals.start_at(np.array(state["episodes"], dtype=np.int64))
         self.recent.load_state_dict(state)
-        self.best_success = state["best_success"]
-        self.last_success = state["last_success"]
         self.elapsed = state["elapsed"]
         self.learner.updates = state["updates"]
         self.replay.load_state_dict(state["replay"])

@@ -77,7 +77,7 @@ def learn(config: Config, envs: VectorEnv, folder: Path) -> list[float]:
         trainer = Trainer(config, RunDirectory.create(config), envs, device, stack)
         trainer.open_recorder()
         trainer.learner.prepare()
-        trainer.evaluator.envs = envs  # no other processes for the final evaluation
+        trainer.evaluations.evaluator.envs = envs  # no other processes for the final evaluation
         trainer.loop()
     goals = goal_schedule(config, EPISODES)
     result = evaluate(frozen_policy(trainer.agent), envs, goals, stop_at_success=False)

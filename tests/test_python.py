@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import mtrl
 import mtrl.envs
+from mtrl.run.callbacks import Callbacks
 from mtrl.run.state import read_run
 from mtrl.schema import ConfigError
 from mtrl.smto import SMTO, available, check, create, describe
@@ -73,6 +74,26 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> mtrl.Run:
     return mtrl.train(
         "toy", TINY_OPTIONS, seed=1, run_dir=tmp_path_factory.mktemp("python") / "run"
     )
+
+
+def test_a_callback_that_raises_does_not_silence_the_next() -> None:
+    class Raises(mtrl.Callback):
+        def on_log(self, step: int, values: dict[str, float]) -> bool | None:
+            raise ValueError("mine")
+
+    class Adds(mtrl.Callback):
+        def on_log(self, step: int, values: dict[str, float]) -> bool | None:
+            values["mine"] = float(step)
+            return True
+
+    warnings: list[str] = []
+    callbacks = Callbacks((Raises(), Adds(), Raises()), warnings.append)
+    values = {"train/x": 1.0}
+    callbacks.on_log(7, values)
+    assert values == {"train/x": 1.0, "mine": 7.0}
+    assert callbacks.asked_to_stop
+    assert str(callbacks.failure) == "mine"
+    assert len(warnings) == 1, "one message, not one for each"
 
 
 def test_what_a_run_says(trained: mtrl.Run) -> None:

@@ -15,13 +15,13 @@ from test_cli import refused
 
 from mtrl.config import load_yaml
 from mtrl.config.benchmarks import TOY as TOY_TASKS
+from mtrl.evaluation import Evaluations
 from mtrl.files import atomic
 from mtrl.run import checkpoint
 from mtrl.run import environment as environment_module
 from mtrl.run.directory import RunDirectory
 from mtrl.run.environment import environment
 from mtrl.schema import ConfigError
-from mtrl.trainer import Trainer
 
 TOY = str(REPOSITORY / "configs/toy.yaml")
 SHORT = ("--train.total-steps", 480, "--evaluation.every", 0)
@@ -173,10 +173,10 @@ def test_a_second_look_at_a_finished_run_changes_nothing(
 ) -> None:
     if ended is not None:
 
-        def fail(trainer: Trainer) -> None:
+        def fail(evaluations: Evaluations, step: int) -> None:
             raise ended
 
-        monkeypatch.setattr(Trainer, "final_evaluation", fail)
+        monkeypatch.setattr(Evaluations, "final", fail)
     before = content(finished)
     again = run_mtrl.toy_line(finished, *PCGRAD, "--resume-if-exists")
     done = run_mtrl(*(("resume", finished) if command == "resume" else again))

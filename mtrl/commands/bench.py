@@ -59,7 +59,7 @@ class Measurement:
     update_gflop: float
     """Matrix products of one update."""
     peak_gflops: float
-    """This machine's rate at products of the hidden layers' shape, in fp32 (TF32 if chosen)."""
+    """This machine's rate at such products of the hidden layers' shape, in fp32 (TF32 if chosen)."""
     learner_mib: float
     """Peak memory: tensors on a CUDA device, else the process."""
     replay_mib: float
@@ -74,7 +74,7 @@ class Measurement:
 
     @property
     def product_share(self) -> float:
-        """Rate of the update's products over this machine's, 1 = nothing but products."""
+        """Rate of the update's matrix products over this machine's, 1 = nothing else."""
         return self.update_gflop / (self.update_ms / 1e3) / self.peak_gflops
 
 
@@ -151,8 +151,9 @@ def _summary(trainer: Trainer, *, rare: bool) -> Measurement:
     def evaluate() -> None:
         """The second time: the first makes the workers and their models."""
         goals = goal_schedule(trainer.config, 1)
-        trainer.evaluator.start(trainer.step, trainer.agent, goals)
-        trainer.evaluator.collect()
+        evaluator = trainer.evaluations.evaluator
+        evaluator.start(trainer.step, trainer.agent, goals)
+        evaluator.collect()
 
     beside: dict[str, Callable[[], object]] = {
         "log": trainer.log,
@@ -244,7 +245,7 @@ def findings(m: Measurement) -> list[str]:
         f"overlap: simulation takes {m.busiest_worker_ms:.1f} ms a vector step in the busiest "
         f"worker, the learner {m.learner_ms:.1f} ms, both together {m.step_ms:.1f} ms: "
         f"{m.overlap:.2f} of the possible",
-        f"products: {m.update_gflop:.2f} GFLOP an update, at {m.product_share:.0%} of this "
+        f"matrix products: {m.update_gflop:.2f} GFLOP an update, at {m.product_share:.0%} of this "
         f"machine's {m.peak_gflops:,.0f} GFLOP/s (fp32 or TF32)",
         f"bound by {bound}: the loop waits {waits:.0%} of the time for the simulation",
         f"memory: learner {m.learner_mib:,.0f} MiB at its peak; the replay, when full, "

@@ -62,7 +62,7 @@ def train(
                 )
         if resume and trainer.finished and run.is_finished:
             print(f"mtrl: {run.path} is finished: only evaluated again", file=sys.stderr)
-            return trainer.final_evaluation()
+            return trainer.evaluations.final(trainer.step)
         if not resume:
             run.make()
         stack.enter_context(outcome(run, trainer, new=not resume))
@@ -96,7 +96,7 @@ def train(
         except NonFiniteError as error:
             trainer.log()  # a non-finite loss is the cause, if there is one: it is named instead
             raise TrainingError(f"{error} at step {trainer.step}") from None
-        result = trainer.final_evaluation()
+        result = trainer.evaluations.final(trainer.step)
         trainer.status("finished")
         return result
 

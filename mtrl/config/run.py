@@ -126,9 +126,9 @@ class LearnerConfig(DeviceConfig):
     """Where and how the updates run."""
 
     precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
-    """Precision of the networks' products. bf16: those between hidden layers, on CUDA and on CPUs
-    with AMX or AVX-512 BF16; parameters, the first and the last layer, losses and optimiser stay
-    in fp32. tf32: on CUDA only. Where the hardware lacks it: fp32, with a warning.
+    """Precision of the networks' matrix products. bf16: those between hidden layers, on CUDA and on
+    CPUs with AMX or AVX-512 BF16; parameters, the first and the last layer, losses and optimiser
+    stay in fp32. tf32: on CUDA only. Where the hardware lacks it: fp32, with a warning.
     auto = tf32 on CUDA, fp32 on a CPU."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the update with torch.compile: on a CPU half the time per update, after half a minute

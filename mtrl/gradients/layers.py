@@ -1,9 +1,9 @@
 """The backward of one loss per task, as far as all tasks share it, in networks of recorded layers.
 
 `layer_gradients` makes one forward and one backward to the layers' outputs. It is a pure function
-of tensors, which torch.compile takes. The task gradients are then products of what each layer saw
-and what came back (`TaskGradients`): as a Jacobian, piece by piece for a Gramian, or weighted,
-which is one product per layer.
+of tensors, which torch.compile takes. The task gradients are then matrix products of what each
+layer saw and what came back (`TaskGradients`): as a Jacobian, piece by piece for a Gramian, or
+weighted, which is one product per layer.
 """
 
 from __future__ import annotations
