@@ -59,7 +59,7 @@ class Measurement:
     update_gflop: float
     """Matrix products of one update."""
     peak_gflops: float
-    """This machine's rate at such products of the hidden layers' shape, in fp32 (TF32 if chosen)."""
+    """This machine's rate at such products of the hidden layers' shape, fp32 (TF32 if chosen)."""
     learner_mib: float
     """Peak memory: tensors on a CUDA device, else the process."""
     replay_mib: float
