@@ -278,11 +278,13 @@ def test_damaged_newest_checkpoint_falls_back_to_the_one_before(
     content = newest.read_bytes()
     middle = len(content) // 2
     newest.write_bytes(content[:middle] + bytes(range(100)) + content[middle + 100 :])
+    checkpoint.save(run / "checkpoints/best.pt", {"step": 1600, "agent": {}})
     done = run_mtrl("resume", run)
     assert done.returncode == 0, done.stderr
     assert "warning" in done.stderr
     assert newest.name in done.stderr
     assert "resumed at step 1,200" in done.stderr
+    assert "best.pt is of step 1,600, which the run has yet to reach again" in done.stderr
     assert_equal_runs(run, reference)
 
 

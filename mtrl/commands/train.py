@@ -116,5 +116,7 @@ def _resume(run: RunDirectory, config: Config, trainer: Trainer, start: Path | N
     if start is not None:
         later = checkpoint.delete_later(start)
         warnings += [f"{path} is later and was deleted" for path in later]
+    if (best := checkpoint.best_step(run.checkpoints)) > trainer.step:
+        warnings.append(f"best.pt is of step {best:,}, which the run has yet to reach again")
     run.write_config(config)
     return warnings

@@ -7,7 +7,6 @@ is used.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import pickle
@@ -239,14 +238,20 @@ def load_step(path: Path, check: Callable[[dict[str, Any]], None]) -> dict[str, 
     return state
 
 
+def best_step(directory: Path) -> int:
+    """The step of the best policy; 0 if there is none that can be read."""
+    try:
+        return int(load(directory / "best.pt")["step"])
+    except CheckpointError:
+        return 0
+
+
 def delete_later(path: Path) -> list[Path]:
     """Make a step checkpoint its folder's newest; -> those that were deleted, a best policy of a
     later step among them."""
     later = [other for other in newest_first(path.parent) if other.name > path.name]
-    with contextlib.suppress(CheckpointError):
-        best = path.with_name("best.pt")
-        if step_path(path.parent, load(best)["step"]).name > path.name:
-            later.append(best)
+    if step_path(path.parent, best_step(path.parent)).name > path.name:
+        later.append(path.with_name("best.pt"))
     for other in later:
         other.unlink()
     return later
