@@ -40,11 +40,11 @@ from mtrl.supervised.config import (
     NetworkConfig,
     ProblemName,
     RotoGradConfig,
+    SmtoConfig,
     SupervisedConfig,
     TrainConfig,
     load_yaml,
     validate,
-    with_smto,
 )
 from mtrl.supervised.dashboard import dashboard
 from mtrl.supervised.data import Batch, Batches, Loader
@@ -860,7 +860,7 @@ def test_the_resolved_file_reproduces_the_run(tmp_path: Path) -> None:
 def test_every_method_is_accepted() -> None:
     for method in methods.available():
         options = {"weights": [1, 2]} if method == "fixed" else {}
-        validate(with_smto(SupervisedConfig(), name=method, options=options))
+        validate(SupervisedConfig(smto=SmtoConfig(method, options)))
 
 
 def test_comparison_of_runs(

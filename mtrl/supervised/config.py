@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -369,7 +368,3 @@ def _check_gradient_samples(config: SupervisedConfig, need: Need) -> None:
     )
     need(not config.rotograd.enabled, key, "does not go with rotograd")
     need(config.problem != "qm9", key, "is for images alone, not for the molecules of qm9")
-
-
-def with_smto(config: SupervisedConfig, **changes: Any) -> SupervisedConfig:
-    return dataclasses.replace(config, smto=dataclasses.replace(config.smto, **changes))
