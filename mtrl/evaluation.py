@@ -236,11 +236,13 @@ class Evaluations:
         if finished is not None and finished[0].step < before:
             self._record(*finished)
 
-    def collect_earlier(self, step: int, *, wait: bool) -> None:
-        """`collect` what is not of this step. wait: until it is finished."""
+    def collect_earlier(self, step: int, *, wait: bool) -> bool:
+        """`collect` what is not of this step, if there is such. wait: until it is finished."""
         started = self.evaluator.under_way
-        if started is not None and started.step < step and (wait or started.future.done()):
-            self.collect()
+        if started is None or started.step >= step or not (wait or started.future.done()):
+            return False
+        self.collect()
+        return True
 
     def collect(self) -> None:
         """What follows from the evaluation under way, if there is one. Waits for it."""

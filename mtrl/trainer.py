@@ -61,7 +61,7 @@ class Trainer:
         self.collector = Collector(self.agent, self.replay, observation_dim)
         self.total = config.whole_steps
         self.step = 0
-        self.warmup = math.ceil(config.train.warmup_steps / config.num_envs) * config.num_envs
+        self.warmup = config.whole_warmup
         self.goals = LaneGoals(
             config.seed, envs.names, config.train.envs_per_task, config.env.num_goals
         )
@@ -79,7 +79,7 @@ class Trainer:
             run.checkpoints / "best.pt",
             self.callbacks,
             lambda step, result, seconds: self.recorder.evaluation(step, *result, seconds),
-            learned_after=self.warmup,
+            learned_after=min(self.warmup, self.total - 1),  # one that only warms up has a best
         )
         stack.callback(self.evaluations.evaluator.close)
 
@@ -285,8 +285,8 @@ class Trainer:
         wait: for an evaluation of an earlier step. Otherwise a resumed run makes it again.
         """
         self.log()  # refuses what is not finite: a bad state never replaces a good one
-        self.evaluations.collect_earlier(self.step, wait=wait)
-        self.exclude(self.timer.lap("evaluate"))
+        if self.evaluations.collect_earlier(self.step, wait=wait):
+            self.exclude(self.timer.lap("evaluate"))
         state = {
             "step": self.step,
             "episodes": self.goals.episodes.tolist(),

@@ -162,7 +162,7 @@ BAD_OPTIONS = {
         "--agent.smto.name rgd --agent.smto.options p",
         ["agent.smto.options = 'p'", "'p' is not key=value"],
     ),
-    "negative look": ("--diagnostics.every -1", ["diagnostics.every = -1", "zero (off)"]),
+    "negative interval": ("--diagnostics.every -1", ["diagnostics.every = -1", "zero (off)"]),
     "no chunk": ("--agent.chunk-size 0", ["agent.chunk_size = 0", "at least 1"]),
     "missing plug-in": (
         "--plugins no/such.py",

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ENVIRONMENT, REPOSITORY, TINY_OPTIONS, differences, final_state
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import mtrl
@@ -84,7 +85,12 @@ def test_a_callback_that_raises_does_not_silence_the_next() -> None:
     class Adds(mtrl.Callback):
         def on_log(self, step: int, values: dict[str, float]) -> bool | None:
             values["mine"] = float(step)
-            return True
+            return values["train/x"] == 1.0
+
+        def on_evaluation(
+            self, step: int, success: NDArray[np.bool_], returns: NDArray[np.float64]
+        ) -> bool | None:
+            return success.all()  # NumPy's own kind of bool, as documented
 
     warnings: list[str] = []
     callbacks = Callbacks((Raises(), Adds(), Raises()), warnings.append)
@@ -94,6 +100,10 @@ def test_a_callback_that_raises_does_not_silence_the_next() -> None:
     assert callbacks.asked_to_stop
     assert str(callbacks.failure) == "mine"
     assert len(warnings) == 1, "one message, not one for each"
+    for solved in (False, True):
+        callbacks = Callbacks((Adds(),), warnings.append)
+        callbacks.on_evaluation(7, np.array([[solved]]), np.zeros((1, 1)))
+        assert callbacks.asked_to_stop == solved
 
 
 def test_what_a_run_says(trained: mtrl.Run) -> None:

@@ -10,6 +10,7 @@ from smto_cases import ALL, cases, direction, make, options_of, random_jacobian,
 
 from mtrl.smto import SMTO, GramianSMTO, RandomSMTO, available, create, describe, register
 from mtrl.smto import registry as smto_registry
+from mtrl.smto.base import LearnedSMTO
 from mtrl.smto.source import gram_matrix
 
 RANDOM = {name for name in ALL if "seed" in options_of(name)}
@@ -166,6 +167,14 @@ def test_a_restored_method_continues_bit_for_bit(name, options):
         assert not torch.equal(steps(make(name, 4, **options), 14, 24), uninterrupted)
 
 
+def addresses(smto):
+    """Of all that a captured step changes in place."""
+    tensors = [*smto.buffers(), *smto.parameters()]
+    if isinstance(smto, LearnedSMTO):
+        tensors += [value for state in smto.adam.state.values() for value in state.values()]
+    return [tensor.data_ptr() for tensor in tensors]
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -179,15 +188,29 @@ def test_a_method_that_starts_again_is_as_new_in_the_same_tensors(name, options)
     options = options | SHORT.get(name, {})
     used, fresh = make(name, 4, **options), make(name, 4, **options)
     steps(used, 0, 10)
-    places = [tensor.data_ptr() for tensor in used.state_dict(keep_vars=True).values()
-              if isinstance(tensor, torch.Tensor)]  # fmt: skip
+    places = addresses(used)
     used.start_again(make(name, 4, **options))
-    assert places == [tensor.data_ptr() for tensor in used.state_dict(keep_vars=True).values()
-                      if isinstance(tensor, torch.Tensor)]  # fmt: skip
+    assert places == addresses(used)
     if isinstance(used, RandomSMTO):
         fresh.generator.set_state(used.generator.get_state())
     alike = torch.equal(steps(used, 14, 24), steps(fresh, 14, 24))
     assert alike == (name != "autoscale"), "which explores once"
+
+
+def test_what_a_users_method_makes_at_its_first_step_becomes_zero():
+    class Lazy(SMTO):
+        def __init__(self, num_tasks):
+            super().__init__(num_tasks)
+            self.register_buffer("mean", None)
+
+        def weights(self, *, losses=None, gramian=None):
+            self.mean = losses.detach().clone() if self.mean is None else self.mean + losses
+            return torch.full_like(losses, 1 / self.num_tasks)
+
+    used = Lazy(3)
+    used.weights(losses=torch.ones(3))
+    used.start_again(Lazy(3))
+    assert used.mean.tolist() == [0.0, 0.0, 0.0]
 
 
 def test_a_copied_state_is_a_copy():

@@ -70,7 +70,7 @@ def test_multi_mnist_from_idx_files(tmp_path: Path) -> None:
     split = pairs.train.targets_of(("classify_left", "reconstruct_right"))
     assert split.inputs.shape == (100, 1, 28, 28)
     assert split.targets[0].dtype == np.uint8
-    pixels = (split.targets[1] * mnist.DEVIATION + mnist.MEAN) * 255
+    pixels = (split.targets[1] * mnist.STD + mnist.MEAN) * 255
     assert np.allclose(pixels, pairs.train.right, atol=1e-3)
 
 

@@ -225,14 +225,16 @@ def test_a_decision_on_some_of_the_samples() -> None:
 
 @pytest.mark.parametrize("name", ["unitary", "rlw_normal", "pcgrad", "graddrop"])
 @pytest.mark.parametrize("space", SPACES)
-def test_looking_changes_nothing(name: str, space: Space) -> None:
+def test_a_diagnostic_step_changes_nothing(name: str, space: Space) -> None:
     seen = run(make_network(), make_smto(name), space, diagnostic=True)
     unseen = run(make_network(), make_smto(name), space)
     assert all(torch.equal(seen[key], unseen[key]) for key in unseen)
 
 
 @pytest.mark.parametrize("samples", [0, 4])
-def test_looking_changes_nothing_where_there_is_no_jacobian_of_the_batch(samples: int) -> None:
+def test_a_diagnostic_step_changes_nothing_where_there_is_no_jacobian_of_the_batch(
+    samples: int,
+) -> None:
     """Weights of some samples, and weights that are held from the update before."""
     found = []
     for diagnostic in (True, False):
@@ -254,7 +256,7 @@ def test_looking_changes_nothing_where_there_is_no_jacobian_of_the_batch(samples
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-def test_the_look_is_on_the_shared_parameters() -> None:
+def test_the_diagnostic_gramian_is_on_the_shared_parameters() -> None:
     network = make_network()
     inputs, targets = make_batch()
     losses = [functional.cross_entropy] * TASKS

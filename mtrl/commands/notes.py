@@ -42,10 +42,10 @@ def of_rewards(config: Config) -> list[str]:
             "critic.kind = popart normalises the critics' loss alone: with "
             "replay.reward_normalization = none the actor's follows the tasks with large rewards"
         )
-    too_short = config.train.warmup_steps < config.episode_steps
+    too_short = config.whole_warmup < config.episode_steps
     if by_returns and too_short and config.episodes_end_together:
         found.append(
-            f"train.warmup_steps = {config.train.warmup_steps:,} ends before the first episodes "
+            f"train.warmup_steps = {config.train.warmup_steps:,} end before the first episodes "
             f"of {config.episode_steps:,} steps: until one has ended, "
             f"replay.reward_normalization = {way} counts its rewards as 0"
         )

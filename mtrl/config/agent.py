@@ -159,8 +159,8 @@ class AgentConfig:
     actor_every: Annotated[int, at_least(1)] = 1
     """Actor and temperature are updated at one of so many updates of the critics."""
     resets: Annotated[int, ZERO_OR_POSITIVE] = 0
-    """How often actor and critics start again from new weights, evenly over the run; the replay
-    stays (ARS)."""
+    """How often actor and critics start again from new weights, evenly over the run, without memory
+    in their optimisers and SMTOs; the replay stays (ARS)."""
     max_grad_norm: Annotated[float | None, Bound("positive", lambda n: n > 0)] = None
     """Clip the norm of the actor's and of the critics' final direction; None = off."""
     target_clip: bool = False

@@ -244,11 +244,14 @@ class Config:
         return math.ceil(self.train.total_steps / self.episode_steps) * self.episode_steps
 
     @property
+    def whole_warmup(self) -> int:
+        """Environment steps of the warm-up, rounded up to whole vector steps."""
+        return math.ceil(self.train.warmup_steps / self.num_envs) * self.num_envs
+
+    @property
     def total_updates(self) -> int:
         """Updates of the whole run."""
-        vector_steps = self.whole_steps // self.num_envs
-        warmup = math.ceil(self.train.warmup_steps / self.num_envs)
-        learning = max(vector_steps - warmup, 0)
+        learning = max(self.whole_steps - self.whole_warmup, 0) // self.num_envs
         return self.agent.warmup_updates + math.floor(learning * self.agent.updates_per_step)
 
     def updates_of(self, loss: Loss) -> int:

@@ -12,13 +12,13 @@ ALIGNED = 32
 
 
 class Buffer:
-    """Kept from one update to the next: fresh pages cost as much time as the products that fill
-    them."""
+    """Kept from one update to the next: fresh pages cost as much time as the matrix
+    products that fill them."""
 
     def __init__(self) -> None:
         self._memory: Tensor | None = None
         self._outgrown: list[Tensor] = []
-        """Captured updates go on writing to the memory that they were captured with."""
+        """Captured updates continue to write to the memory that they were captured with."""
 
     def take(self, tasks: int, columns: int, like: Tensor) -> Tensor:
         """[tasks, columns], uninitialised; MemoryError, before allocating, if it will not fit."""

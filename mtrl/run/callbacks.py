@@ -64,7 +64,9 @@ class Callbacks:
     def _ask(self, question: Callable[[Callback], bool | None]) -> None:
         for callback in self._callbacks:
             try:
-                self.asked_to_stop |= question(callback) is True
+                answer = question(callback)
+                # NumPy's True, too: `return success.all()`.
+                self.asked_to_stop |= isinstance(answer, bool | np.bool_) and bool(answer)
             except Exception as error:  # whatever a user's code raises: nothing is lost by it
                 if self.failure is None:
                     self.failure = error

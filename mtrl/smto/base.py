@@ -184,12 +184,14 @@ class SMTO(nn.Module, ABC):
         """Take the memory of an instance just made, in place: the networks are new ones.
 
         fresh: made with the same options. What has no size before a first step becomes zero.
-        Streams of random numbers continue.
+        Streams of random numbers continue. Subclasses with state that is neither a buffer nor a
+        parameter override it.
         """
         begins = dict(fresh.named_buffers()) | dict(fresh.named_parameters())
         for name, tensor in [*self.named_buffers(), *self.named_parameters()]:
-            if tensor.shape == begins[name].shape:
-                tensor.copy_(begins[name])
+            first = begins.get(name)
+            if first is not None and first.shape == tensor.shape:
+                tensor.copy_(first)
             else:
                 tensor.zero_()
 
@@ -342,7 +344,7 @@ class LearnedSMTO(SMTO):
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         super().set_extra_state(state)
-        moments = copy.deepcopy(state["adam"])  # Adam would go on in the tensors it is given
+        moments = copy.deepcopy(state["adam"])  # Adam would continue in the tensors it is given
         self.adam.load_state_dict(self.adam.state_dict() | {"state": moments})
 
 

@@ -231,7 +231,7 @@ class BoundaryIntersection(_Scalarisation):
 
     Gradient weights of d1 + theta d2, where d1 is the length of l - z along the line of the
     preference and d2 its distance from it, over the sum of the line's unit vector: with equal
-    preferences (1 + theta (l_i - mean) / deviation) / m, which sum to 1. On the line they are the
+    preferences (1 + theta (l_i - mean) / std) / m, which sum to 1. On the line they are the
     preference's own. z: `ideal` [m] (default 0). Losses of any sign. Where theta is larger than
     1 / (m - 1)^(1/2), tasks of small losses can get negative weights and lose what they learned:
     our default of 0.1 is not, up to 100 tasks (the paper, which has few objectives and takes no

@@ -29,7 +29,7 @@ RECIPE = 1
 """Version of `overlay` and `uniform_integers`: to be raised when pairs come out otherwise."""
 SIDE, SHIFT = 28, 6
 CANVAS = 36
-MEAN, DEVIATION = 0.1307, 0.3081
+MEAN, STD = 0.1307, 0.3081
 """Of MNIST's pixels in [0, 1]."""
 SOURCE = "MNIST's files are at https://ossci-datasets.s3.amazonaws.com/mnist/"
 COPIES = 5
@@ -55,7 +55,7 @@ class Pairs(NamedTuple):
                 targets.append(getattr(self, f"{side}_class"))
             else:
                 pixels = getattr(self, side).astype(np.float32) / 255.0
-                targets.append((pixels - MEAN) / DEVIATION)
+                targets.append((pixels - MEAN) / STD)
         return Split(self.images[:, None], tuple(targets))
 
 
@@ -200,4 +200,4 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
 
 def normalise(images: Tensor) -> Tensor:
     """uint8 -> float32 by MNIST's mean and standard deviation."""
-    return images.to(torch.float32).div_(255.0).sub_(MEAN).div_(DEVIATION)
+    return images.to(torch.float32).div_(255.0).sub_(MEAN).div_(STD)
