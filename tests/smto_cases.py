@@ -38,6 +38,26 @@ def options_of(name: str | type[SMTO]) -> dict[str, Any]:
     return describe(name).options
 
 
+def published_head_weights(
+    name: str, before: SMTO, after: SMTO, losses: Tensor, weights: Tensor | None
+) -> Tensor:
+    """What heads are weighed by: by the objective that the method's paper descends.
+
+    The method before and after the step; weights: of the step, where it needs the losses alone.
+    """
+    m = len(losses)
+    match name:
+        case "imtl":  # the scaled losses
+            return before.get_parameter("parameter").exp() / m
+        case "db_mtl":  # their logarithms
+            return 1.0 / (m * losses.double())
+        case "gradnorm":
+            return before.get_parameter("parameter") / m
+        case "excess_mtl":
+            return after.get_buffer("log_weights").exp()
+    return torch.full((m,), 1.0 / m) if weights is None else weights
+
+
 def make(name: str, num_tasks: int, **options: object) -> SMTO:
     """`create`, with the options that a method has to be given."""
     if name == "fixed":

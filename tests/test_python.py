@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import torch
 from conftest import ENVIRONMENT, REPOSITORY, TINY_OPTIONS, differences, final_state
 from numpy.typing import NDArray
+from smto_cases import published_head_weights
 from torch import Tensor, nn
 
 import mtrl
@@ -288,14 +290,23 @@ def test_backward_is_the_direction_of_the_explicit_jacobian(name: str) -> None:
         losses = network(x)
         rows = [torch.autograd.grad(loss, shared, retain_graph=True) for loss in losses]
         jacobian = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+        before = copy.deepcopy(other)
+        weights = None
+        if other.weighs_losses and other.needs == "losses":
+            weights = copy.deepcopy(other).weights(losses=losses.detach())
+        elif other.weighs_losses and other.needs == "gramian":
+            gramian = jacobian @ jacobian.T
+            weights = copy.deepcopy(other).weights(losses=losses.detach(), gramian=gramian)
         expected = other.direction(jacobian, losses.detach())
-        mean = torch.autograd.grad(losses.mean(), own, retain_graph=True)
+        factors = published_head_weights(name, before, other, losses.detach(), weights)
+        weighted = factors.detach().double() @ losses
+        of_heads = torch.autograd.grad(weighted, own, retain_graph=True)
         for p in network.parameters():
             p.grad = None
         one.backward(losses, shared, own)
         found = torch.cat([p.grad.flatten() for p in shared if p.grad is not None])
         torch.testing.assert_close(found, expected.to(found.dtype), rtol=1e-6, atol=1e-9)
-        for p, gradient in zip(own, mean, strict=True):
+        for p, gradient in zip(own, of_heads, strict=True):
             torch.testing.assert_close(p.grad, gradient)
         with torch.no_grad():
             for p in shared:

@@ -74,6 +74,21 @@ def test_extrapolated_weights_stay_positive():
     assert float(weights.sum()) == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("cost", ["equal_magnitude", "condition_number"])
+@pytest.mark.parametrize("lengths", [(1.0, 4.0, 0.0), (0.0, 0.0, 0.0)])
+def test_a_task_without_a_gradient_gets_the_mean_weight(cost, lengths):
+    smto = create("autoscale", 3, total_steps=10, windows=1, exploration=0.2, cost=cost)
+    gramian = torch.tensor(lengths).square().diag()
+    for _ in range(3):
+        weights = smto.weights(losses=torch.ones(3), gramian=gramian)
+    assert weights.sum().item() == pytest.approx(1.0)
+    if any(lengths):
+        assert weights[2].item() == pytest.approx(weights[:2].mean().item())
+        assert weights[0] / weights[1] == pytest.approx(4.0, rel=1e-3)
+    else:
+        assert weights.tolist() == pytest.approx([1 / 3] * 3)
+
+
 def test_loss_scale_never_needs_the_gramian():
     smto = create("autoscale", 2, total_steps=10, windows=1, cost="loss_scale")
     for _ in range(4):

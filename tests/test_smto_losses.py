@@ -168,6 +168,13 @@ def test_dwa_of_losses_that_fall_alike_is_uniform(losses):
     np.testing.assert_allclose(weights, np.full(len(losses), 1 / len(losses)))
 
 
+def test_dwa_gives_more_to_the_loss_that_falls_slowly_below_zero_too():
+    smto = create("dwa", 2, window=1)
+    for falling in (1.0, -2.0, -4.0, -8.0, -16.0, -32.0):
+        weights = smto.weights(losses=torch.tensor([falling, -10.0]))
+    assert weights[1] > weights[0] + 0.1
+
+
 def test_famo_follows_the_published_update():
     xi = torch.zeros(3, dtype=torch.float64, requires_grad=True)
     adam = torch.optim.Adam([xi], lr=0.025, weight_decay=1e-3)

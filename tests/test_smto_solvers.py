@@ -405,6 +405,14 @@ def test_gradnorm_balances_the_norms_when_all_losses_fall_alike():
     np.testing.assert_allclose(norms, norms.mean().expand(4), rtol=0.2)
 
 
+def test_gradnorm_gives_more_to_the_task_that_learns_slowly_below_zero_too():
+    smto = create("gradnorm", 2, lr=0.1)
+    for step in range(30):
+        losses = torch.tensor([1.0 - 10.0 * step, 1.0])
+        weights = smto.weights(losses=losses, gramian=torch.eye(2))
+    assert weights[1] > weights[0] + 0.1
+
+
 def test_gradnorm_gives_more_to_tasks_that_learn_slowly():
     gramian = torch.eye(3).double()
     smto = create("gradnorm", 3, alpha=1.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
+import math
 import runpy
 import shutil
 from collections.abc import Callable, Iterator
@@ -1082,6 +1083,7 @@ def test_step_sizes_follow_a_plateau_like_pytorchs() -> None:
         again.load_state_dict(ours.state_dict())
         ours = again
     assert ours.at(0) == 0.03
+    assert StepSize(TrainConfig(lr=1e-6, lr_min=1e-5)).at(0) == 1e-6, "never raised"
 
 
 def test_delta_m_and_ranks_by_hand() -> None:
@@ -1092,3 +1094,5 @@ def test_delta_m_and_ranks_by_hand() -> None:
     assert delta_m(baseline, baseline) == 0.0
     ranks = mean_ranks({"old": baseline, "new": better})
     assert ranks == pytest.approx({"old": (2 + (2 + 1.5) / 2) / 2, "new": (1 + 1.25) / 2})
+    broken = {("a", "mse"): math.nan}
+    assert mean_ranks({"good": {("a", "mse"): 1.0}, "nan": broken}) == {"good": 1.0, "nan": 2.0}

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from smto_cases import options_of
+from smto_cases import options_of, published_head_weights
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -69,10 +69,14 @@ def make_smto(name: str, tasks: int = TASKS) -> SMTO:
 
 
 def slow(
-    network: MultiTaskNetwork, smto: SMTO, inputs: Tensor, targets: list[Tensor], space: Space
+    method: str,
+    network: MultiTaskNetwork,
+    smto: SMTO,
+    inputs: Tensor,
+    targets: list[Tensor],
+    space: Space,
 ) -> dict[str, Tensor]:
     """The definition: m passes of autograd, then the method, then the heads."""
-    m = len(targets)
     z = network.encoder(inputs)
     z.retain_grad()
     losses = [
@@ -81,6 +85,7 @@ def slow(
     ]
     shared = list(network.encoder.parameters())
     values = torch.stack(losses).detach()
+    before = copy.deepcopy(smto)
     weights = smto.weights(losses=values) if smto.needs == "losses" else None
 
     def direction(rows: Tensor) -> Tensor:
@@ -111,11 +116,11 @@ def slow(
         pieces = torch.autograd.grad(z, shared, at_z, retain_graph=True)
     for (name, parameter), piece in zip(network.encoder.named_parameters(), pieces, strict=True):
         found[f"encoder.{name}"] = piece.view_as(parameter)
+    factors = published_head_weights(method, before, smto, values, weights)
     for i, (head, loss) in enumerate(zip(network.heads, losses, strict=True)):
-        factor = 1.0 / m if weights is None else float(weights[i])
         for name, parameter in head.named_parameters():
             (gradient,) = torch.autograd.grad(loss, parameter, retain_graph=True)
-            found[f"heads.{i}.{name}"] = factor * gradient
+            found[f"heads.{i}.{name}"] = float(factors[i]) * gradient
     return found
 
 
@@ -172,7 +177,7 @@ def test_every_method_in_both_spaces(name: str, space: Space) -> None:
     smto, same = make_smto(name), make_smto(name)
     inputs, targets = make_batch()
     for _ in range(2):  # stateful methods: a second step
-        wanted = slow(other, same, inputs, targets, space)
+        wanted = slow(name, other, same, inputs, targets, space)
         assert_close(run(network, smto, space), wanted)
         if smto.wants_losses_after:
             for one in (smto, same):

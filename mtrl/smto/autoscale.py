@@ -28,6 +28,8 @@ class AutoScale(SMTO):
     - loss_scale: w_i proportional to 1 / mean l_i (the Gramian is then never needed);
     - condition_number: that of diag(w) J, by Adam on log w for the window's mean Gramian.
 
+    A task that had no gradient (or no loss) in a window gets the mean weight of the others.
+
     Then the windows' weights are combined (`last`, their `mean`, or a `linear` fit over windows,
     evaluated one window later and kept positive) and stay, at the cost of unitary scalarisation.
     The paper averages the metric itself, and its solver, number of windows and point of
@@ -111,9 +113,13 @@ class AutoScale(SMTO):
     def _close(self, window: int, precision: float) -> None:
         """Set the weights of the next window, or of the second phase, from this window's sums."""
         if self.cost == "condition_number":
-            weights = best_conditioned(self.total, precision)
+            found, weights = self.total.diagonal(), best_conditioned(self.total, precision)
         else:
-            weights = 1.0 / floored(self.total)
+            found, weights = self.total, 1.0 / floored(self.total)
+        # A task without a gradient in this window would get all the weight: it gets the mean.
+        exists = found > 0
+        mean = torch.where(exists, weights, 0.0).sum() / exists.sum().clamp(min=1)
+        weights = torch.where(exists, weights, torch.where(exists.any(), mean, 1.0))
         self.found[window] = weights / weights.sum()
         self.total.zero_()
         if window == self.windows:

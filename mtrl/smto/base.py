@@ -53,10 +53,17 @@ class SMTO(nn.Module, ABC):
 
     @property
     def weighs_losses(self) -> bool:
-        """Whether it trains the loss w @ losses, so that in `mtrl supervised` the heads of one task
-        get their gradient times w too. Methods that combine gradients of what tasks share do not.
-        (The agent's parameters of one task alone always get their gradient times 1/m.)"""
+        """Whether it trains the loss w @ losses, the heads of single tasks included. Methods that
+        combine gradients of what tasks share do not."""
         return type(self).needs == "losses"  # `needs` of a step may be less
+
+    def head_weights(self, weights: Tensor | None) -> Tensor | None:
+        """[m] by which the gradients of parameters of one task alone are multiplied in this step;
+        None: all by 1/m, as in the mean of the losses. weights: what the step's choice has.
+
+        Of supervised networks and `backward`; the agent's are always multiplied by 1/m.
+        """
+        return weights if self.weighs_losses else None
 
     @property
     def capturable(self) -> bool:
@@ -121,10 +128,11 @@ class SMTO(nn.Module, ABC):
         """Instead of `losses.mean().backward()`, in a training loop of your own.
 
         losses [m], with their graph. Adds the method's direction to `.grad` of the shared
-        parameters, and the gradient of the losses' mean to that of the parameters that one task
-        alone uses (heads): no other task's gradient conflicts with theirs. Costs one ordinary
-        backward for methods that need the losses alone, else one for every task. A method with
-        `wants_losses_after` (FAMO) must then be given them: `after_step`, after the optimiser's.
+        parameters. Those that one task alone uses (heads) get their loss's gradient, times the
+        task's weight if the method weighs losses (`head_weights`), else times 1/m: no other task's
+        gradient conflicts with theirs. Costs one ordinary backward for methods that need the losses
+        alone, else one for every task. A method with `wants_losses_after` (FAMO) must then be given
+        them: `after_step`, after the optimiser's.
 
         ValueError for losses of another shape, or that are not finite.
         """
@@ -133,10 +141,13 @@ class SMTO(nn.Module, ABC):
             raise ValueError(f"expected losses [{self.num_tasks}], not {tuple(losses.shape)}")
         if not losses.isfinite().all():
             raise ValueError(f"losses must be finite, not {losses.tolist()}")
-        gradients = self.choose(Backwards(losses, shared)).direction
+        chosen = self.choose(Backwards(losses, shared))
+        gradients = chosen.direction
         if own:
-            mean = torch.full_like(losses, 1.0 / self.num_tasks)
-            gradients = gradients + Backwards(losses, own).weighted(mean)
+            factors = self.head_weights(chosen.weights)
+            if factors is None:
+                factors = torch.full_like(losses, 1.0 / self.num_tasks)
+            gradients = gradients + Backwards(losses, own).weighted(factors)
         with torch.no_grad():
             for parameter, gradient in zip([*shared, *own], gradients, strict=True):
                 if parameter.grad is None:

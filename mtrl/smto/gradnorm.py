@@ -20,11 +20,14 @@ class GradNorm(LearnedSMTO, GramianSMTO):
     held constant; r_i is l_i / (first l_i), relative to its mean over tasks. After each Adam step w
     is kept above 1e-3 and scaled to sum m, and the direction is the weighted mean. Norms are of
     all shared parameters (the paper: of the last shared layer), relative to their mean; a norm that
-    equals its target but for rounding is left where it is.
+    equals its target but for rounding is left where it is. Losses that can be negative are shifted
+    as those of others, the first ones by the same bound.
     """
 
     wants_positive_losses = True
+    weighs_losses = True
     initial: Tensor
+    """[m] the first losses, not shifted: what they are shifted by may change."""
 
     def __init__(
         self, num_tasks: int, *, alpha: float = 1.5, lr: float = 0.025, **options: Any
@@ -36,10 +39,11 @@ class GradNorm(LearnedSMTO, GramianSMTO):
         self.register_buffer("initial", unknown)
 
     def solve(self, gramian: Tensor, losses: Tensor | None) -> Tensor:
-        losses = self.observe(losses)
+        positive = self.observe(losses)
+        assert losses is not None  # or `observe` has raised
         weights = self.parameter / self.num_tasks
-        self.initial.copy_(torch.where(self.initial.isnan(), losses, self.initial))
-        progress = losses / self.initial
+        self.initial.copy_(torch.where(self.initial.isnan(), losses.detach(), self.initial))
+        progress = positive / self.shift(self.initial)
         lengths = floored(gramian.diagonal().clamp(min=0.0).sqrt())
         lengths = lengths / lengths.mean()
         norms = self.parameter * lengths

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -43,13 +45,23 @@ class IMTL(LearnedSMTO, GramianSMTO):
     """IMTL (Liu et al. 2021, Algorithm 1): IMTL-G on the gradients of the losses scaled by IMTL-L.
 
     Weights e^s a, with a the IMTL-G weights of the scaled gradients e^(s_i) g_i. IMTL-G's direction
-    depends on gradient lengths by its length only, so s changes just that. s as in `imtl_l`.
+    depends on gradient lengths by its length only, so s changes just that. s as in `imtl_l`; heads
+    get the gradients of the scaled losses' mean, as there (Kurin et al.'s code).
     """
 
     wants_positive_losses = True
+    scale: Tensor
+    """[m] e^s of the last solve."""
+
+    def __init__(self, num_tasks: int, **options: Any) -> None:
+        super().__init__(num_tasks, **options)
+        self.register_buffer("scale", torch.ones(num_tasks, dtype=torch.float64))
+
+    def head_weights(self, weights: Tensor | None) -> Tensor:
+        return self.scale / self.num_tasks
 
     def solve(self, gramian: Tensor, losses: Tensor | None) -> Tensor:
         losses = self.observe(losses)
-        scale = self.parameter.exp()
+        scale = self.scale.copy_(self.parameter.exp())
         self.descend(scale * losses - 1.0)
         return scale * equal_projections(gramian * scale * scale[:, None], self.precision)

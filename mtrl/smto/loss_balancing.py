@@ -95,14 +95,17 @@ class DynamicWeightAverage(SMTO):
 
     w = softmax(r / T), r = mean loss of the last window / of the window before it; uniform until
     two windows are complete. The weights sum to 1 (the paper: m). `window`: steps per average, for
-    the paper's epoch; temperature: the paper's T.
+    the paper's epoch; temperature: the paper's T. Losses that can be negative are shifted as those
+    of others, both windows by the same bound.
     """
 
     needs = "losses"
     capturable = True
     wants_positive_losses = True
     total: Tensor
+    """Sum of this window's losses, not shifted: what they are shifted by may change."""
     last: Tensor
+    """Mean of the last complete window, not shifted."""
     ratio: Tensor
     count: Tensor
 
@@ -120,13 +123,14 @@ class DynamicWeightAverage(SMTO):
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
 
     def weights(self, *, losses: Tensor | None = None, gramian: Tensor | None = None) -> Tensor:
-        losses = self.observe(losses)
+        self.observe(losses)
+        assert losses is not None  # or `observe` has raised
         weights = (self.ratio / self.temperature).softmax(0)
-        self.total += losses
+        self.total += losses.detach().double()
         self.count += 1.0
         complete = self.count == self.window
         mean = self.total / self.count
-        ratio = (mean / self.last).nan_to_num(nan=1.0)  # no window before the first
+        ratio = (self.shift(mean) / self.shift(self.last)).nan_to_num(nan=1.0)  # the first window
         self.ratio.copy_(torch.where(complete, ratio, self.ratio))
         self.last.copy_(torch.where(complete, mean, self.last))
         self.total *= ~complete

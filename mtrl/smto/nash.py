@@ -13,7 +13,11 @@ from mtrl.smto.solvers import balance, convex, cosines, ridge
 
 
 class _Bargaining(GramianSMTO):
-    """G w = w^(-1/alpha), over the tasks whose gradient is not zero; then a bound on |d|."""
+    """G w = w^(-1/alpha), over the tasks whose gradient is not zero; then a bound on |d|.
+
+    With update_every above 1 the bound is that of the step that solves: reused weights are not
+    clipped again.
+    """
 
     alpha: float
     iterations: int

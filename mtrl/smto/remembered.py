@@ -72,6 +72,8 @@ class DBMTL(_Remembering):
 
     wants_positive_losses = True
     count: Tensor
+    factors: Tensor
+    """[m] 1 / (m l) of this step: heads get the gradients of the mean of log l."""
 
     def __init__(
         self, num_tasks: int, *, beta: float = 0.9, sigma: float = 0.5, **options: Any
@@ -83,9 +85,15 @@ class DBMTL(_Remembering):
             raise ValueError(f"sigma must not be negative, but is {sigma}")
         self.beta, self.sigma = beta, sigma
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        even = torch.full((num_tasks,), 1.0 / num_tasks, dtype=torch.float64)
+        self.register_buffer("factors", even)
+
+    def head_weights(self, weights: Tensor | None) -> Tensor:
+        return self.factors
 
     def direction(self, jacobian: Tensor, losses: Tensor) -> Tensor:
         losses = self.observe(losses)
+        self.factors.copy_(1.0 / (self.num_tasks * losses))
         self.make_room(jacobian)
         self.count += 1.0
         kept = self.beta / self.count**self.sigma
@@ -107,6 +115,7 @@ class ExcessMTL(_RowWeights):
     as here). On the mean scale (the authors: weights sum to m). Remembers m x P numbers.
     """
 
+    weighs_losses = True
     log_weights: Tensor
     first: Tensor
 

@@ -31,15 +31,17 @@ class AutoLambda(LearnedSMTO):
     With theta' = theta - alpha grad sum_i lambda_i l_i (a virtual step of plain gradient descent),
     lambda descends the mean held-out loss at theta'. Its gradient is the finite difference
     -alpha (l_i(theta+) - l_i(theta-)) / (2 eps), theta+- = theta +- eps v, v the held-out gradient
-    at theta', eps = 0.01 / |v|. All tasks are primary. lambda starts at 1/m (the authors: 0.1, the
-    same to Adam), has its own Adam and stays non-negative. The virtual step leaves the momentum
-    of the authors' out. Costs two more backwards and two more forwards per iteration.
+    at theta', eps = 0.01 / |v|. All tasks are primary. lambda starts at 1/m (the authors: 0.1), has
+    its own Adam and stays non-negative; the default lr is the authors' 1e-4, scaled like the start.
+    The virtual step leaves the authors' momentum and l2 out. Costs two more backwards and two more
+    forwards per iteration.
     """
 
     needs = "losses"
 
-    def __init__(self, num_tasks: int, *, lr: float = 1e-4) -> None:
-        super().__init__(num_tasks, lr=lr)
+    def __init__(self, num_tasks: int, *, lr: float = 0.0) -> None:
+        """lr: 0 = 1e-3 / m."""
+        super().__init__(num_tasks, lr=lr or 1e-3 / num_tasks)
         self.parameter.fill_(1.0 / num_tasks)
 
     def weights(self, *, losses: Tensor | None = None, gramian: Tensor | None = None) -> Tensor:

@@ -96,12 +96,14 @@ def delta_m(scores: Scores, baseline: Scores) -> float:
 
 
 def mean_ranks(scores: Mapping[str, Scores]) -> dict[str, float]:
-    """{method: rank}, 1 = best; averaged over a task's metrics, then over tasks; ties share."""
+    """{method: rank}, 1 = best; averaged over a task's metrics, then over tasks; ties share, NaN is
+    last."""
     keys = list(next(iter(scores.values())))
     ranks: dict[str, dict[str, list[float]]] = {method: {} for method in scores}
     for task, metric in keys:
         sign = 1.0 if metric in LOWER_IS_BETTER else -1.0
         values = {method: sign * of[task, metric] for method, of in scores.items()}
+        values = {method: math.inf if math.isnan(v) else v for method, v in values.items()}
         for method, value in values.items():
             better = sum(other < value for other in values.values())
             equal = sum(other == value for other in values.values())

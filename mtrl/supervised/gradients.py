@@ -58,8 +58,9 @@ def backward(
 
     inputs [sample, ...] prepared, targets per task. Shared parameters get the direction; heads
     their own task's gradient, times its weight if the method weighs losses (RLW and the like), else
-    times 1/m. samples: a Gramian method decides by the task gradients on so many of the
-    samples, the first; 0 = of all. diagnostic: make the Gramian on the shared parameters too.
+    times 1/m (`SMTO.head_weights`). samples: a Gramian method decides by the task gradients on so
+    many of the samples, the first; 0 = of all. diagnostic: make the Gramian on the shared
+    parameters too.
     """
     m = len(network.heads)
     z = network.encoder(inputs)
@@ -94,8 +95,9 @@ def backward(
     for parameter, gradient in zip(shared, direction, strict=True):
         parameter.grad = gradient
 
-    plain = torch.full_like(losses, 1.0 / m)
-    of_heads = weights if smto.weighs_losses and weights is not None else plain
+    of_heads = smto.head_weights(weights)
+    if of_heads is None:
+        of_heads = torch.full_like(losses, 1.0 / m)
     for own, factor in zip(owned, of_heads.to(rows.dtype), strict=True):
         for parameter in own:
             parameter.grad = next(found).mul_(factor)

@@ -21,8 +21,8 @@ class RotatedNetwork(MultiTaskNetwork):
     Directions: R_k descends -<R_k^T dl_k/dr_k, mean_j U_j>, which turns the tasks' gradients
     towards each other. R_k = exp(A_k - A_k^T), so it stays a rotation; A has an optimiser of its
     own. Against the authors' code: the paper's inner product, not a squared distance; divided by
-    |G_k|, to which Adam is indifferent; j = k is left out of the mean, where its share of the
-    gradient is zero but for rounding, which Adam would blow up.
+    |G_k|, to which Adam is indifferent while it changes slowly; j = k is left out of the mean,
+    where its share of the gradient is zero but for rounding, which Adam would blow up.
 
     Magnitudes: G_k becomes C U_k, C = sum_k a_k |G_k|, a_k proportional to |G_k| / |G_k at the
     start|: tasks that converge slowly decide. The paper's step is the sum of these, `unitary`

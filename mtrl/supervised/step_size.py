@@ -25,7 +25,7 @@ class StepSize:
     def at(self, epoch: int) -> float:
         config = self._config
         falls = self.falls if config.lr_patience else epoch // config.lr_decay_every
-        return max(config.lr * config.lr_decay**falls, config.lr_min)
+        return max(config.lr * config.lr_decay**falls, min(config.lr, config.lr_min))
 
     def hear(self, score: float, *, higher_is_better: bool) -> None:
         """The validation score of the epoch that has ended."""
