@@ -1094,5 +1094,7 @@ def test_delta_m_and_ranks_by_hand() -> None:
     assert delta_m(baseline, baseline) == 0.0
     ranks = mean_ranks({"old": baseline, "new": better})
     assert ranks == pytest.approx({"old": (2 + (2 + 1.5) / 2) / 2, "new": (1 + 1.25) / 2})
+    tied = {"one": {("a", "mse"): (0.1 + 0.2) / 3}, "two": {("a", "mse"): 0.1}}
+    assert mean_ranks(tied) == {"one": 1.5, "two": 1.5}, "two sums of the same numbers"
     broken = {("a", "mse"): math.nan}
     assert mean_ranks({"good": {("a", "mse"): 1.0}, "nan": broken}) == {"good": 1.0, "nan": 2.0}

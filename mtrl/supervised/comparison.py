@@ -95,6 +95,11 @@ def delta_m(scores: Scores, baseline: Scores) -> float:
     return 100.0 * float(np.mean([np.mean(of_task) for of_task in gains.values()]))
 
 
+def _alike(one: float, other: float) -> bool:
+    """But for the order of a sum, and the digits that packed records keep."""
+    return math.isclose(one, other, rel_tol=1e-5)
+
+
 def mean_ranks(scores: Mapping[str, Scores]) -> dict[str, float]:
     """{method: rank}, 1 = best; averaged over a task's metrics, then over tasks; ties share, NaN is
     last."""
@@ -105,8 +110,8 @@ def mean_ranks(scores: Mapping[str, Scores]) -> dict[str, float]:
         values = {method: sign * of[task, metric] for method, of in scores.items()}
         values = {method: math.inf if math.isnan(v) else v for method, v in values.items()}
         for method, value in values.items():
-            better = sum(other < value for other in values.values())
-            equal = sum(other == value for other in values.values())
+            equal = sum(_alike(other, value) for other in values.values())
+            better = sum(other < value and not _alike(other, value) for other in values.values())
             ranks[method].setdefault(task, []).append(better + (equal + 1) / 2)
     return {
         method: float(np.mean([np.mean(of_task) for of_task in of.values()]))
