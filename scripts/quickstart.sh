@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From nothing to a trained agent: sets up .venv, then trains MT10 on this machine's CPU or GPU
-# (about 20 minutes on two CPU cores). Arguments go to `mtrl train`, e.g. --seed 2.
+# (10 to 20 minutes on two CPU cores). Arguments go to `mtrl train`, e.g. --seed 2.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" ""
 
