@@ -22,7 +22,7 @@ Time: the median training time of an epoch. Figure: Delta_m of every run, means 
 from __future__ import annotations
 
 import argparse
-import signal
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -240,5 +240,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a traceback
-    main()
+    try:
+        main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head`: what is left has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -168,6 +168,8 @@ def arithmetic() -> Iterator[None]:
     torch.set_num_threads(THREADS)
     torch.set_flush_denormal(False)
     torch.set_float32_matmul_precision("highest")
+    # By default a dead worker's pipe would end the process that writes to it, and say nothing.
+    assert signal.getsignal(signal.SIGPIPE) == signal.SIG_IGN
 
 
 @pytest.fixture(scope="session")

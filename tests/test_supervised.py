@@ -6,8 +6,11 @@ import dataclasses
 import gc
 import json
 import math
+import os
 import runpy
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -880,6 +883,19 @@ def test_comparison_of_runs(
     assert float(row[6].strip("| ")) > 0
     mean, half = map(float, found["interval"]([0.1, 0.2, 0.6]).split(" ± "))
     assert (mean, half) == pytest.approx((0.3, 4.3027 * 0.264575 / 3**0.5), abs=1e-4)
+
+
+def test_a_comparison_whose_reader_has_gone_says_nothing() -> None:
+    line = [sys.executable, "scripts/compare_supervised.py", "results/digits"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            line, cwd=REPOSITORY, stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_comparison_keeps_settings_apart_and_counts_a_seed_once(
