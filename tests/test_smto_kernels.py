@@ -66,6 +66,8 @@ def _call(function: str, arguments: list[Any], options: dict[str, Any]) -> Any:
     from mtrl.smto import kernels
 
     assert solvers.INTERPRETED
+    if function == "takes":
+        return solvers.kernels(*arguments) is kernels
     return (weights if function == "weights" else getattr(kernels, function))(*arguments, **options)
 
 
@@ -182,7 +184,9 @@ def test_eigenvalues_and_vectors(m: int, names: tuple[str, ...], interpreted: An
         assert_decomposed(matrix, *interpreted("eigen", matrix), name)
 
 
-def test_nothing_changes_on_a_cpu() -> None:
+def test_kernels_take_so_many_tasks_and_nothing_on_a_cpu(interpreted: Any) -> None:
+    assert interpreted("takes", torch.eye(solvers.LARGEST))
+    assert not interpreted("takes", torch.eye(solvers.LARGEST + 1))
     assert solvers.kernels(torch.eye(2)) is None
 
 
