@@ -368,7 +368,8 @@ def offline_runs(run: Path) -> list[bytes]:
     """What the installed W&B wrote, start by start; all as the same W&B run."""
     name = (run / "wandb_id").read_text()
     folders = sorted((run / "wandb").glob("offline-run-*"))
-    assert all(folder.name.endswith(f"-{name}") for folder in folders)
+    # W&B numbers starts within one second: -1, -2, ...
+    assert all(re.search(rf"-{name}(-\d+)?$", folder.name) for folder in folders)
     return [(folder / f"run-{name}.wandb").read_bytes() for folder in folders]
 
 
