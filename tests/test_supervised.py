@@ -8,6 +8,7 @@ import json
 import math
 import os
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -883,6 +884,31 @@ def test_comparison_of_runs(
     assert float(row[6].strip("| ")) > 0
     mean, half = map(float, found["interval"]([0.1, 0.2, 0.6]).split(" ± "))
     assert (mean, half) == pytest.approx((0.3, 4.3027 * 0.264575 / 3**0.5), abs=1e-4)
+
+
+COMPARISONS = [
+    shlex.split(line)
+    for page in ("results", "supervised")
+    for line in (REPOSITORY / f"docs/{page}.md").read_text().splitlines()
+    if line.startswith("python scripts/compare_supervised.py results/")
+]
+
+
+@pytest.mark.parametrize("line", COMPARISONS, ids=lambda line: line[2])
+def test_documented_comparison_of_records(
+    line: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _, script, folder, *options = line
+    baseline = options[options.index("--baseline") + 1 :][:1] if "--baseline" in options else []
+    words = [script, str(REPOSITORY / folder), *(["--baseline", *baseline] if baseline else [])]
+    monkeypatch.setattr("sys.argv", words)
+    monkeypatch.syspath_prepend(REPOSITORY / "scripts")
+    runpy.run_path(str(REPOSITORY / script), run_name="__main__")
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert len(rows) >= 8, "methods"
+    assert all("nan" not in row for row in rows)
 
 
 def test_a_comparison_whose_reader_has_gone_says_nothing() -> None:
